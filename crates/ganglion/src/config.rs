@@ -1,0 +1,456 @@
+//! The configuration: one typed tree, from a TOML file and the environment.
+//!
+//! `GANGLION_STATS__FLUSH=1s` overrides `stats.flush`. A key that does not exist is refused with the
+//! nearest one that does. The reference is made from the documentation of the fields here.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+use toml::{Table, Value};
+
+/// Prefix of environment variables that override keys.
+const ENV_PREFIX: &str = "GANGLION_";
+/// Variables with that prefix that are not keys.
+const ENV_OTHERS: [&str; 2] = ["GANGLION_CONFIG", "GANGLION_CONTEXT"];
+/// Where a configuration is looked for when none is named.
+const PLACES: [&str; 2] = ["ganglion.toml", "/etc/ganglion/ganglion.toml"];
+
+/// One key, for the reference and for suggestions.
+#[derive(Debug)]
+pub(crate) struct Key {
+    pub(crate) section: &'static str,
+    pub(crate) name: &'static str,
+    pub(crate) doc: &'static str,
+}
+
+macro_rules! sections {
+    ($($(#[doc = $section_doc:literal])+ $section:ident : $type:ident {
+        $($(#[doc = $doc:literal])+ $field:ident : $field_type:ty = $default:expr,)*
+    })*) => {
+        /// The whole configuration.
+        #[derive(Clone, Debug, Default, Deserialize, Serialize)]
+        #[serde(deny_unknown_fields, default)]
+        pub(crate) struct Config {
+            $($(#[doc = $section_doc])+ pub(crate) $section: $type,)*
+        }
+
+        $(
+            $(#[doc = $section_doc])+
+            #[derive(Clone, Debug, Deserialize, Serialize)]
+            #[serde(deny_unknown_fields, default)]
+            pub(crate) struct $type {
+                $($(#[doc = $doc])+ pub(crate) $field: $field_type,)*
+            }
+
+            impl Default for $type {
+                fn default() -> $type {
+                    $type { $($field: $default,)* }
+                }
+            }
+        )*
+
+        /// Every section with its documentation, in order.
+        pub(crate) const SECTIONS: &[(&str, &str)] =
+            &[$((stringify!($section), concat!($($section_doc, "\n"),+))),*];
+
+        /// Every key, in order.
+        pub(crate) const KEYS: &[Key] = &[$($(Key {
+            section: stringify!($section),
+            name: stringify!($field),
+            doc: concat!($($doc, "\n"),+),
+        }),*),*];
+    };
+}
+
+sections! {
+    /// Who this neuron is.
+    neuron: NeuronConfig {
+        /// The region: the first half of `origin` in `_subs`.
+        cluster: String = "local".to_owned(),
+        /// The neuron's name on its machine.
+        name: String = "ganglion".to_owned(),
+        /// The machine's name; empty for the one that the machine gives, without its domain.
+        host: String = String::new(),
+        /// The `$sys` account's secret. Must be set outside `--dev`; better in `sys_secret_file`.
+        sys_secret: String = String::new(),
+        /// A file that holds the `$sys` account's secret.
+        sys_secret_file: PathBuf = PathBuf::new(),
+    }
+    /// Where data is kept.
+    store: StoreConfig {
+        /// The folder of the embedded store, made if it is missing.
+        data_dir: PathBuf = PathBuf::from("/var/lib/ganglion"),
+        /// A file with the 32-byte cluster key in hexadecimal, which seals secrets that are used
+        /// again. Empty for `cluster.key` in the data folder, made on first start. It is in no
+        /// backup: keep it elsewhere.
+        cluster_key_file: PathBuf = PathBuf::new(),
+        /// Memory for pages of the store's file; warm reads come from views.
+        cache: Size = Size(16 << 20),
+    }
+    /// Addresses to listen on. Port 0 takes a free one.
+    listen: ListenConfig {
+        /// HTTP API, signalling and pages, in the clear.
+        http: Vec<SocketAddr> = vec![SocketAddr::from(([0, 0, 0, 0], 4006))],
+        /// The same by TLS; needs `[tls]`.
+        https: Vec<SocketAddr> = Vec::new(),
+        /// Metrics, and health with its reasons. Keep it private.
+        admin: Vec<SocketAddr> = vec![SocketAddr::from(([127, 0, 0, 1], 4007))],
+        /// Addresses of proxies (CIDR) whose `Forwarded` and `X-Forwarded-For` are believed.
+        trusted_proxies: Vec<String> = Vec::new(),
+    }
+    /// The certificate of TLS listeners; read again when a file changes.
+    tls: TlsConfig {
+        /// PEM file with the certificate chain.
+        cert: PathBuf = PathBuf::new(),
+        /// PEM file with the private key.
+        key: PathBuf = PathBuf::new(),
+        /// Make a certificate that nobody trusts, for development.
+        self_signed: bool = false,
+    }
+    /// Limits of every listener.
+    limits: LimitsConfig {
+        /// Open connections, all listeners together.
+        connections: usize = 50_000,
+        /// Open connections of one client address.
+        connections_per_address: usize = 20_000,
+        /// Bytes of a request's body.
+        body: Size = Size(1 << 20),
+        /// Bytes of a request's line and headers.
+        headers: Size = Size(32 << 10),
+        /// How long a client may take to send a request's headers.
+        header_time: Span = Span(Duration::from_secs(10)),
+        /// How long a client may take to send a request's body.
+        body_time: Span = Span(Duration::from_secs(20)),
+        /// Requests of one account that are carried out at the same time; more wait their turn.
+        requests_at_once: usize = 256,
+        /// Requests of one account that wait their turn; more are refused as overloaded.
+        requests_waiting: usize = 1_024,
+        /// Slow password hashes at the same time, each 19 MiB; and how many may wait.
+        password_hashes: usize = 2,
+        /// Password hashes that wait; more are refused as overloaded.
+        password_waiting: usize = 64,
+    }
+    /// Signalling.
+    signal: SignalConfig {
+        /// Base WebSocket URLs that `_host` hands out, without a trailing slash, such as
+        /// wss://rtc.example.org/ws. Empty: the address at which the request came.
+        urls: Vec<String> = Vec::new(),
+        /// Bytes of one message.
+        message: Size = Size(64 << 10),
+        /// Bytes that wait for one slow socket before it is cut.
+        queue: Size = Size(1 << 20),
+        /// Silence after which a socket is asked whether it is there.
+        ping_after: Span = Span(Duration::from_secs(45)),
+        /// Silence after which a socket is closed.
+        idle: Span = Span(Duration::from_secs(120)),
+        /// Sockets of one account.
+        sockets_per_account: usize = 100_000,
+        /// Sockets in one room.
+        sockets_per_room: usize = 10_000,
+        /// Sockets of one name in a room.
+        sockets_per_name: usize = 16,
+        /// Rooms of one account.
+        rooms_per_account: usize = 100_000,
+    }
+    /// Views: the newest values in memory.
+    views: ViewsConfig {
+        /// Bytes of all views together.
+        bytes: Size = Size(256 << 20),
+        /// A path and layer with more bytes than this is read from the store instead.
+        node: Size = Size(64 << 20),
+        /// Time without a read after which a view is dropped.
+        idle: Span = Span(Duration::from_secs(600)),
+    }
+    /// Statistics and logs of accounts.
+    stats: StatsConfig {
+        /// How often they are written.
+        flush: Span = Span(Duration::from_secs(15)),
+    }
+    /// How the process ends.
+    stop: StopConfig {
+        /// How long requests and sockets may go on after the signal to stop.
+        deadline: Span = Span(Duration::from_secs(10)),
+    }
+    /// The process's own log, on standard error.
+    log: LogConfig {
+        /// A level, or directives such as `info,ganglion=debug`.
+        level: String = "info".to_owned(),
+        /// `text` or `json`.
+        format: String = "text".to_owned(),
+    }
+}
+
+impl Config {
+    /// Reads the file that is named or found, and the environment over it. The second value is the
+    /// file that was read; `None` when there is none.
+    pub(crate) fn load(named: Option<&Path>) -> Result<(Config, Option<PathBuf>)> {
+        let file = match named {
+            Some(path) => Some(path.to_owned()),
+            None => match std::env::var_os("GANGLION_CONFIG") {
+                Some(path) => Some(PathBuf::from(path)),
+                None => PLACES.iter().map(PathBuf::from).find(|place| place.exists()),
+            },
+        };
+        let mut table = match &file {
+            None => Table::new(),
+            Some(path) => std::fs::read_to_string(path)
+                .with_context(|| format!("reading {}", path.display()))?
+                .parse::<Table>()
+                .with_context(|| format!("{} is not TOML", path.display()))?,
+        };
+        refuse_unknown(&table)?;
+        overlay(&mut table, std::env::vars())?;
+        refuse_unknown(&table)?;
+        let config = Config::deserialize(Value::Table(table)).context("the configuration")?;
+        config.check()?;
+        Ok((config, file))
+    }
+
+    fn check(&self) -> Result<()> {
+        if self.neuron.sys_secret.contains('#') || self.neuron.sys_secret.starts_with('!') {
+            bail!("neuron.sys_secret cannot hold `#` or start with `!`");
+        }
+        if !matches!(self.log.format.as_str(), "text" | "json") {
+            bail!("log.format is text or json, not `{}`", self.log.format);
+        }
+        for proxy in &self.listen.trusted_proxies {
+            if services::access::Network::parse(proxy).is_none() {
+                bail!("listen.trusted_proxies: `{proxy}` is not an address or CIDR prefix");
+            }
+        }
+        if !self.listen.https.is_empty()
+            && !self.tls.self_signed
+            && (self.tls.cert.as_os_str().is_empty() || self.tls.key.as_os_str().is_empty())
+        {
+            bail!("listen.https needs tls.cert and tls.key, or tls.self_signed");
+        }
+        Ok(())
+    }
+}
+
+/// The reference: every key with its default and what it means, itself a legal configuration.
+pub(crate) fn reference() -> Result<String> {
+    let defaults = Table::try_from(Config::default())?;
+    let mut out = String::from(
+        "# Every key of Ganglion's configuration with its default, made by `ganglion config\n\
+         # reference`. A variable such as GANGLION_STATS__FLUSH=1s overrides a key.\n",
+    );
+    for (section, section_doc) in SECTIONS {
+        out.push('\n');
+        push_comment(&mut out, section_doc);
+        out.push_str(&format!("[{section}]\n"));
+        for key in KEYS.iter().filter(|key| key.section == *section) {
+            push_comment(&mut out, key.doc);
+            let value = &defaults[*section][key.name];
+            out.push_str(&format!("{} = {value}\n", key.name));
+        }
+    }
+    Ok(out)
+}
+
+/// What one key means, its default, and its value in a configuration.
+pub(crate) fn explain(config: &Config, name: &str) -> Result<String> {
+    let key = KEYS.iter().find(|key| format!("{}.{}", key.section, key.name) == name);
+    let Some(key) = key else { bail!("{}", unknown(name)) };
+    let of = |config: &Config| -> Result<String> {
+        Ok(Table::try_from(config)?[key.section][key.name].to_string())
+    };
+    let variable = format!("{ENV_PREFIX}{}__{}", key.section, key.name).to_uppercase();
+    Ok(format!(
+        "{name}\n{}default: {}\nhere:    {}\nvariable: {variable}\n",
+        key.doc.lines().map(|line| format!("  {}\n", line.trim())).collect::<String>(),
+        of(&Config::default())?,
+        of(config)?,
+    ))
+}
+
+fn push_comment(out: &mut String, doc: &str) {
+    for line in doc.lines() {
+        out.push_str(&format!("# {}\n", line.trim()));
+    }
+}
+
+/// Puts the environment's keys over the file's.
+fn overlay(table: &mut Table, variables: impl Iterator<Item = (String, String)>) -> Result<()> {
+    for (variable, text) in variables {
+        let Some(name) = variable.strip_prefix(ENV_PREFIX) else { continue };
+        if ENV_OTHERS.contains(&variable.as_str()) {
+            continue;
+        }
+        let name = name.to_lowercase();
+        let Some((section, key)) = name.split_once("__") else {
+            bail!("{variable}: write {ENV_PREFIX}SECTION__KEY");
+        };
+        let is_text = Table::try_from(Config::default())?
+            .get(section)
+            .and_then(|section| section.get(key))
+            .is_some_and(Value::is_str);
+        let value = if is_text {
+            Value::String(text)
+        } else {
+            format!("v = {text}")
+                .parse::<Table>()
+                .ok()
+                .and_then(|mut table| table.remove("v"))
+                .unwrap_or_else(|| {
+                    Value::Array(
+                        text.split(',').map(|part| Value::String(part.trim().to_owned())).collect(),
+                    )
+                })
+        };
+        let section = table
+            .entry(section.to_owned())
+            .or_insert_with(|| Value::Table(Table::new()))
+            .as_table_mut();
+        let Some(section) = section else { bail!("{variable}: that section is not a table") };
+        section.insert(key.to_owned(), value);
+    }
+    Ok(())
+}
+
+fn refuse_unknown(table: &Table) -> Result<()> {
+    for (section, keys) in table {
+        if !SECTIONS.iter().any(|(known, _)| known == section) {
+            bail!("{}", unknown(section));
+        }
+        let Some(keys) = keys.as_table() else {
+            bail!("`{section}` is a section: write [{section}]");
+        };
+        for name in keys.keys() {
+            if !KEYS.iter().any(|key| key.section == section && key.name == name) {
+                bail!("{}", unknown(&format!("{section}.{name}")));
+            }
+        }
+    }
+    Ok(())
+}
+
+fn unknown(name: &str) -> String {
+    let keys = KEYS.iter().map(|key| format!("{}.{}", key.section, key.name));
+    let known = keys.chain(SECTIONS.iter().map(|(section, _)| (*section).to_owned()));
+    match known.min_by_key(|known| distance(known, name)) {
+        Some(nearest) => {
+            format!("there is no configuration key `{name}`; the nearest is `{nearest}`")
+        }
+        None => format!("there is no configuration key `{name}`"),
+    }
+}
+
+/// Edits between two names (Levenshtein).
+fn distance(a: &str, b: &str) -> usize {
+    let mut row: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.bytes().enumerate() {
+        let mut corner = i;
+        row[0] = i + 1;
+        for (j, y) in b.bytes().enumerate() {
+            let substituted = corner + usize::from(x != y);
+            corner = row[j + 1];
+            row[j + 1] = substituted.min(row[j] + 1).min(corner + 1);
+        }
+    }
+    row[b.len()]
+}
+
+/// A length of time, written `250ms`, `15s`, `2m`, `1h`.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Span(pub(crate) Duration);
+
+/// A number of bytes, written `4096`, `64KiB`, `16MiB`, `2GiB`.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct Size(pub(crate) usize);
+
+const SPAN_UNITS: [(&str, u64); 4] = [("ms", 1), ("h", 3_600_000), ("m", 60_000), ("s", 1_000)];
+const SIZE_UNITS: [(&str, u64); 4] =
+    [("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30), ("B", 1)];
+
+fn parse_units(text: &str, units: &[(&str, u64)]) -> Option<u64> {
+    let (number, unit) =
+        units.iter().find_map(|(name, unit)| Some((text.strip_suffix(name)?, *unit)))?;
+    number.trim().parse::<u64>().ok()?.checked_mul(unit)
+}
+
+fn show_units(value: u64, units: &[(&str, u64)]) -> String {
+    let mut units = units.to_vec();
+    units.sort_by_key(|(_, unit)| std::cmp::Reverse(*unit));
+    let fits = |unit: u64| unit == 1 || (value != 0 && value.is_multiple_of(unit));
+    units
+        .into_iter()
+        .find(|(_, unit)| fits(*unit))
+        .map_or_else(|| value.to_string(), |(name, unit)| format!("{}{name}", value / unit))
+}
+
+impl<'de> Deserialize<'de> for Span {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Span, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let ms = parse_units(&text, &SPAN_UNITS).ok_or_else(|| {
+            serde::de::Error::custom(format!("`{text}` is not a time such as 250ms, 15s, 2m, 1h"))
+        })?;
+        Ok(Span(Duration::from_millis(ms)))
+    }
+}
+
+impl Serialize for Span {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        let ms = u64::try_from(self.0.as_millis()).unwrap_or(u64::MAX);
+        serializer.serialize_str(&show_units(ms, &SPAN_UNITS))
+    }
+}
+
+impl<'de> Deserialize<'de> for Size {
+    fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Size, D::Error> {
+        let text = String::deserialize(deserializer)?;
+        let bytes = text.parse().ok().or_else(|| parse_units(&text, &SIZE_UNITS));
+        let bytes = bytes.and_then(|bytes| usize::try_from(bytes).ok()).ok_or_else(|| {
+            serde::de::Error::custom(format!("`{text}` is not a size such as 4096, 64KiB, 16MiB"))
+        })?;
+        Ok(Size(bytes))
+    }
+}
+
+impl Serialize for Size {
+    fn serialize<S: serde::Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&show_units(self.0 as u64, &SIZE_UNITS))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_reference_is_a_configuration_and_says_the_defaults() -> Result<()> {
+        let table = reference()?.parse::<Table>()?;
+        refuse_unknown(&table)?;
+        let parsed = Config::deserialize(Value::Table(table))?;
+        assert_eq!(Table::try_from(parsed)?, Table::try_from(Config::default())?);
+        Ok(())
+    }
+
+    #[test]
+    fn a_wrong_key_is_refused_with_the_nearest() {
+        let table = "[stats]\nflsh = \"1s\"\n".parse::<Table>().expect("TOML");
+        let error = refuse_unknown(&table).expect_err("the key does not exist").to_string();
+        assert!(error.contains("`stats.flsh`") && error.contains("`stats.flush`"), "{error}");
+    }
+
+    #[test]
+    fn the_environment_overrides_keys_of_every_type() -> Result<()> {
+        let mut table = Table::new();
+        let variables = [
+            ("GANGLION_STATS__FLUSH", "1s"),
+            ("GANGLION_LISTEN__HTTP", "127.0.0.1:0,[::1]:0"),
+            ("GANGLION_LIMITS__CONNECTIONS", "12"),
+            ("GANGLION_TLS__SELF_SIGNED", "true"),
+        ];
+        overlay(&mut table, variables.iter().map(|(k, v)| ((*k).to_owned(), (*v).to_owned())))?;
+        let config = Config::deserialize(Value::Table(table))?;
+        assert_eq!(config.stats.flush, Span(Duration::from_secs(1)));
+        assert_eq!(config.listen.http.len(), 2);
+        assert_eq!(config.limits.connections, 12);
+        assert!(config.tls.self_signed);
+        Ok(())
+    }
+}

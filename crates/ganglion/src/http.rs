@@ -1,0 +1,360 @@
+//! HTTP: hyper's requests to the neuron's and back, pages, health, and the upgrade to WebSocket.
+//!
+//! Input: connections that a listener has accepted. Not here: what a request means (`neuron`).
+
+use std::convert::Infallible;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use http::header::{self, HeaderName, HeaderValue};
+use http::{Method, StatusCode};
+use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use hyper::body::{Body, Incoming};
+use hyper_util::rt::{TokioIo, TokioTimer};
+use hyper_util::server::conn::auto;
+use neuron::{Neuron, requests};
+use services::access::Network;
+use services::sessions::{LoginGuard, Sessions};
+use tokio::io::{AsyncRead, AsyncWrite};
+use wire::envelope::{self, Fault};
+use wire::errors::Code;
+
+use crate::config::Config;
+use crate::lifecycle::Lifecycle;
+use crate::metrics;
+use crate::pages::Pages;
+use crate::sockets::{self, SocketTable};
+use crate::turns::Turns;
+
+type HttpResponse = hyper::Response<Full<Bytes>>;
+
+/// Seconds for which a browser may keep the answer to a preflight.
+const PREFLIGHT_MAX_AGE: &str = "86400";
+/// Most headers of a request.
+const HEADERS_MAX: usize = 100;
+/// Most streams of one HTTP/2 connection at a time.
+const STREAMS_MAX: u32 = 128;
+
+/// What every connection of a neuron shares.
+#[derive(Debug)]
+pub(crate) struct Shared {
+    pub(crate) neuron: Neuron,
+    pub(crate) config: Config,
+    pub(crate) sockets: Arc<SocketTable>,
+    pub(crate) store: Arc<store::embedded::EmbeddedStore>,
+    pub(crate) pages: Pages,
+    pub(crate) lifecycle: Arc<Lifecycle>,
+    pub(crate) trusted_proxies: Vec<Network>,
+    /// Each account's share of the requests that are carried out at a time.
+    pub(crate) turns: Turns,
+    pub(crate) counters: Counters,
+}
+
+/// What HTTP has done, for metrics.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) requests: AtomicU64,
+    pub(crate) refused_body: AtomicU64,
+    pub(crate) refused_turn: AtomicU64,
+}
+
+/// One connection, as its requests see it.
+struct Connection {
+    shared: Arc<Shared>,
+    peer: IpAddr,
+    is_tls: bool,
+    /// Whether this is a private listener, with metrics and reasons.
+    is_admin: bool,
+    login: Mutex<Option<LoginGuard>>,
+}
+
+/// Serves one connection until it ends or the neuron stops.
+pub(crate) async fn serve_connection<IO>(
+    shared: Arc<Shared>,
+    io: IO,
+    peer: IpAddr,
+    is_tls: bool,
+    is_admin: bool,
+) where
+    IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let limits = &shared.config.limits;
+    let mut builder = auto::Builder::new(hyper_util::rt::TokioExecutor::new());
+    builder
+        .http1()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.header_time.0)
+        .max_headers(HEADERS_MAX)
+        .max_buf_size(limits.headers.0.max(8 << 10));
+    builder
+        .http2()
+        .timer(TokioTimer::new())
+        .max_concurrent_streams(STREAMS_MAX)
+        .max_header_list_size(u32::try_from(limits.headers.0).unwrap_or(u32::MAX))
+        .keep_alive_interval(std::time::Duration::from_secs(20));
+    let lifecycle = shared.lifecycle.clone();
+    let connection =
+        Arc::new(Connection { shared, peer, is_tls, is_admin, login: Mutex::new(None) });
+    let service = hyper::service::service_fn(move |request| {
+        let connection = connection.clone();
+        async move { Ok::<_, Infallible>(connection.handle(request).await) }
+    });
+    let serving = builder.serve_connection_with_upgrades(TokioIo::new(io), service);
+    let mut serving = std::pin::pin!(serving);
+    tokio::select! {
+        done = serving.as_mut() => log_end(peer, done),
+        () = lifecycle.stopping() => {
+            serving.as_mut().graceful_shutdown();
+            log_end(peer, serving.await);
+        }
+    }
+}
+
+fn log_end(peer: IpAddr, done: Result<(), Box<dyn std::error::Error + Send + Sync>>) {
+    if let Err(error) = done {
+        tracing::debug!(%peer, %error, "connection ended");
+    }
+}
+
+impl Connection {
+    async fn handle(self: &Arc<Self>, request: hyper::Request<Incoming>) -> HttpResponse {
+        let _busy = self.shared.lifecycle.busy();
+        self.shared.counters.requests.fetch_add(1, Ordering::Relaxed);
+        let path = request.uri().path();
+        if let Some(response) = self.health(request.method(), path).await {
+            return response;
+        }
+        if self.is_admin {
+            return plain(StatusCode::NOT_FOUND, "metrics, livez, readyz and drainz are here\n");
+        }
+        if let Some((version, token)) = requests::socket_target(path) {
+            let address = self.address(&request);
+            return sockets::upgrade(&self.shared, request, version, token, address).await;
+        }
+        if let Some(page) = self.shared.pages.get(path) {
+            return page.response(request.method());
+        }
+        self.api(request).await
+    }
+
+    async fn api(&self, request: hyper::Request<Incoming>) -> HttpResponse {
+        if self
+            .login
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .as_ref()
+            .is_some_and(LoginGuard::is_ended)
+        {
+            let fault = Fault::with(Code::Unauthorized, "this session was ended");
+            let mut response = faulted(&fault, StatusCode::OK);
+            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
+            return response;
+        }
+        let address = self.address(&request);
+        let (parts, body) = request.into_parts();
+        let body = match self.read_body(body).await {
+            Ok(body) => body,
+            Err(fault) => {
+                self.shared.counters.refused_body.fetch_add(1, Ordering::Relaxed);
+                let status =
+                    StatusCode::from_u16(fault.code.status()).unwrap_or(StatusCode::BAD_REQUEST);
+                let mut response = faulted(&fault, status);
+                let close = HeaderValue::from_static("close");
+                response.headers_mut().insert(header::CONNECTION, close);
+                return response;
+            }
+        };
+        let text = |name: HeaderName| parts.headers.get(name).and_then(|v| v.to_str().ok());
+        let authority = text(header::HOST)
+            .or_else(|| parts.uri.authority().map(http::uri::Authority::as_str))
+            .unwrap_or("localhost");
+        let request = requests::Request {
+            method: parts.method.as_str(),
+            path: parts.uri.path(),
+            query: parts.uri.query().unwrap_or(""),
+            authorization: text(header::AUTHORIZATION),
+            accept: text(header::ACCEPT),
+            origin: text(header::ORIGIN),
+            if_match: text(header::IF_MATCH),
+            if_none_match: text(header::IF_NONE_MATCH),
+            authority,
+            is_tls: self.is_tls,
+            address,
+            body: &body,
+        };
+        let Some(response) = self.shared.neuron.request(&request, &self.shared.turns).await else {
+            return plain(
+                StatusCode::NOT_FOUND,
+                "there is nothing here; the API is at /_data and its like\n",
+            );
+        };
+        if let Some(caller) = &response.caller {
+            let mut login = self.login.lock().unwrap_or_else(PoisonError::into_inner);
+            if !login.as_ref().is_some_and(|login| login.is_of(caller)) {
+                *login = Some(Sessions::login(&self.shared.neuron.services, caller, address));
+            }
+        }
+        self.reply(response, &parts.method)
+    }
+
+    fn reply(&self, response: requests::Response, method: &Method) -> HttpResponse {
+        let body = if method == Method::HEAD { Bytes::new() } else { Bytes::from(response.body) };
+        let mut reply = hyper::Response::new(Full::new(body));
+        *reply.status_mut() =
+            StatusCode::from_u16(response.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
+        let headers = reply.headers_mut();
+        if let Some(content_type) = response.content_type {
+            headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
+        }
+        if let Some(origin) = &response.allow_origin {
+            if origin != "*" {
+                headers.insert(header::VARY, HeaderValue::from_static("origin"));
+            }
+            if let Ok(origin) = HeaderValue::from_str(origin) {
+                headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+            }
+        }
+        if response.is_preflight {
+            for (name, value) in [
+                (header::ACCESS_CONTROL_ALLOW_METHODS, "GET,PUT,POST,DELETE,OPTIONS"),
+                (
+                    header::ACCESS_CONTROL_ALLOW_HEADERS,
+                    "authorization,content-type,x-requested-with,if-match,if-none-match,idempotency-key",
+                ),
+                (header::ACCESS_CONTROL_MAX_AGE, PREFLIGHT_MAX_AGE),
+            ] {
+                headers.insert(name, HeaderValue::from_static(value));
+            }
+        } else {
+            let exposed = HeaderValue::from_static("etag,retry-after");
+            headers.insert(header::ACCESS_CONTROL_EXPOSE_HEADERS, exposed);
+        }
+        if let Some(etag) = response.etag.and_then(|etag| HeaderValue::try_from(etag).ok()) {
+            headers.insert(header::ETAG, etag);
+        }
+        if response.no_store {
+            headers.insert(header::CACHE_CONTROL, HeaderValue::from_static("no-store"));
+        }
+        if let Some(seconds) = response.retry_after_s {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+        }
+        reply
+    }
+
+    async fn read_body(&self, body: Incoming) -> Result<Bytes, Fault> {
+        if body.is_end_stream() {
+            return Ok(Bytes::new());
+        }
+        let limits = &self.shared.config.limits;
+        let too_large =
+            || Fault::with(Code::TooLarge, format!("a body may have {} bytes here", limits.body.0));
+        if body.size_hint().lower() > limits.body.0 as u64 {
+            return Err(too_large());
+        }
+        let reading = Limited::new(body, limits.body.0).collect();
+        match tokio::time::timeout(limits.body_time.0, reading).await {
+            Ok(Ok(collected)) => Ok(collected.to_bytes()),
+            Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
+            Ok(Err(error)) => {
+                Err(Fault::with(Code::BadRequest, format!("the body ended early: {error}")))
+            }
+            Err(_) => Err(Fault::with(Code::BadRequest, "the body took too long to arrive")),
+        }
+    }
+
+    /// `/livez`, `/readyz`, `/drainz`, `/metrics`; reasons and metrics on private listeners only.
+    async fn health(&self, method: &Method, path: &str) -> Option<HttpResponse> {
+        let lifecycle = &self.shared.lifecycle;
+        let verdict = |is_well: bool, reasons: Vec<String>| {
+            let status = if is_well { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
+            let mut text = String::from(if is_well { "ok\n" } else { "no\n" });
+            if self.is_admin {
+                text.extend(reasons.iter().map(|reason| format!("{reason}\n")));
+            }
+            plain(status, text)
+        };
+        match path {
+            "/livez" => Some(verdict(true, Vec::new())),
+            "/readyz" => {
+                let reasons = lifecycle.unready();
+                Some(verdict(reasons.is_empty(), reasons))
+            }
+            "/drainz" if self.is_admin => {
+                if method == Method::POST {
+                    lifecycle.drain();
+                }
+                let left = lifecycle.left(self.shared.sockets.len());
+                Some(verdict(lifecycle.is_draining() && left.is_empty(), left))
+            }
+            "/metrics" if self.is_admin => {
+                Some(plain(StatusCode::OK, metrics::render(&self.shared)))
+            }
+            _ => None,
+        }
+    }
+
+    /// The client's address: the peer's, or what a trusted proxy says of it.
+    fn address<B>(&self, request: &hyper::Request<B>) -> IpAddr {
+        let trusted = &self.shared.trusted_proxies;
+        let is_trusted = |address: IpAddr| trusted.iter().any(|net| net.contains(address));
+        if trusted.is_empty() || !is_trusted(self.peer) {
+            return self.peer;
+        }
+        let headers = request.headers();
+        let forwarded = headers.get_all(header::FORWARDED).iter().flat_map(|value| {
+            let text = value.to_str().unwrap_or("");
+            text.split(',').filter_map(|element| {
+                element.split(';').find_map(|pair| {
+                    let (name, value) = pair.trim().split_once('=')?;
+                    name.eq_ignore_ascii_case("for").then(|| value.trim_matches('"').to_owned())
+                })
+            })
+        });
+        let mut hops: Vec<String> = forwarded.collect();
+        if hops.is_empty() {
+            let values = headers.get_all("x-forwarded-for").iter();
+            let texts = values.flat_map(|value| value.to_str().unwrap_or("").split(','));
+            hops = texts.map(|hop| hop.trim().to_owned()).collect();
+        }
+        // The nearest hop is last; the first one from there that no proxy of ours made is the client.
+        let mut address = self.peer;
+        for hop in hops.iter().rev() {
+            match parse_hop(hop) {
+                Some(next) => address = next,
+                None => break,
+            }
+            if !is_trusted(address) {
+                break;
+            }
+        }
+        address
+    }
+}
+
+/// An address of a forwarding header: with or without port, IPv6 in brackets.
+fn parse_hop(hop: &str) -> Option<IpAddr> {
+    if let Some(inner) = hop.strip_prefix('[') {
+        return inner.split(']').next()?.parse().ok();
+    }
+    hop.parse().ok().or_else(|| hop.split(':').next()?.parse().ok())
+}
+
+/// A text answer.
+pub(crate) fn plain(status: StatusCode, text: impl Into<String>) -> HttpResponse {
+    let mut response = hyper::Response::new(Full::new(Bytes::from(text.into())));
+    *response.status_mut() = status;
+    let content_type = HeaderValue::from_static("text/plain; charset=utf-8");
+    response.headers_mut().insert(header::CONTENT_TYPE, content_type);
+    response
+}
+
+fn faulted(fault: &Fault, status: StatusCode) -> HttpResponse {
+    let mut response = hyper::Response::new(Full::new(Bytes::from(envelope::error(fault))));
+    *response.status_mut() = status;
+    let headers = response.headers_mut();
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
+    response
+}

@@ -1,0 +1,108 @@
+//! The life of a process: starting, ready, draining, stopping; and what is still to be done.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+
+use tokio::sync::watch;
+
+/// Three different answers: alive, ready, drained.
+#[derive(Debug)]
+pub(crate) struct Lifecycle {
+    ready: AtomicBool,
+    draining: AtomicBool,
+    busy: AtomicUsize,
+    /// The store's last error, while it cannot take writes.
+    store_error: std::sync::Mutex<Option<String>>,
+    stop: watch::Sender<bool>,
+}
+
+impl Lifecycle {
+    pub(crate) fn new() -> Arc<Lifecycle> {
+        Arc::new(Lifecycle {
+            ready: AtomicBool::new(false),
+            draining: AtomicBool::new(false),
+            busy: AtomicUsize::new(0),
+            store_error: std::sync::Mutex::new(None),
+            stop: watch::Sender::new(false),
+        })
+    }
+
+    pub(crate) fn set_ready(&self) {
+        self.ready.store(true, Ordering::Relaxed);
+    }
+
+    /// Takes no new work that lasts: readiness goes, sockets are refused.
+    pub(crate) fn drain(&self) {
+        self.draining.store(true, Ordering::Relaxed);
+    }
+
+    pub(crate) fn is_draining(&self) -> bool {
+        self.draining.load(Ordering::Relaxed)
+    }
+
+    /// Ends keep-alive connections and sockets.
+    pub(crate) fn stop(&self) {
+        self.drain();
+        self.stop.send_replace(true);
+    }
+
+    /// Finishes once the process is to stop.
+    pub(crate) async fn stopping(&self) {
+        let mut stop = self.stop.subscribe();
+        // The sender lives as long as this does, so waiting cannot fail.
+        let _ = stop.wait_for(|stop| *stop).await;
+    }
+
+    pub(crate) fn store_failed(&self, error: Option<String>) {
+        *self.store_error.lock().unwrap_or_else(|e| e.into_inner()) = error;
+    }
+
+    /// Why the neuron should not be sent work; empty when it should.
+    pub(crate) fn unready(&self) -> Vec<String> {
+        let mut reasons = Vec::new();
+        if !self.ready.load(Ordering::Relaxed) {
+            reasons.push("starting".to_owned());
+        }
+        if self.is_draining() {
+            reasons.push("draining".to_owned());
+        }
+        if let Some(error) = &*self.store_error.lock().unwrap_or_else(|e| e.into_inner()) {
+            reasons.push(format!("store: {error}"));
+        }
+        reasons
+    }
+
+    /// What is still under way.
+    pub(crate) fn left(&self, sockets: usize) -> Vec<String> {
+        // The request that asks is itself under way.
+        let requests = self.busy.load(Ordering::Relaxed).saturating_sub(1);
+        let mut left = Vec::new();
+        if requests > 0 {
+            left.push(format!("{requests} requests"));
+        }
+        if sockets > 0 {
+            left.push(format!("{sockets} sockets"));
+        }
+        left
+    }
+
+    /// Counts something as under way until the guard is dropped.
+    pub(crate) fn busy(self: &Arc<Self>) -> Busy {
+        self.busy.fetch_add(1, Ordering::Relaxed);
+        Busy(self.clone())
+    }
+
+    pub(crate) fn busy_count(&self) -> usize {
+        self.busy.load(Ordering::Relaxed)
+    }
+}
+
+/// Something under way.
+#[derive(Debug)]
+pub(crate) struct Busy(Arc<Lifecycle>);
+
+impl Drop for Busy {
+    fn drop(&mut self) {
+        self.0.busy.fetch_sub(1, Ordering::Relaxed);
+    }
+}

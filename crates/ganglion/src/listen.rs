@@ -1,0 +1,158 @@
+//! Listeners: bound once and alone, accepted within limits, with TLS where asked.
+
+use std::collections::HashMap;
+use std::net::{IpAddr, SocketAddr};
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
+
+use anyhow::{Context, Result};
+use tokio::net::{TcpListener, TcpStream};
+
+use crate::http::{self, Shared};
+use crate::tls::Tls;
+
+/// Connections that the kernel holds for a listener.
+const BACKLOG: i32 = 4096;
+/// Pause after the process has run out of file descriptors.
+const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
+/// How long a TLS handshake may take.
+const HANDSHAKE_TIME: Duration = Duration::from_secs(10);
+
+/// What a listener serves.
+#[derive(Clone, Debug)]
+pub(crate) enum Kind {
+    Http,
+    Https(Arc<Tls>),
+    Admin,
+}
+
+/// Counts open connections, all and by address.
+#[derive(Debug)]
+pub(crate) struct Gate {
+    all_max: usize,
+    address_max: usize,
+    all: AtomicUsize,
+    by_address: Mutex<HashMap<IpAddr, usize>>,
+    pub(crate) accepted: AtomicU64,
+    pub(crate) refused: AtomicU64,
+}
+
+impl Gate {
+    pub(crate) fn new(all_max: usize, address_max: usize) -> Arc<Gate> {
+        Arc::new(Gate {
+            all_max,
+            address_max,
+            all: AtomicUsize::new(0),
+            by_address: Mutex::default(),
+            accepted: AtomicU64::new(0),
+            refused: AtomicU64::new(0),
+        })
+    }
+
+    pub(crate) fn open(&self) -> usize {
+        self.all.load(Ordering::Relaxed)
+    }
+
+    fn enter(self: &Arc<Self>, address: IpAddr) -> Option<Entered> {
+        let mut by_address = self.by_address.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_address = by_address.entry(address).or_default();
+        if self.all.load(Ordering::Relaxed) >= self.all_max || *of_address >= self.address_max {
+            if *of_address == 0 {
+                by_address.remove(&address);
+            }
+            self.refused.fetch_add(1, Ordering::Relaxed);
+            return None;
+        }
+        *of_address += 1;
+        self.all.fetch_add(1, Ordering::Relaxed);
+        self.accepted.fetch_add(1, Ordering::Relaxed);
+        Some(Entered { gate: self.clone(), address })
+    }
+}
+
+/// An open connection.
+struct Entered {
+    gate: Arc<Gate>,
+    address: IpAddr,
+}
+
+impl Drop for Entered {
+    fn drop(&mut self) {
+        let mut by_address = self.gate.by_address.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = by_address.get_mut(&self.address) {
+            *count -= 1;
+            if *count == 0 {
+                by_address.remove(&self.address);
+            }
+        }
+        self.gate.all.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+/// Binds an address that nobody else has. With `elsewhere`, a taken port becomes a free one.
+pub(crate) fn bind(address: SocketAddr, elsewhere: bool) -> Result<TcpListener> {
+    let domain = socket2::Domain::for_address(address);
+    let socket = socket2::Socket::new(domain, socket2::Type::STREAM, None)?;
+    // Linux refuses a port on which somebody listens even so; this is for connections that linger.
+    socket.set_reuse_address(true)?;
+    if address.is_ipv6() {
+        socket.set_only_v6(true)?;
+    }
+    socket.set_nonblocking(true)?;
+    match socket.bind(&address.into()).and_then(|()| socket.listen(BACKLOG)) {
+        Ok(()) => TcpListener::from_std(socket.into()).context("registering a listener"),
+        Err(error) if elsewhere && error.kind() == std::io::ErrorKind::AddrInUse => {
+            bind(SocketAddr::new(address.ip(), 0), false)
+        }
+        Err(error) => Err(error).with_context(|| format!("listening on {address}")),
+    }
+}
+
+/// Accepts until the neuron stops.
+pub(crate) async fn accept(
+    listener: TcpListener,
+    kind: Kind,
+    gate: Arc<Gate>,
+    shared: Arc<Shared>,
+) {
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = shared.lifecycle.stopping() => return,
+        };
+        let (stream, peer) = match accepted {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                tracing::warn!(%error, "cannot accept connections");
+                tokio::time::sleep(EXHAUSTED_PAUSE).await;
+                continue;
+            }
+        };
+        let peer = peer.ip().to_canonical();
+        let Some(entered) = gate.enter(peer) else { continue };
+        let (kind, shared) = (kind.clone(), shared.clone());
+        tokio::spawn(async move {
+            serve(stream, peer, kind, shared).await;
+            drop(entered);
+        });
+    }
+}
+
+async fn serve(stream: TcpStream, peer: IpAddr, kind: Kind, shared: Arc<Shared>) {
+    if let Err(error) = stream.set_nodelay(true) {
+        tracing::debug!(%peer, %error, "connection gone");
+        return;
+    }
+    match kind {
+        Kind::Http => http::serve_connection(shared, stream, peer, false, false).await,
+        Kind::Admin => http::serve_connection(shared, stream, peer, false, true).await,
+        Kind::Https(tls) => {
+            match tokio::time::timeout(HANDSHAKE_TIME, tls.acceptor().accept(stream)).await {
+                Ok(Ok(stream)) => http::serve_connection(shared, stream, peer, true, false).await,
+                Ok(Err(error)) => tracing::debug!(%peer, %error, "TLS handshake failed"),
+                Err(_) => tracing::debug!(%peer, "TLS handshake took too long"),
+            }
+        }
+    }
+}

@@ -1,0 +1,280 @@
+//! `ganglion`: one program that is a whole real-time communications platform.
+//!
+//! This file reads the command line. The neuron is put together in `serve.rs`.
+
+mod client;
+mod config;
+mod dev;
+mod http;
+mod lifecycle;
+mod listen;
+mod metrics;
+mod pages;
+mod serve;
+mod sockets;
+mod system;
+mod tls;
+mod turns;
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Context, Result, bail};
+use clap::{Parser, Subcommand};
+
+use crate::client::{ContextVerb, Where};
+use crate::config::Config;
+
+/// A whole real-time communications platform in one program.
+#[derive(Debug, Parser)]
+#[command(version, about)]
+struct Arguments {
+    #[command(subcommand)]
+    verb: Option<Verb>,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Run a neuron; the default. Without a configuration this is `serve --dev`.
+    Serve(ServeArguments),
+    /// Read from a neuron: `ganglion get '/_data/my/path?k=key'`.
+    Get(Ask),
+    /// Create: `ganglion put /_data/my/path '{"k":"key","v":1}'`.
+    Put(Ask),
+    /// Update.
+    Post(Ask),
+    /// Delete: `ganglion delete '/_data/my/path?k=key'`.
+    Delete(Ask),
+    /// Make a token for a path: `ganglion token /my/path --k chatter`.
+    Token(TokenArguments),
+    /// Named neurons and credentials for the verbs above.
+    #[command(subcommand)]
+    Context(ContextVerb),
+    /// Look at the configuration.
+    #[command(subcommand)]
+    Config(ConfigVerb),
+    /// Copy a running neuron's store to a file.
+    Backup(BackupArguments),
+    /// Make a store of a copy, in a data folder that has none.
+    Restore(BackupArguments),
+    /// Check every invariant of a store that no neuron has open.
+    Fsck {
+        /// The data folder.
+        #[arg(long)]
+        data_dir: PathBuf,
+    },
+}
+
+#[derive(Debug, Default, clap::Args)]
+struct ServeArguments {
+    /// The configuration file.
+    #[arg(long)]
+    config: Option<PathBuf>,
+    /// Made-up keys, loopback only, a demo.
+    #[arg(long)]
+    dev: bool,
+    /// Address of the HTTP API, in place of `listen.http`; port 0 takes a free one.
+    #[arg(long)]
+    listen: Vec<SocketAddr>,
+    /// Data folder, in place of `store.data_dir`.
+    #[arg(long)]
+    data_dir: Option<PathBuf>,
+    /// The `$sys` account's secret, in place of `neuron.sys_secret`.
+    #[arg(long)]
+    sys_secret: Option<String>,
+    /// File to write every bound address to, as JSON, when ready.
+    #[arg(long)]
+    ready_file: Option<PathBuf>,
+}
+
+#[derive(Debug, clap::Args)]
+struct Ask {
+    #[command(flatten)]
+    place: Where,
+    /// Path and query, as after the host in a URL.
+    path: String,
+    /// JSON body.
+    body: Option<String>,
+}
+
+#[derive(Debug, clap::Args)]
+struct TokenArguments {
+    #[command(flatten)]
+    place: Where,
+    /// The namespace path; left out for a universal token.
+    #[arg(default_value = "")]
+    path: String,
+    /// The user's name.
+    #[arg(long)]
+    k: Option<String>,
+    /// Lifetime in seconds; 0 for ever.
+    #[arg(long)]
+    expire: Option<u64>,
+}
+
+#[derive(Debug, Subcommand)]
+enum ConfigVerb {
+    /// Read the configuration and say whether it is right.
+    Check {
+        #[arg(long)]
+        config: Option<PathBuf>,
+    },
+    /// Say what a key means, its default and its value here.
+    Explain {
+        key: String,
+        #[arg(long)]
+        config: Option<PathBuf>,
+    },
+    /// Print every key with its default and meaning, as a configuration file.
+    Reference,
+}
+
+#[derive(Debug, clap::Args)]
+struct BackupArguments {
+    /// The data folder.
+    #[arg(long)]
+    data_dir: PathBuf,
+    /// The copy.
+    file: PathBuf,
+}
+
+fn main() -> ExitCode {
+    let arguments = Arguments::parse();
+    match run(arguments.verb.unwrap_or_else(|| Verb::Serve(ServeArguments::default()))) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            report(&error);
+            ExitCode::FAILURE
+        }
+    }
+}
+
+#[allow(clippy::print_stderr)]
+fn report(error: &anyhow::Error) {
+    eprintln!("ganglion: {error:#}");
+}
+
+#[allow(clippy::print_stdout)]
+fn print(text: &str) {
+    println!("{}", text.trim_end());
+}
+
+fn run(verb: Verb) -> Result<()> {
+    let runtime = || tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let ask = |ask: Ask, method: &str| -> Result<()> {
+        let asking = client::ask(&ask.place, method, &ask.path, ask.body.as_deref());
+        print(&runtime()?.block_on(asking)?);
+        Ok(())
+    };
+    match verb {
+        Verb::Serve(arguments) => {
+            let start = start(arguments)?;
+            log_to_stderr(&start.config)?;
+            runtime()?.block_on(serve::serve(start))
+        }
+        Verb::Get(arguments) => ask(arguments, "GET"),
+        Verb::Put(arguments) => ask(arguments, "PUT"),
+        Verb::Post(arguments) => ask(arguments, "POST"),
+        Verb::Delete(arguments) => ask(arguments, "DELETE"),
+        Verb::Token(arguments) => {
+            let TokenArguments { place, path, k, expire } = arguments;
+            let body = serde_json::json!({ "k": k, "expire": expire }).to_string();
+            let path = format!("/_token/{}", path.trim_start_matches('/'));
+            ask(Ask { place, path, body: Some(body) }, "PUT")
+        }
+        Verb::Context(verb) => {
+            print(&client::context(verb)?);
+            Ok(())
+        }
+        Verb::Config(verb) => config_verb(verb),
+        Verb::Backup(BackupArguments { data_dir, file }) => backup(&data_dir, &file),
+        Verb::Restore(BackupArguments { data_dir, file }) => {
+            std::fs::create_dir_all(&data_dir)?;
+            store::embedded::restore(&file, &data_dir.join(serve::STORE_FILE))?;
+            print("restored; the cluster key is not in a copy: put it back from where you keep it");
+            Ok(())
+        }
+        Verb::Fsck { data_dir } => {
+            let report = store::embedded::fsck(&data_dir.join(serve::STORE_FILE))?;
+            print(&report.to_string());
+            if report.is_clean() { Ok(()) } else { bail!("the store is damaged") }
+        }
+    }
+}
+
+fn config_verb(verb: ConfigVerb) -> Result<()> {
+    match verb {
+        ConfigVerb::Check { config } => {
+            let (_, file) = Config::load(config.as_deref())?;
+            let place = file.map_or("no file; defaults".to_owned(), |f| f.display().to_string());
+            print(&format!("right: {place}"));
+        }
+        ConfigVerb::Explain { key, config } => {
+            let (config, _) = Config::load(config.as_deref())?;
+            print(&config::explain(&config, &key)?);
+        }
+        ConfigVerb::Reference => print(&config::reference()?),
+    }
+    Ok(())
+}
+
+fn backup(data_dir: &Path, file: &Path) -> Result<()> {
+    let _ = (data_dir, file);
+    bail!("not wired yet")
+}
+
+/// The configuration with what the command line says over it.
+fn start(arguments: ServeArguments) -> Result<serve::Start> {
+    let ServeArguments { config, dev, listen, data_dir, sys_secret, ready_file } = arguments;
+    let (mut loaded, file) = Config::load(config.as_deref())?;
+    let is_dev = dev || file.is_none();
+    if is_dev {
+        for address in loaded.listen.http.iter_mut().chain(&mut loaded.listen.admin) {
+            address.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
+        }
+        if loaded.store.data_dir == Config::default().store.data_dir {
+            loaded.store.data_dir = state_folder()?;
+        }
+    }
+    if let Some(first) = listen.first() {
+        if is_dev && listen.iter().any(|address| !address.ip().is_loopback()) {
+            bail!("--dev listens on loopback only, not on {first}");
+        }
+        loaded.listen.http = listen;
+    }
+    if let Some(data_dir) = data_dir {
+        loaded.store.data_dir = data_dir;
+    }
+    if let Some(secret) = sys_secret {
+        if secret.contains('#') || secret.starts_with('!') || secret.is_empty() {
+            bail!("--sys-secret cannot be empty, hold `#` or start with `!`");
+        }
+        loaded.neuron.sys_secret = secret;
+    }
+    Ok(serve::Start { config: loaded, is_dev, ready_file })
+}
+
+/// Where a development neuron keeps its data: the user's state folder.
+fn state_folder() -> Result<PathBuf> {
+    let base = match std::env::var_os("XDG_STATE_HOME") {
+        Some(base) => PathBuf::from(base),
+        None => {
+            let home = std::env::var_os("HOME").context("HOME is not set: name a --data-dir")?;
+            PathBuf::from(home).join(".local/state")
+        }
+    };
+    Ok(base.join("ganglion/dev"))
+}
+
+fn log_to_stderr(config: &Config) -> Result<()> {
+    let filter = tracing_subscriber::EnvFilter::try_new(&config.log.level)
+        .context("log.level is a level or directives")?;
+    let builder = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .with_ansi(std::io::IsTerminal::is_terminal(&std::io::stderr()));
+    let installed =
+        if config.log.format == "json" { builder.json().try_init() } else { builder.try_init() };
+    installed.map_err(|error| anyhow::anyhow!("installing the log: {error}"))
+}

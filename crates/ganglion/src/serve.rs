@@ -1,0 +1,366 @@
+//! `ganglion serve`: puts a neuron together, runs it, and stops it in order.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use kv4::Kv4;
+use neuron::Neuron;
+use neuron::sockets::Switchboard;
+use neuron::tidy_up::Flushed;
+use services::access::Network;
+use services::secrets::Sealer;
+use services::statistics::Statistics;
+use services::{Clock, Identity, Parts, Rng};
+use store::embedded::{EmbeddedStore, Options};
+use tokio::net::TcpListener;
+use wire::names::Key;
+
+use crate::config::Config;
+use crate::dev;
+use crate::http::{Counters, Shared};
+use crate::lifecycle::Lifecycle;
+use crate::listen::{self, Gate, Kind};
+use crate::pages::Pages;
+use crate::sockets::SocketTable;
+use crate::system::{PasswordPool, SystemClock, SystemRng};
+use crate::tls::Tls;
+use crate::turns::Turns;
+
+/// Name of the store's file in the data folder.
+pub(crate) const STORE_FILE: &str = "ganglion.redb";
+const CLUSTER_KEY_FILE: &str = "cluster.key";
+/// How often views age.
+const TICK: Duration = Duration::from_secs(1);
+/// How often retention is applied.
+const PRUNE_EVERY: Duration = Duration::from_secs(60);
+
+/// What the command line adds to the configuration.
+#[derive(Debug)]
+pub(crate) struct Start {
+    pub(crate) config: Config,
+    pub(crate) is_dev: bool,
+    pub(crate) ready_file: Option<PathBuf>,
+}
+
+/// Runs a neuron until it is told to stop.
+pub(crate) async fn serve(start: Start) -> Result<()> {
+    let Start { mut config, is_dev, ready_file } = start;
+    raise_file_limit();
+    let data_dir = config.store.data_dir.clone();
+    std::fs::create_dir_all(&data_dir)
+        .with_context(|| format!("making the data folder {}", data_dir.display()))?;
+    let dev_keys = is_dev.then(|| dev::Keys::load(&data_dir)).transpose()?;
+    let sys_secret = sys_secret(&config, dev_keys.as_ref())?;
+
+    let options = Options { cache_bytes: config.store.cache.0, ..Options::default() };
+    let path = data_dir.join(STORE_FILE);
+    let store = tokio::task::spawn_blocking(move || EmbeddedStore::open(&path, options)).await??;
+    let store = Arc::new(store);
+    let shared = assemble(&mut config, store.clone(), &sys_secret)?;
+    let services = &shared.neuron.services;
+    services.load_keys().await?;
+    let demo = match dev_keys {
+        Some(keys) => Some(keys.demo_account(services, &data_dir).await?),
+        None => None,
+    };
+    let shared = Arc::new(Shared { pages: Pages::new(demo.as_ref()), ..shared });
+
+    let bound = Bound::all(&shared, is_dev)?;
+    let gate = Gate::new(config.limits.connections, config.limits.connections_per_address);
+    let mut jobs = tokio::task::JoinSet::new();
+    let addresses = bound.spawn(&mut jobs, &gate, &shared);
+    jobs.spawn(flush(shared.clone()));
+    jobs.spawn(age(shared.clone()));
+    jobs.spawn(prune(shared.clone()));
+    shared.lifecycle.set_ready();
+    if let Some(file) = &ready_file {
+        write_ready_file(file, &addresses)?;
+    }
+    if let Some(access) = &demo {
+        dev::print_welcome(&addresses, access, &sys_secret, &data_dir);
+    }
+    tracing::info!(addresses = ?addresses.all(), "ready");
+
+    stop_signal().await?;
+    tracing::info!("stopping");
+    stop(&shared, config.stop.deadline.0).await;
+    jobs.shutdown().await;
+    let mut flushed = Flushed::default();
+    if let Err(error) = shared.neuron.flush(&mut flushed).await {
+        tracing::warn!(%error, "the last statistics were not written");
+    }
+    store.close().await;
+    Ok(())
+}
+
+/// Puts cores and shell together; nothing runs and nothing listens yet.
+fn assemble(config: &mut Config, store: Arc<EmbeddedStore>, sys_secret: &str) -> Result<Shared> {
+    if config.neuron.host.is_empty() {
+        config.neuron.host = host_name();
+    }
+    let identity = Identity {
+        cluster: config.neuron.cluster.clone(),
+        host: config.neuron.host.clone(),
+        neuron: config.neuron.name.clone(),
+        number: store.incarnation(),
+        signal_urls: config.signal.urls.clone(),
+    };
+    let clock: Arc<dyn Clock> = Arc::new(SystemClock);
+    let stats = Arc::new(Statistics::default());
+    let sockets = SocketTable::new(config.signal.queue.0);
+    let switchboard = Switchboard::new(
+        &format!("{}_{}", identity.cluster, identity.neuron),
+        Key::parse(&format!("{}:{}", identity.host, identity.neuron))
+            .context("neuron.host and neuron.name")?,
+        signal::Limits {
+            rooms_per_bucket: config.signal.rooms_per_account,
+            sockets_per_bucket: config.signal.sockets_per_account,
+            sockets_per_room: config.signal.sockets_per_room,
+            sockets_per_name: config.signal.sockets_per_name,
+            message_bytes: config.signal.message.0,
+            ..signal::Limits::default()
+        },
+        sockets.clone(),
+        stats.clone(),
+        clock.clone(),
+    );
+    let switchboard = Arc::new(switchboard);
+    let views = kv4::view::Limits {
+        bytes_max: config.views.bytes.0,
+        node_bytes_max: config.views.node.0,
+        idle_s: u32::try_from(config.views.idle.0.as_secs()).unwrap_or(u32::MAX),
+    };
+    let limits = &config.limits;
+    let parts = Parts {
+        kv: Kv4::new(store.clone(), views),
+        clock,
+        rng: Arc::new(SystemRng),
+        passwords: PasswordPool::new(limits.password_hashes, limits.password_waiting),
+        rooms: switchboard.clone(),
+        identity,
+        sealer: Sealer::new(&cluster_key(config)?),
+        stats,
+        sys_secret: sys_secret.to_owned(),
+    };
+    let trusted = config.listen.trusted_proxies.iter();
+    Ok(Shared {
+        neuron: Neuron::new(parts, switchboard),
+        sockets,
+        store,
+        pages: Pages::default(),
+        lifecycle: Lifecycle::new(),
+        trusted_proxies: trusted.filter_map(|proxy| Network::parse(proxy)).collect(),
+        turns: Turns::new(limits.requests_at_once, limits.requests_waiting),
+        counters: Counters::default(),
+        config: config.clone(),
+    })
+}
+
+fn sys_secret(config: &Config, dev_keys: Option<&dev::Keys>) -> Result<String> {
+    let file = &config.neuron.sys_secret_file;
+    if !config.neuron.sys_secret.is_empty() {
+        return Ok(config.neuron.sys_secret.clone());
+    }
+    if !file.as_os_str().is_empty() {
+        let text = std::fs::read_to_string(file)
+            .with_context(|| format!("reading neuron.sys_secret_file {}", file.display()))?;
+        return Ok(text.trim().to_owned());
+    }
+    match dev_keys {
+        Some(keys) => Ok(keys.sys_secret.clone()),
+        None => {
+            bail!("set neuron.sys_secret_file (or neuron.sys_secret): the `$sys` account's secret")
+        }
+    }
+}
+
+/// The cluster key; made on first start where no file is named.
+fn cluster_key(config: &Config) -> Result<[u8; 32]> {
+    let named = &config.store.cluster_key_file;
+    let (file, may_make) = if named.as_os_str().is_empty() {
+        (config.store.data_dir.join(CLUSTER_KEY_FILE), true)
+    } else {
+        (named.clone(), false)
+    };
+    if may_make && !file.exists() {
+        let mut key = [0; 32];
+        SystemRng.fill(&mut key);
+        let text: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
+        write_secret(&file, &text)?;
+        return Ok(key);
+    }
+    let text = std::fs::read_to_string(&file)
+        .with_context(|| format!("reading the cluster key {}", file.display()))?;
+    let digits = text.trim();
+    let bytes: Option<Vec<u8>> = (0..digits.len() / 2)
+        .map(|at| u8::from_str_radix(digits.get(at * 2..at * 2 + 2)?, 16).ok())
+        .collect();
+    bytes
+        .and_then(|bytes| bytes.try_into().ok())
+        .with_context(|| format!("{} does not hold 64 hexadecimal digits", file.display()))
+}
+
+/// Writes a file that only its owner may read.
+pub(crate) fn write_secret(file: &Path, text: &str) -> Result<()> {
+    use std::io::Write as _;
+    use std::os::unix::fs::OpenOptionsExt as _;
+    let mut options = std::fs::OpenOptions::new();
+    let opened = options.write(true).create(true).truncate(true).mode(0o600).open(file);
+    let mut opened = opened.with_context(|| format!("writing {}", file.display()))?;
+    opened.write_all(text.as_bytes())?;
+    opened.sync_all()?;
+    Ok(())
+}
+
+/// Listeners that are bound and not yet served.
+struct Bound(Vec<(&'static str, TcpListener, Kind)>);
+
+/// Where a neuron listens, by what it serves there.
+#[derive(Debug, serde::Serialize)]
+pub(crate) struct Addresses {
+    pub(crate) http: Vec<SocketAddr>,
+    pub(crate) https: Vec<SocketAddr>,
+    pub(crate) admin: Vec<SocketAddr>,
+}
+
+impl Addresses {
+    fn all(&self) -> Vec<SocketAddr> {
+        [&self.http, &self.https, &self.admin].into_iter().flatten().copied().collect()
+    }
+}
+
+impl Bound {
+    fn all(shared: &Shared, is_dev: bool) -> Result<Bound> {
+        let config = &shared.config;
+        let mut bound = Vec::new();
+        for address in &config.listen.http {
+            bound.push(("http", listen::bind(*address, is_dev)?, Kind::Http));
+        }
+        if !config.listen.https.is_empty() {
+            let tls = Tls::new(&config.tls)?;
+            for address in &config.listen.https {
+                bound.push(("https", listen::bind(*address, is_dev)?, Kind::Https(tls.clone())));
+            }
+            tokio::spawn(tls.follow());
+        }
+        for address in &config.listen.admin {
+            bound.push(("admin", listen::bind(*address, is_dev)?, Kind::Admin));
+        }
+        Ok(Bound(bound))
+    }
+
+    fn spawn(
+        self,
+        jobs: &mut tokio::task::JoinSet<()>,
+        gate: &Arc<Gate>,
+        shared: &Arc<Shared>,
+    ) -> Addresses {
+        let mut addresses = Addresses { http: Vec::new(), https: Vec::new(), admin: Vec::new() };
+        for (name, listener, kind) in self.0 {
+            let of_kind = match name {
+                "http" => &mut addresses.http,
+                "https" => &mut addresses.https,
+                _ => &mut addresses.admin,
+            };
+            of_kind.extend(listener.local_addr());
+            jobs.spawn(listen::accept(listener, kind, gate.clone(), shared.clone()));
+        }
+        addresses
+    }
+}
+
+async fn flush(shared: Arc<Shared>) {
+    let mut flushed = Flushed::default();
+    loop {
+        tokio::time::sleep(shared.config.stats.flush.0).await;
+        let done = shared.neuron.flush(&mut flushed).await;
+        if let Err(error) = &done {
+            tracing::warn!(%error, "statistics were not written");
+        }
+        shared.lifecycle.store_failed(done.err().map(|error| error.to_string()));
+    }
+}
+
+async fn age(shared: Arc<Shared>) {
+    loop {
+        shared.neuron.tick();
+        tokio::time::sleep(TICK).await;
+    }
+}
+
+async fn prune(shared: Arc<Shared>) {
+    loop {
+        tokio::time::sleep(PRUNE_EVERY).await;
+        match shared.neuron.services.prune().await {
+            Ok(0) => {}
+            Ok(gone) => tracing::debug!(gone, "retention let versions go"),
+            Err(error) => tracing::warn!(%error, "retention was not applied"),
+        }
+    }
+}
+
+/// Ends what is under way: no new work, then a moment for the old, then the rest is cut.
+async fn stop(shared: &Arc<Shared>, deadline: Duration) {
+    let lifecycle = &shared.lifecycle;
+    lifecycle.stop();
+    shared.sockets.close_all();
+    let drained = async {
+        while lifecycle.busy_count() > 0 || shared.sockets.len() > 0 {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    };
+    if tokio::time::timeout(deadline, drained).await.is_err() {
+        let left = lifecycle.left(shared.sockets.len());
+        tracing::warn!(?left, "cut off at the deadline");
+    }
+}
+
+async fn stop_signal() -> Result<()> {
+    use tokio::signal::unix::{SignalKind, signal};
+    let mut terminate = signal(SignalKind::terminate())?;
+    let mut interrupt = signal(SignalKind::interrupt())?;
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
+
+/// Written under another name first, so that a reader never sees half of it.
+fn write_ready_file(file: &Path, addresses: &Addresses) -> Result<()> {
+    let partial = file.with_extension("partial");
+    std::fs::write(&partial, serde_json::to_vec(addresses)?)
+        .and_then(|()| std::fs::rename(&partial, file))
+        .with_context(|| format!("writing the ready file {}", file.display()))
+}
+
+fn host_name() -> String {
+    let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let name = name.trim().split('.').next().unwrap_or_default().to_owned();
+    if name.is_empty() { "localhost".to_owned() } else { name }
+}
+
+/// Lets the process have as many sockets as it may.
+fn raise_file_limit() {
+    if let Err(error) = rlimit_to_hard() {
+        tracing::warn!(%error, "the limit of open files stays as it is");
+    }
+}
+
+#[allow(unsafe_code)]
+fn rlimit_to_hard() -> std::io::Result<()> {
+    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
+    // SAFETY: both calls are given a valid rlimit that lives through them.
+    let done = unsafe {
+        if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) != 0 {
+            -1
+        } else {
+            limit.rlim_cur = limit.rlim_max;
+            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit)
+        }
+    };
+    if done == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
+}

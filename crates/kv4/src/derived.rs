@@ -1,0 +1,97 @@
+//! A cache compiled from one layer of each bucket: rules, settings.
+//!
+//! Compiled on first use from every live entry of the layer, forgotten when a commit touches that
+//! layer in that bucket. Meant for layers that are read on every request and seldom written.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, PoisonError, RwLock};
+
+use wire::names::{Layer, Path};
+
+use crate::address::{Bucket, Node};
+use crate::kv::Kv4;
+use crate::store::{Event, Listener, StoreError};
+use crate::version::Head;
+
+/// Buckets whose compiled form is held; beyond it all are forgotten and compiled again on use.
+const BUCKETS_MAX: usize = 10_000;
+
+/// Compiled forms `T` of one layer, by bucket.
+#[derive(Debug)]
+pub struct Derived<T> {
+    layer: Layer,
+    compile: fn(&[(Path, Arc<Head>)]) -> T,
+    compiled: RwLock<HashMap<Bucket, Arc<T>>>,
+    /// Raised by every commit that touches the layer, so that a form compiled from rows that were
+    /// read before it is not kept.
+    touched: AtomicU64,
+}
+
+impl<T: Send + Sync + std::fmt::Debug + 'static> Derived<T> {
+    /// Begins to follow `layer`.
+    pub fn new(kv: &Kv4, layer: Layer, compile: fn(&[(Path, Arc<Head>)]) -> T) -> Arc<Derived<T>> {
+        let derived = Arc::new(Derived {
+            layer,
+            compile,
+            compiled: RwLock::new(HashMap::new()),
+            touched: AtomicU64::new(0),
+        });
+        kv.on_commit(derived.clone());
+        derived
+    }
+
+    /// The bucket's compiled form.
+    ///
+    /// # Errors
+    /// The store's, when it has to be compiled.
+    pub async fn of(&self, kv: &Kv4, bucket: &Bucket) -> Result<Arc<T>, StoreError> {
+        if let Some(known) =
+            self.compiled.read().unwrap_or_else(PoisonError::into_inner).get(bucket).cloned()
+        {
+            return Ok(known);
+        }
+        loop {
+            let before = self.touched.load(Ordering::SeqCst);
+            let mut rows = Vec::new();
+            for (path, _) in kv.paths(bucket, &self.layer, &Path::root()).await? {
+                let node = Node::new(bucket.clone(), self.layer.clone(), path.clone());
+                for head in kv.heads(&node).await? {
+                    rows.push((path.clone(), head));
+                }
+            }
+            let compiled = Arc::new((self.compile)(&rows));
+            let mut kept = self.compiled.write().unwrap_or_else(PoisonError::into_inner);
+            if self.touched.load(Ordering::SeqCst) == before {
+                if kept.len() >= BUCKETS_MAX {
+                    kept.clear();
+                }
+                kept.insert(bucket.clone(), compiled.clone());
+                return Ok(compiled);
+            }
+        }
+    }
+
+    fn forget(&self, bucket: &Bucket) {
+        let mut kept = self.compiled.write().unwrap_or_else(PoisonError::into_inner);
+        self.touched.fetch_add(1, Ordering::SeqCst);
+        kept.remove(bucket);
+    }
+}
+
+impl<T: Send + Sync + std::fmt::Debug + 'static> Listener for Derived<T> {
+    fn committed(&self, events: &[Event]) {
+        for event in events {
+            match event {
+                Event::Changed(change) if change.entry.node.layer == self.layer => {
+                    self.forget(&change.entry.node.bucket);
+                }
+                Event::Erased(entry) if entry.node.layer == self.layer => {
+                    self.forget(&entry.node.bucket);
+                }
+                Event::Dropped(bucket) => self.forget(bucket),
+                Event::Changed(_) | Event::Erased(_) => {}
+            }
+        }
+    }
+}

@@ -1,0 +1,270 @@
+//! The store seen through its views: what services read and write.
+//!
+//! Runtime-free: plain `async` over the [`Store`] trait, no task of its own. Warm reads finish
+//! without waiting.
+
+use std::sync::{Arc, PoisonError, RwLock};
+
+use wire::names::{Key, Layer, Path};
+
+use crate::address::{Bucket, Entry, Node};
+use crate::store::{
+    BoxFuture, Change, Event, Listener, Retention, Seq, SeriesQuery, Stat, StatCell, StatQuery,
+    Store, StoreError,
+};
+use crate::version::{Head, Ver, Version};
+use crate::view::{Limits, Load, Lookup, Stats, Table, Views};
+use crate::write::{Write, WriteError, Written};
+
+/// Keys that one page of a large node's listing asks the store for.
+const KEYS_PAGE: usize = 10_000;
+
+/// KV4 on one neuron.
+pub struct Kv4 {
+    store: Arc<dyn Store>,
+    heard: Arc<Heard>,
+}
+
+/// What hears the store's commits: the views, then whoever else asked.
+struct Heard {
+    views: Views,
+    /// Caches compiled from layers, watches; told after the views are up to date.
+    listeners: RwLock<Vec<Arc<dyn Listener>>>,
+}
+
+impl std::fmt::Debug for Kv4 {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Kv4").field("views", &self.heard.views.stats()).finish_non_exhaustive()
+    }
+}
+
+impl Kv4 {
+    /// Puts views before a store and begins to hear its commits.
+    pub fn new(store: Arc<dyn Store>, limits: Limits) -> Arc<Kv4> {
+        let heard =
+            Arc::new(Heard { views: Views::new(limits), listeners: RwLock::new(Vec::new()) });
+        store.listen(heard.clone());
+        Arc::new(Kv4 { store, heard })
+    }
+
+    /// Adds one who hears every commit, in order, before its writer is told.
+    pub fn on_commit(&self, listener: Arc<dyn Listener>) {
+        self.heard.listeners.write().unwrap_or_else(PoisonError::into_inner).push(listener);
+    }
+
+    /// The view of a node, loaded if need be; `None` when the node is too large to be held.
+    ///
+    /// # Errors
+    /// The store's, when the node has to be loaded.
+    pub async fn table(&self, node: &Node) -> Result<Option<Arc<Table>>, StoreError> {
+        loop {
+            match self.heard.views.lookup(node) {
+                Lookup::Ready(table) => return Ok(Some(table)),
+                Lookup::Large => return Ok(None),
+                Lookup::Absent => {}
+            }
+            match self.heard.views.load(node) {
+                Load::Done => {}
+                Load::Wait(listener) => listener.await,
+                Load::Mine(ticket) => {
+                    let bytes_max = self.heard.views.limits().node_bytes_max;
+                    match self.store.node(node, bytes_max).await {
+                        Ok(rows) => return Ok(Some(ticket.loaded(rows))),
+                        Err(StoreError::TooLarge) => {
+                            ticket.too_large();
+                            return Ok(None);
+                        }
+                        Err(error) => return Err(error),
+                    }
+                }
+            }
+        }
+    }
+
+    /// The newest version of a live entry.
+    ///
+    /// # Errors
+    /// The store's, when it has to be asked.
+    pub async fn get(&self, node: &Node, key: &Key) -> Result<Option<Arc<Head>>, StoreError> {
+        match self.table(node).await? {
+            Some(table) => Ok(table.get(key.as_str()).cloned()),
+            None => {
+                let newest = self.store.newest(&node.entry(key.clone())).await?;
+                Ok(newest.and_then(|version| Head::of(key, &version)).map(Arc::new))
+            }
+        }
+    }
+
+    /// The live entry that has `key` as k2 (`nth` = 2), k3 or k4.
+    ///
+    /// # Errors
+    /// The store's, when it has to be asked.
+    pub async fn get_by(
+        &self,
+        node: &Node,
+        nth: u8,
+        key: &Key,
+    ) -> Result<Option<Arc<Head>>, StoreError> {
+        match self.table(node).await? {
+            Some(table) => Ok(table.by_secondary(nth, key.as_str()).cloned()),
+            None => Ok(self.store.by_secondary(node, nth, key).await?.map(Arc::new)),
+        }
+    }
+
+    /// Live keys of a node in order.
+    ///
+    /// # Errors
+    /// The store's, when it has to be asked.
+    pub async fn keys(&self, node: &Node) -> Result<Vec<Key>, StoreError> {
+        if let Some(table) = self.table(node).await? {
+            return Ok(table.iter().map(|head| head.key.clone()).collect());
+        }
+        let mut keys: Vec<Key> = Vec::new();
+        loop {
+            let page = self.store.keys(node, keys.last(), KEYS_PAGE).await?;
+            let is_last = page.len() < KEYS_PAGE;
+            keys.extend(page);
+            if is_last {
+                return Ok(keys);
+            }
+        }
+    }
+
+    /// Live entries of a node in key order.
+    ///
+    /// # Errors
+    /// The store's; [`StoreError::TooLarge`] for a node that is too large to be held.
+    pub async fn heads(&self, node: &Node) -> Result<Vec<Arc<Head>>, StoreError> {
+        match self.table(node).await? {
+            Some(table) => Ok(table.iter().cloned().collect()),
+            None => Err(StoreError::TooLarge),
+        }
+    }
+
+    /// Waits until the node's view holds `ver` of an entry or a newer one. The caller sets the
+    /// deadline by dropping this.
+    ///
+    /// # Errors
+    /// The store's, when it has to be asked.
+    pub async fn reached(&self, node: &Node, key: &Key, ver: Ver) -> Result<(), StoreError> {
+        loop {
+            let listener = self.heard.views.changed(node);
+            let newest = match self.get(node, key).await? {
+                Some(head) => head.ver.generation,
+                None => {
+                    let entry = node.entry(key.clone());
+                    self.store.newest(&entry).await?.map_or(0, |version| version.ver.generation)
+                }
+            };
+            if newest >= ver.generation {
+                return Ok(());
+            }
+            if let Some(listener) = listener {
+                listener.await;
+            }
+        }
+    }
+
+    /// Carries out one write; durable, and in the view, when it is answered.
+    ///
+    /// # Errors
+    /// [`WriteError`]; nothing has changed then.
+    pub async fn write(&self, write: Write) -> Result<Written, WriteError> {
+        let mut answers = self.store.write(vec![write]).await;
+        answers.pop().unwrap_or_else(|| {
+            Err(WriteError::Store(StoreError::Unavailable("no answer from the store".to_owned())))
+        })
+    }
+
+    /// Carries out many writes, each on its own; see [`Store::write`].
+    pub fn write_all(&self, writes: Vec<Write>) -> BoxFuture<'_, Vec<Result<Written, WriteError>>> {
+        self.store.write(writes)
+    }
+
+    /// The newest version of one entry, deletions included, from the store.
+    pub fn newest(&self, entry: &Entry) -> BoxFuture<'_, Result<Option<Version>, StoreError>> {
+        self.store.newest(entry)
+    }
+
+    pub fn series(
+        &self,
+        query: &SeriesQuery,
+    ) -> BoxFuture<'_, Result<Vec<(Key, Version)>, StoreError>> {
+        self.store.series(query)
+    }
+
+    pub fn layers(&self, bucket: &Bucket) -> BoxFuture<'_, Result<Vec<Layer>, StoreError>> {
+        self.store.layers(bucket)
+    }
+
+    pub fn paths(
+        &self,
+        bucket: &Bucket,
+        layer: &Layer,
+        under: &Path,
+    ) -> BoxFuture<'_, Result<Vec<(Path, u64)>, StoreError>> {
+        self.store.paths(bucket, layer, under)
+    }
+
+    pub fn changes(
+        &self,
+        bucket: &Bucket,
+        since: Seq,
+        limit: usize,
+    ) -> BoxFuture<'_, Result<(Vec<Change>, Seq), StoreError>> {
+        self.store.changes(bucket, since, limit)
+    }
+
+    pub fn erase(&self, entry: &Entry) -> BoxFuture<'_, Result<bool, StoreError>> {
+        self.store.erase(entry)
+    }
+
+    pub fn prune(
+        &self,
+        node: &Node,
+        retention: Retention,
+    ) -> BoxFuture<'_, Result<u64, StoreError>> {
+        self.store.prune(node, retention)
+    }
+
+    pub fn drop_bucket(&self, bucket: &Bucket) -> BoxFuture<'_, Result<(), StoreError>> {
+        self.store.drop_bucket(bucket)
+    }
+
+    pub fn buckets(&self) -> BoxFuture<'_, Result<Vec<Bucket>, StoreError>> {
+        self.store.buckets()
+    }
+
+    pub fn put_stats(&self, cells: Vec<(StatCell, Stat)>) -> BoxFuture<'_, Result<(), StoreError>> {
+        self.store.put_stats(cells)
+    }
+
+    pub fn stats(
+        &self,
+        query: &StatQuery,
+    ) -> BoxFuture<'_, Result<Vec<(StatCell, Stat)>, StoreError>> {
+        self.store.stats(query)
+    }
+
+    pub fn stat_measures(&self, bucket: &Bucket) -> BoxFuture<'_, Result<Vec<Layer>, StoreError>> {
+        self.store.stat_measures(bucket)
+    }
+
+    /// Tells the views the time; see [`Views::tick`].
+    pub fn tick(&self, now_s: u32) {
+        self.heard.views.tick(now_s);
+    }
+
+    pub fn view_stats(&self) -> Stats {
+        self.heard.views.stats()
+    }
+}
+
+impl Listener for Heard {
+    fn committed(&self, events: &[Event]) {
+        self.views.apply(events);
+        for listener in self.listeners.read().unwrap_or_else(PoisonError::into_inner).iter() {
+            listener.committed(events);
+        }
+    }
+}

@@ -1,0 +1,500 @@
+//! Views: the newest version of every entry of the nodes in use, in memory.
+//!
+//! A node is loaded on first use, kept current by the commits it is told of, and dropped when it is
+//! not used or when the byte budget needs it. A reader of a loaded node takes no lock: it picks up
+//! an immutable table, which a writer replaces as a whole (persistent maps share what is unchanged).
+//!
+//! Not here: when to load (`kv.rs`), where rows come from ([`crate::store::Store`]). Input: lookups,
+//! loaded rows, committed events, and the time as whole seconds.
+
+use std::collections::HashMap;
+use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use arc_swap::ArcSwap;
+use event_listener::{Event, EventListener};
+use imbl::OrdMap;
+use wire::names::Key;
+
+use crate::address::{Bucket, Node};
+use crate::store;
+use crate::version::Head;
+
+/// Bytes that an entry costs beside its texts: map slot, counts, stamps.
+const ENTRY_BYTES: usize = 192;
+/// Bytes that a node costs beside its entries and names.
+const NODE_BYTES: usize = 512;
+
+/// How much views may hold, and for how long.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Limits {
+    /// Bytes of all views together; beyond it the fullest bucket gives up its least used nodes.
+    pub bytes_max: usize,
+    /// A node with more bytes than this is not held: its reads go to the store.
+    pub node_bytes_max: usize,
+    /// Seconds without a read after which a node is dropped.
+    pub idle_s: u32,
+}
+
+impl Default for Limits {
+    fn default() -> Limits {
+        Limits { bytes_max: 256 << 20, node_bytes_max: 64 << 20, idle_s: 600 }
+    }
+}
+
+/// The live entries of one node at one moment.
+#[derive(Clone, Debug, Default)]
+pub struct Table {
+    entries: OrdMap<Key, Arc<Head>>,
+    secondary: [OrdMap<Key, Key>; 3],
+    bytes: usize,
+}
+
+impl Table {
+    pub fn get(&self, key: &str) -> Option<&Arc<Head>> {
+        self.entries.get(key)
+    }
+
+    /// The entry that has `key` as k2 (`nth` = 2), k3 or k4.
+    pub fn by_secondary(&self, nth: u8, key: &str) -> Option<&Arc<Head>> {
+        let index = self.secondary.get(usize::from(nth).checked_sub(2)?)?;
+        self.entries.get(index.get(key)?)
+    }
+
+    /// Entries in key order.
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<Head>> {
+        self.entries.values()
+    }
+
+    pub fn len(&self) -> usize {
+        self.entries.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+    }
+
+    /// Takes over what a commit says of one entry, unless a newer version of it is here already.
+    fn take(&mut self, told: &Told) {
+        let newest = self.get(told.key.as_str()).map_or(0, |head| head.ver.generation);
+        if newest > told.generation {
+            return;
+        }
+        match &told.head {
+            Some(head) => self.put(head.clone()),
+            None => self.remove(told.key.as_str()),
+        }
+    }
+
+    fn put(&mut self, head: Arc<Head>) {
+        self.remove(head.key.as_str());
+        self.bytes += head_bytes(&head);
+        for (index, key) in self.secondary.iter_mut().zip(&head.keys) {
+            if let Some(key) = key {
+                index.insert(key.clone(), head.key.clone());
+            }
+        }
+        self.entries.insert(head.key.clone(), head);
+    }
+
+    fn remove(&mut self, key: &str) {
+        let Some(old) = self.entries.remove(key) else { return };
+        self.bytes -= head_bytes(&old);
+        for (index, secondary) in self.secondary.iter_mut().zip(&old.keys) {
+            if let Some(secondary) = secondary {
+                index.remove(secondary);
+            }
+        }
+    }
+}
+
+fn head_bytes(head: &Head) -> usize {
+    let secondary: usize = head.keys.iter().flatten().map(|key| 2 * key.as_str().len() + 64).sum();
+    ENTRY_BYTES + head.key.as_str().len() + head.value.as_str().len() + secondary
+}
+
+/// What a commit says of one entry.
+#[derive(Clone, Debug)]
+struct Told {
+    key: Key,
+    /// The version's; `u64::MAX` for an erasure, which ends whatever there was.
+    generation: u64,
+    /// `None` for a deletion.
+    head: Option<Arc<Head>>,
+}
+
+/// What a node's slot holds.
+#[derive(Debug)]
+enum State {
+    /// Rows are on their way; commits told meanwhile wait here, in their order.
+    Loading(Vec<Told>),
+    Ready(Arc<Table>),
+    /// Over [`Limits::node_bytes_max`].
+    Large,
+    /// Dropped from the views; whoever still has the slot looks the node up again.
+    Gone,
+}
+
+#[derive(Debug)]
+struct Slot {
+    state: ArcSwap<State>,
+    /// Serialises those who replace `state`; readers never take it.
+    writer: Mutex<()>,
+    /// Bytes counted for this slot in `Views::bytes`.
+    bytes: AtomicUsize,
+    /// When it was last read, in the seconds of [`Views::tick`].
+    used_s: AtomicU32,
+    /// Told when loading ends, and on each change.
+    moved: Event,
+}
+
+/// What a lookup found.
+#[derive(Clone, Debug)]
+pub enum Lookup {
+    Ready(Arc<Table>),
+    /// The node is too large to be held; ask the store.
+    Large,
+    /// Not loaded.
+    Absent,
+}
+
+/// Who loads an absent node.
+#[derive(Debug)]
+pub enum Load<'a> {
+    /// The caller does: read the store, then give the rows to the ticket.
+    Mine(Ticket<'a>),
+    /// Somebody else does: wait for this, then look again.
+    Wait(EventListener),
+    /// It came in the meantime: look again.
+    Done,
+}
+
+/// Figures of all views, for statistics and metrics.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Stats {
+    pub hits: u64,
+    pub misses: u64,
+    /// Commits that changed a loaded node.
+    pub writes: u64,
+    pub evicted: u64,
+    pub nodes: usize,
+    pub bytes: usize,
+}
+
+/// All views of a neuron, keyed by node.
+#[derive(Debug)]
+pub struct Views {
+    slots: papaya::HashMap<Node, Arc<Slot>>,
+    limits: Limits,
+    bytes: AtomicUsize,
+    now_s: AtomicU32,
+    hits: AtomicU64,
+    misses: AtomicU64,
+    writes: AtomicU64,
+    evicted: AtomicU64,
+}
+
+impl Views {
+    pub fn new(limits: Limits) -> Views {
+        Views {
+            slots: papaya::HashMap::new(),
+            limits,
+            bytes: AtomicUsize::new(0),
+            now_s: AtomicU32::new(0),
+            hits: AtomicU64::new(0),
+            misses: AtomicU64::new(0),
+            writes: AtomicU64::new(0),
+            evicted: AtomicU64::new(0),
+        }
+    }
+
+    pub fn limits(&self) -> Limits {
+        self.limits
+    }
+
+    /// The node as it is held; counts a hit or a miss.
+    pub fn lookup(&self, node: &Node) -> Lookup {
+        let slots = self.slots.pin();
+        let found = slots.get(node).map_or(Lookup::Absent, |slot| {
+            let now_s = self.now_s.load(Ordering::Relaxed);
+            if slot.used_s.load(Ordering::Relaxed) != now_s {
+                slot.used_s.store(now_s, Ordering::Relaxed);
+            }
+            match &**slot.state.load() {
+                State::Ready(table) => Lookup::Ready(table.clone()),
+                State::Large => Lookup::Large,
+                State::Loading(_) | State::Gone => Lookup::Absent,
+            }
+        });
+        let counter = if matches!(found, Lookup::Ready(_)) { &self.hits } else { &self.misses };
+        counter.fetch_add(1, Ordering::Relaxed);
+        found
+    }
+
+    /// Starts loading an absent node, or joins whoever does. From here on every commit to the node
+    /// is kept, so rows read from the store after this call can be merged with nothing lost.
+    pub fn load(&self, node: &Node) -> Load<'_> {
+        let slots = self.slots.pin();
+        let fresh = || {
+            Arc::new(Slot {
+                state: ArcSwap::from_pointee(State::Loading(Vec::new())),
+                writer: Mutex::new(()),
+                bytes: AtomicUsize::new(0),
+                used_s: AtomicU32::new(self.now_s.load(Ordering::Relaxed)),
+                moved: Event::new(),
+            })
+        };
+        match slots.try_insert_with(node.clone(), fresh) {
+            Ok(slot) => {
+                Load::Mine(Ticket { views: self, node: node.clone(), slot: Some(slot.clone()) })
+            }
+            Err(slot) => {
+                let listener = slot.moved.listen();
+                // Listening came first: an end of loading after this look is heard.
+                match &**slot.state.load() {
+                    State::Loading(_) => Load::Wait(listener),
+                    State::Ready(_) | State::Large | State::Gone => Load::Done,
+                }
+            }
+        }
+    }
+
+    /// A listener for the next change of a loaded node; `None` when it is not loaded.
+    pub fn changed(&self, node: &Node) -> Option<EventListener> {
+        self.slots.pin().get(node).map(|slot| slot.moved.listen())
+    }
+
+    /// Brings loaded nodes up to date with commits, in the order in which they are told.
+    pub fn apply(&self, events: &[store::Event]) {
+        let mut rest = events;
+        while let Some(first) = rest.first() {
+            match first {
+                store::Event::Dropped(bucket) => {
+                    self.drop_bucket(bucket);
+                    rest = &rest[1..];
+                }
+                store::Event::Erased(entry) => {
+                    let told = Told { key: entry.key.clone(), generation: u64::MAX, head: None };
+                    self.change(&entry.node, &[told]);
+                    rest = &rest[1..];
+                }
+                store::Event::Changed(change) => {
+                    let node = &change.entry.node;
+                    let mut told = Vec::new();
+                    while let Some(store::Event::Changed(next)) = rest.first()
+                        && next.entry.node == *node
+                    {
+                        if let Some(version) = &next.version {
+                            told.push(Told {
+                                key: next.entry.key.clone(),
+                                generation: version.ver.generation,
+                                head: Head::of(&next.entry.key, version).map(Arc::new),
+                            });
+                        }
+                        rest = &rest[1..];
+                    }
+                    self.change(node, &told);
+                }
+            }
+        }
+    }
+
+    /// Tells the time; drops nodes that were not read for [`Limits::idle_s`].
+    pub fn tick(&self, now_s: u32) {
+        self.now_s.store(now_s, Ordering::Relaxed);
+        let slots = self.slots.pin();
+        for (node, slot) in &slots {
+            let idle_s = now_s.saturating_sub(slot.used_s.load(Ordering::Relaxed));
+            if idle_s >= self.limits.idle_s && !is_loading(slot) {
+                self.discard(node, slot);
+            }
+        }
+    }
+
+    pub fn stats(&self) -> Stats {
+        Stats {
+            hits: self.hits.load(Ordering::Relaxed),
+            misses: self.misses.load(Ordering::Relaxed),
+            writes: self.writes.load(Ordering::Relaxed),
+            evicted: self.evicted.load(Ordering::Relaxed),
+            nodes: self.slots.len(),
+            bytes: self.bytes.load(Ordering::Relaxed),
+        }
+    }
+
+    fn change(&self, node: &Node, told: &[Told]) {
+        let slots = self.slots.pin();
+        let Some(slot) = slots.get(node) else { return };
+        let _writer = slot.writer.lock().unwrap_or_else(PoisonError::into_inner);
+        let next = match &**slot.state.load() {
+            State::Large | State::Gone => return,
+            State::Loading(before) => {
+                let mut all = before.clone();
+                all.extend_from_slice(told);
+                State::Loading(all)
+            }
+            State::Ready(table) => {
+                let mut table = Table::clone(table);
+                for one in told {
+                    table.take(one);
+                }
+                self.settle(node, slot, table)
+            }
+        };
+        slot.state.store(Arc::new(next));
+        self.writes.fetch_add(told.len() as u64, Ordering::Relaxed);
+        slot.moved.notify(usize::MAX);
+    }
+
+    /// Accounts for a table that is about to stand in its slot, or finds that it is too large.
+    fn settle(&self, node: &Node, slot: &Slot, table: Table) -> State {
+        let names = node.path.as_str().len() + node.layer.as_str().len();
+        let (state, bytes) = if table.bytes > self.limits.node_bytes_max {
+            (State::Large, NODE_BYTES + names)
+        } else {
+            let bytes = NODE_BYTES + names + table.bytes;
+            (State::Ready(Arc::new(table)), bytes)
+        };
+        let before = slot.bytes.swap(bytes, Ordering::Relaxed);
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
+        self.bytes.fetch_sub(before, Ordering::Relaxed);
+        state
+    }
+
+    /// Makes room down to nine tenths of the budget: always the bucket that holds most gives up the
+    /// node that it has not read for the longest time, so no account can push another out of a
+    /// smaller share than its own.
+    fn make_room(&self) {
+        if self.bytes.load(Ordering::Relaxed) <= self.limits.bytes_max {
+            return;
+        }
+        let target = self.limits.bytes_max / 10 * 9;
+        let slots = self.slots.pin();
+        let mut by_bucket: HashMap<&Bucket, (usize, Vec<(u32, &Node, &Arc<Slot>)>)> =
+            HashMap::new();
+        for (node, slot) in &slots {
+            if is_loading(slot) {
+                continue;
+            }
+            let held = by_bucket.entry(&node.bucket).or_default();
+            held.0 += slot.bytes.load(Ordering::Relaxed);
+            held.1.push((slot.used_s.load(Ordering::Relaxed), node, slot));
+        }
+        let mut queue: std::collections::BinaryHeap<_> = by_bucket
+            .into_values()
+            .map(|(bytes, mut nodes)| {
+                nodes.sort_unstable_by(|a, b| (b.0, b.1).cmp(&(a.0, a.1)));
+                ByBytes(bytes, nodes)
+            })
+            .collect();
+        while self.bytes.load(Ordering::Relaxed) > target
+            && let Some(ByBytes(bytes, mut nodes)) = queue.pop()
+        {
+            if let Some((_, node, slot)) = nodes.pop() {
+                let freed = slot.bytes.load(Ordering::Relaxed);
+                self.discard(node, slot);
+                queue.push(ByBytes(bytes.saturating_sub(freed), nodes));
+            }
+        }
+    }
+
+    fn discard(&self, node: &Node, slot: &Arc<Slot>) {
+        let slots = self.slots.pin();
+        if matches!(slots.remove_if(node, |_, held| Arc::ptr_eq(held, slot)), Ok(Some(_))) {
+            let _writer = slot.writer.lock().unwrap_or_else(PoisonError::into_inner);
+            slot.state.store(Arc::new(State::Gone));
+            self.bytes.fetch_sub(slot.bytes.swap(0, Ordering::Relaxed), Ordering::Relaxed);
+            self.evicted.fetch_add(1, Ordering::Relaxed);
+            slot.moved.notify(usize::MAX);
+        }
+    }
+
+    fn drop_bucket(&self, bucket: &Bucket) {
+        let slots = self.slots.pin();
+        for (node, slot) in &slots {
+            if node.bucket == *bucket {
+                self.discard(node, slot);
+            }
+        }
+    }
+}
+
+struct ByBytes<'a>(usize, Vec<(u32, &'a Node, &'a Arc<Slot>)>);
+
+impl Ord for ByBytes<'_> {
+    fn cmp(&self, other: &Self) -> std::cmp::Ordering {
+        self.0.cmp(&other.0)
+    }
+}
+
+impl PartialOrd for ByBytes<'_> {
+    fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
+        Some(self.cmp(other))
+    }
+}
+
+impl Eq for ByBytes<'_> {}
+
+impl PartialEq for ByBytes<'_> {
+    fn eq(&self, other: &Self) -> bool {
+        self.0 == other.0
+    }
+}
+
+/// The right to fill one node. Dropped unused (a failed or abandoned load), it frees the node for
+/// the next reader to try.
+#[derive(Debug)]
+pub struct Ticket<'a> {
+    views: &'a Views,
+    node: Node,
+    slot: Option<Arc<Slot>>,
+}
+
+impl Ticket<'_> {
+    /// Fills the node with rows that were read from the store after [`Views::load`]. A commit that
+    /// was told meanwhile wins over its row.
+    pub fn loaded(mut self, rows: Vec<Head>) -> Arc<Table> {
+        let mut table = Table::default();
+        for row in rows {
+            table.put(Arc::new(row));
+        }
+        let Some(slot) = self.slot.take() else { return Arc::new(table) };
+        let shown;
+        {
+            let _writer = slot.writer.lock().unwrap_or_else(PoisonError::into_inner);
+            let state = slot.state.load();
+            if let State::Loading(told) = &**state {
+                for one in told {
+                    table.take(one);
+                }
+            }
+            shown = Arc::new(table.clone());
+            if !matches!(&**state, State::Gone) {
+                slot.state.store(Arc::new(self.views.settle(&self.node, &slot, table)));
+            }
+        }
+        slot.moved.notify(usize::MAX);
+        self.views.make_room();
+        shown
+    }
+
+    /// Marks the node as too large to be held.
+    pub fn too_large(mut self) {
+        if let Some(slot) = self.slot.take() {
+            slot.state.store(Arc::new(State::Large));
+            slot.moved.notify(usize::MAX);
+        }
+    }
+}
+
+impl Drop for Ticket<'_> {
+    fn drop(&mut self) {
+        if let Some(slot) = self.slot.take() {
+            self.views.discard(&self.node, &slot);
+        }
+    }
+}
+
+fn is_loading(slot: &Slot) -> bool {
+    matches!(&**slot.state.load(), State::Loading(_))
+}

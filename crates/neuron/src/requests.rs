@@ -1,0 +1,371 @@
+//! One request of the HTTP API: read, authenticate, decide, carry out, wrap (`spec/xirsys.md` §1.1).
+//!
+//! Input is what the shell took off the wire; output is status, headers and body. Pages, health and
+//! WebSocket upgrades are not here.
+
+use std::net::IpAddr;
+use std::sync::{Arc, OnceLock};
+
+use kv4::Bucket;
+use kv4::store::BoxFuture;
+use services::access::{self, Wish};
+use services::legacy::{self, Route};
+use services::principal::{self, Caller};
+use services::statistics::Measured;
+use services::{Answer, Call, Method, Service, Services, layer_of};
+use wire::envelope::{self, Fault};
+use wire::errors::Code;
+use wire::names::{Key, Layer, Path, percent_decode};
+use wire::params::Params;
+
+use crate::Neuron;
+
+/// What the shell took off the wire.
+#[derive(Clone, Copy, Debug)]
+pub struct Request<'a> {
+    pub method: &'a str,
+    /// As it was sent: not decoded, not normalised.
+    pub path: &'a str,
+    pub query: &'a str,
+    pub authorization: Option<&'a str>,
+    pub accept: Option<&'a str>,
+    pub origin: Option<&'a str>,
+    pub if_match: Option<&'a str>,
+    pub if_none_match: Option<&'a str>,
+    /// `host:port` as the client wrote it.
+    pub authority: &'a str,
+    pub is_tls: bool,
+    /// The client's, found once for limits, rules and logs.
+    pub address: IpAddr,
+    pub body: &'a [u8],
+}
+
+/// What goes back.
+#[derive(Clone, Debug)]
+pub struct Response {
+    pub status: u16,
+    pub content_type: Option<&'static str>,
+    pub body: String,
+    pub etag: Option<String>,
+    pub no_store: bool,
+    pub retry_after_s: Option<u64>,
+    /// `Access-Control-Allow-Origin`; `None` to leave it out.
+    pub allow_origin: Option<String>,
+    /// Whether this answers a preflight.
+    pub is_preflight: bool,
+    /// Who asked, once proven.
+    pub caller: Option<Arc<Caller>>,
+}
+
+const JSON: &str = "application/json";
+const PROBLEM: &str = "application/problem+json";
+
+impl Response {
+    fn new(status: u16, content_type: Option<&'static str>, body: String) -> Response {
+        Response {
+            status,
+            content_type,
+            body,
+            etag: None,
+            no_store: false,
+            retry_after_s: None,
+            allow_origin: Some("*".to_owned()),
+            is_preflight: false,
+            caller: None,
+        }
+    }
+}
+
+/// Each account's share of the requests that are carried out at a time.
+pub trait Admission: Send + Sync {
+    /// Waits for the account's turn, which lasts until what comes back is dropped; `None` when too
+    /// many of its requests wait already.
+    fn turn(&self, bucket: &Bucket) -> BoxFuture<'static, Option<Box<dyn Send + Sync>>>;
+}
+
+impl Neuron {
+    /// Carries out a request; `None` when its path is not one of the API.
+    pub async fn request(
+        &self,
+        request: &Request<'_>,
+        admission: &dyn Admission,
+    ) -> Option<Response> {
+        let target = Target::of(request.path)?;
+        if request.method == "OPTIONS" {
+            let mut response = Response::new(204, None, String::new());
+            response.is_preflight = true;
+            return Some(response);
+        }
+        Some(match target {
+            Target::Legacy(route, adds) => {
+                legacy_request(&self.services, request, admission, route, adds).await
+            }
+            Target::Service(service, rest) => {
+                service_request(&self.services, request, admission, service, rest).await
+            }
+        })
+    }
+}
+
+enum Target<'a> {
+    Legacy(Route, bool),
+    /// The service, and what of the URL's path follows it.
+    Service(Service, &'a str),
+}
+
+impl<'a> Target<'a> {
+    fn of(path: &'a str) -> Option<Target<'a>> {
+        let path = path.trim_start_matches('/');
+        let (first, rest) = path.split_once('/').unwrap_or((path, ""));
+        if first.starts_with('_') {
+            return Service::of_prefix(first).map(|service| Target::Service(service, rest));
+        }
+        Route::of(&format!("/{path}")).map(|(route, adds)| Target::Legacy(route, adds))
+    }
+}
+
+/// What is known of a request that goes on to a service.
+struct Admitted {
+    caller: Arc<Caller>,
+    method: Method,
+    params: Params,
+    allow_origin: Option<String>,
+    real_status: bool,
+}
+
+async fn service_request(
+    services: &Arc<Services>,
+    request: &Request<'_>,
+    admission: &dyn Admission,
+    service: Service,
+    rest: &str,
+) -> Response {
+    let mut real_status = request.accept.is_some_and(|accept| accept.contains(PROBLEM));
+    let admitted = match admit(services, request, real_status).await {
+        Ok(admitted) => admitted,
+        Err(fault) => return refuse(&fault, real_status),
+    };
+    real_status = admitted.real_status;
+    let caller = &admitted.caller;
+    let done = async {
+        let _turn = turn(admission, caller).await?;
+        let path =
+            Path::from_url(rest).map_err(|error| Fault::with(error.code(), error.to_string()))?;
+        let (method, params) = (admitted.method, &admitted.params);
+        let erase = params.flag("erase");
+        let wish = Wish::Call { service, method, path: &path, erase };
+        access::decide(services, caller, request.address, wish).await?;
+        let call = Call {
+            caller,
+            method,
+            path,
+            params,
+            if_match: request.if_match.map(|tag| tag.trim().trim_matches('"')),
+            authority: request.authority,
+            is_tls: request.is_tls,
+        };
+        services::call(services, service, &call).await
+    }
+    .await;
+    count(services, caller, service, admitted.method);
+    let mut response = match done {
+        Ok(answer) => accept(answer, request.if_none_match),
+        Err(fault) => refuse(&fault, real_status),
+    };
+    response.allow_origin = admitted.allow_origin;
+    response.caller = Some(admitted.caller);
+    response
+}
+
+async fn turn(admission: &dyn Admission, caller: &Caller) -> Result<Box<dyn Send + Sync>, Fault> {
+    admission.turn(&caller.bucket).await.ok_or_else(|| {
+        Fault::with(Code::Overloaded, "this account has too many requests under way")
+    })
+}
+
+/// Reads a request and proves its caller.
+async fn admit(
+    services: &Arc<Services>,
+    request: &Request<'_>,
+    real_status: bool,
+) -> Result<Admitted, Fault> {
+    let method = match request.method {
+        "GET" | "HEAD" => Method::Get,
+        "PUT" => Method::Put,
+        "POST" => Method::Post,
+        "DELETE" => Method::Delete,
+        other => {
+            return Err(Fault::with(Code::MethodNotFound, format!("there is no {other} here")));
+        }
+    };
+    // Credentials come first: an unknown caller learns nothing of how bodies are read.
+    let caller = match request.authorization {
+        Some(header) => Some(principal::from_header(services, header, request.address).await?),
+        None => None,
+    };
+    let params = Params::read(request.query, request.body);
+    let caller = match (caller, &params) {
+        (Some(caller), _) => caller,
+        (None, Ok(params)) => by_params(services, params, request.address).await?,
+        (None, Err(_)) => return Err(Code::Unauthorized.into()),
+    };
+    let params = params.map_err(|error| Fault::with(Code::BadRequest, error.to_string()))?;
+    let settings = services.settings.of(&services.kv, &caller.bucket).await;
+    let settings =
+        settings.map_err(|error| Fault::with(Code::StoreUnavailable, error.to_string()))?;
+    let real_status = real_status || settings.at(&Path::root(), "real_status").unwrap_or(false);
+    let mut allow_origin = Some("*".to_owned());
+    if let Some(origins) = settings.at::<Vec<String>>(&Path::root(), "cors_origins") {
+        allow_origin = request.origin.map(str::to_owned).filter(|origin| origins.contains(origin));
+        if request.origin.is_some() && allow_origin.is_none() {
+            return Err(Fault::with(Code::NotAllowed, "this account does not allow that origin"));
+        }
+    }
+    Ok(Admitted { caller, method, params, allow_origin, real_status })
+}
+
+/// `ident` and `secret` among the parameters, as v2 clients send them.
+async fn by_params(
+    services: &Services,
+    params: &Params,
+    address: IpAddr,
+) -> Result<Arc<Caller>, Fault> {
+    match (params.text("ident"), params.text("secret")) {
+        (Some(ident), Some(secret)) => {
+            principal::from_parts(services, &ident, &secret, address).await
+        }
+        _ => Err(Fault::with(
+            Code::Unauthorized,
+            "send credentials as Basic authentication, or as `ident` and `secret`",
+        )),
+    }
+}
+
+async fn legacy_request(
+    services: &Arc<Services>,
+    request: &Request<'_>,
+    admission: &dyn Admission,
+    route: Route,
+    adds: bool,
+) -> Response {
+    let done = async {
+        if route == Route::SignalList {
+            return Ok(legacy::signal_list(services, request.authority, request.is_tls));
+        }
+        let admitted = admit(services, request, false).await?;
+        let _turn = turn(admission, &admitted.caller).await?;
+        let is_listing = admitted.method == Method::Get && !adds;
+        let path = legacy::path(route, is_listing, &admitted.params)?;
+        let service = match route {
+            Route::Token => Service::Token,
+            Route::Ice => Service::Turn,
+            _ => Service::Namespace,
+        };
+        let params = legacy::params(route, admitted.params);
+        let method = if adds { Method::Put } else { admitted.method };
+        let wish = Wish::Call { service, method, path: &path, erase: false };
+        access::decide(services, &admitted.caller, request.address, wish).await?;
+        let call = Call {
+            caller: &admitted.caller,
+            method,
+            path,
+            params: &params,
+            if_match: None,
+            authority: request.authority,
+            is_tls: request.is_tls,
+        };
+        let done = legacy::call(services, route, &call, adds).await;
+        count(services, &admitted.caller, service, method);
+        done
+    }
+    .await;
+    match done {
+        Ok(data) => {
+            let mut response = Response::new(200, Some(JSON), envelope::legacy_ok(&data));
+            response.no_store = true;
+            response
+        }
+        Err(fault) => {
+            let status = if fault.code.is_always_real() { fault.code.status() } else { 200 };
+            let mut response = Response::new(status, Some(JSON), envelope::legacy_error(&fault));
+            response.retry_after_s = retry_after_s(&fault);
+            response
+        }
+    }
+}
+
+fn accept(answer: Answer, if_none_match: Option<&str>) -> Response {
+    let etag = answer.ver.map(|ver| format!("\"{ver}\""));
+    let is_known = match (&etag, if_none_match) {
+        (Some(etag), Some(known)) => {
+            known.split(',').any(|tag| tag.trim().trim_start_matches("W/") == etag)
+        }
+        _ => false,
+    };
+    let mut response = if is_known {
+        Response::new(304, None, String::new())
+    } else {
+        Response::new(200, Some(JSON), envelope::ok(&answer.v))
+    };
+    response.etag = etag;
+    response.no_store = answer.no_store;
+    response
+}
+
+fn refuse(fault: &Fault, real_status: bool) -> Response {
+    let mut response = if real_status {
+        Response::new(fault.code.status(), Some(PROBLEM), envelope::problem(fault))
+    } else {
+        let status = if fault.code.is_always_real() { fault.code.status() } else { 200 };
+        Response::new(status, Some(JSON), envelope::error(fault))
+    };
+    response.retry_after_s = retry_after_s(fault);
+    response.no_store = true;
+    response
+}
+
+fn retry_after_s(fault: &Fault) -> Option<u64> {
+    match fault.code {
+        Code::TooManyRequests => Some(6),
+        Code::Overloaded | Code::StoreUnavailable | Code::StoreDegraded => Some(1),
+        _ => None,
+    }
+}
+
+/// `api:3` at `/<service>/<METHOD>`, by who called.
+fn count(services: &Services, caller: &Caller, service: Service, method: Method) {
+    static MEASURES: OnceLock<(Layer, Vec<Path>)> = OnceLock::new();
+    const METHODS: [Method; 4] = [Method::Delete, Method::Get, Method::Post, Method::Put];
+    let (measure, paths) = MEASURES.get_or_init(|| {
+        let of = |service: Service, method: Method| {
+            Path::parse(&format!("/{}/{}", service.name(), method.as_str()))
+                .expect("service and method names are legal segments")
+        };
+        let paths =
+            Service::ALL.iter().flat_map(|service| METHODS.map(|method| of(*service, method)));
+        (layer_of("api:3"), paths.collect())
+    });
+    let at = service as usize * METHODS.len() + method as usize;
+    let Ok(key) = Key::parse(&caller.who) else { return };
+    let measured = Measured {
+        bucket: caller.bucket.clone(),
+        measure: measure.clone(),
+        path: paths[at].clone(),
+        key,
+    };
+    services.stats.record(measured, 1, services.now_s());
+}
+
+/// The token, and the path asked for, of a signalling URL: `/ws/v2/<t>`, `/v2/<t>`, and the same for
+/// v1 (`spec/xirsys.md` §1.2). Doubled slashes are collapsed.
+pub fn socket_target(path: &str) -> Option<(u8, String)> {
+    let mut segments = path.split('/').filter(|segment| !segment.is_empty()).peekable();
+    segments.next_if_eq(&"ws");
+    let version = match segments.next()? {
+        "v1" => 1,
+        "v2" => 2,
+        _ => return None,
+    };
+    let token = percent_decode(segments.next()?, false).ok()?;
+    segments.next().is_none().then_some((version, token))
+}

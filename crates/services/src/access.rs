@@ -1,0 +1,168 @@
+//! The one evaluator: may this caller, from this address, do this here?
+//!
+//! It knows accounts, sub-accounts, admins, token scope and address rules; services do not decide
+//! access themselves. The caller has been proven already ([`crate::principal`]).
+
+use std::collections::HashMap;
+use std::net::{IpAddr, Ipv6Addr};
+use std::sync::Arc;
+
+use kv4::{Bucket, Head};
+use wire::envelope::Fault;
+use wire::errors::Code;
+use wire::names::Path;
+use wire::token::{Claims, Grants};
+
+use crate::principal::{Caller, Role};
+use crate::{Method, Service, Services, accounts, store_fault};
+
+/// What somebody wants to do.
+#[derive(Clone, Copy, Debug)]
+pub enum Wish<'a> {
+    /// A call of the HTTP API with an account's credentials.
+    Call { service: Service, method: Method, path: &'a Path, erase: bool },
+}
+
+/// Decides a call.
+///
+/// # Errors
+/// `unauthorized` where an address rule denies, `not_allowed` where the credentials do not permit.
+pub async fn decide(
+    services: &Services,
+    caller: &Caller,
+    address: IpAddr,
+    wish: Wish<'_>,
+) -> Result<(), Fault> {
+    let Wish::Call { service, method, path, erase } = wish;
+    let is_read = method == Method::Get;
+    // `_auth` is never denied by its own rule, so nobody locks himself out.
+    if service != Service::Authorization && denied(services, &caller.bucket, path, address).await? {
+        return Err(Fault::with(
+            Code::Unauthorized,
+            format!("a rule in /_auth denies {address} here"),
+        ));
+    }
+    let refusal = match service {
+        Service::Statistics if !is_read => Some("statistics are written by services only"),
+        Service::Accounts
+            if !is_read && caller.sub.is_some() && path.as_str() == accounts::ACCOUNTS_PATH =>
+        {
+            Some("a sub-account cannot have sub-accounts")
+        }
+        _ if erase && caller.role != Role::Owner => {
+            Some("only the account's owner may erase a series")
+        }
+        _ => None,
+    };
+    match refusal {
+        Some(why) => Err(Fault::with(Code::NotAllowed, why)),
+        None => Ok(()),
+    }
+}
+
+/// Decides whether the holder of a token may be on a path. The token's signature, time and
+/// revocation have been seen to.
+///
+/// # Errors
+/// `channel_override_not_allowed` outside the token's path, `not_allowed` without the grant,
+/// `unauthorized` where an address rule denies.
+pub async fn decide_join(
+    services: &Services,
+    claims: &Claims,
+    bucket: &Bucket,
+    path: &Path,
+    address: IpAddr,
+) -> Result<(), Fault> {
+    if claims.path.as_ref().is_some_and(|scope| scope != path) {
+        return Err(Fault::new(Code::ChannelOverrideNotAllowed));
+    }
+    if !claims.grants.contains(Grants::SUBSCRIBE) {
+        return Err(Fault::with(Code::NotAllowed, "the token does not grant `subscribe`"));
+    }
+    if denied(services, bucket, path, address).await? {
+        return Err(Fault::with(
+            Code::Unauthorized,
+            format!("a rule in /_auth denies {address} here"),
+        ));
+    }
+    Ok(())
+}
+
+/// Whether an address rule of the bucket denies a path.
+///
+/// # Errors
+/// The store's, when the rules have to be read.
+pub async fn denied(
+    services: &Services,
+    bucket: &Bucket,
+    path: &Path,
+    address: IpAddr,
+) -> Result<bool, Fault> {
+    let rules = services.rules.of(&services.kv, bucket).await.map_err(store_fault)?;
+    Ok(rules.denied(path, address))
+}
+
+/// The address rules of one bucket.
+#[derive(Clone, Debug, Default)]
+pub struct Rules(HashMap<Path, Vec<Network>>);
+
+impl Rules {
+    pub(crate) fn compile(rows: &[(Path, Arc<Head>)]) -> Rules {
+        let mut rules: HashMap<Path, Vec<Network>> = HashMap::new();
+        for (path, head) in rows {
+            if let Some(network) = Network::parse(head.key.as_str()) {
+                rules.entry(path.clone()).or_default().push(network);
+            }
+        }
+        Rules(rules)
+    }
+
+    /// Whether a rule at the path or above it denies the address.
+    pub fn denied(&self, path: &Path, address: IpAddr) -> bool {
+        !self.0.is_empty()
+            && path.ancestors().any(|path| {
+                self.0
+                    .get(&path)
+                    .is_some_and(|networks| networks.iter().any(|net| net.contains(address)))
+            })
+    }
+}
+
+/// A range of addresses: one address, or a prefix in CIDR form.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Network {
+    /// IPv4 as its IPv4-mapped IPv6 address, so that both spellings of one address are one.
+    base: u128,
+    mask: u128,
+}
+
+impl Network {
+    /// Reads `192.0.2.1`, `192.0.2.0/24`, `2001:db8::/32`.
+    pub fn parse(text: &str) -> Option<Network> {
+        let (address, prefix) = match text.split_once('/') {
+            Some((address, prefix)) => (address, Some(prefix.parse::<u32>().ok()?)),
+            None => (text, None),
+        };
+        let address: IpAddr = address.trim().parse().ok()?;
+        let bits = if address.is_ipv4() { 32 } else { 128 };
+        let prefix = prefix.unwrap_or(bits);
+        if prefix > bits {
+            return None;
+        }
+        let ones = prefix + (128 - bits);
+        let mask = if ones == 0 { 0 } else { u128::MAX << (128 - ones) };
+        Some(Network { base: widen(address) & mask, mask })
+    }
+
+    pub fn contains(self, address: IpAddr) -> bool {
+        widen(address) & self.mask == self.base
+    }
+}
+
+fn widen(address: IpAddr) -> u128 {
+    let address: Ipv6Addr = match address {
+        IpAddr::V4(address) => address.to_ipv6_mapped(),
+        IpAddr::V6(address) => address,
+    };
+    u128::from(address)
+}

@@ -1,0 +1,441 @@
+//! `_acc`: top accounts by `$sys`, sub-accounts by their owner, and an account's admins
+//! (seed 002 "The Accounts Service", `spec/xirsys.md` §1.6).
+//!
+//! `/accounts` holds accounts (k = name, k2 = e-mail), `/users/admins` holds admins. Secrets are
+//! kept as hashes; a plain one appears in the reply that made it and nowhere else.
+
+use std::borrow::Cow;
+
+use kv4::write::{Condition, KeyChange, Op, Write, WriteError};
+use kv4::{Bucket, Head, Node};
+use serde::Deserialize;
+use wire::envelope::Fault;
+use wire::errors::Code;
+use wire::json::{Json, Members};
+use wire::names::{Ident, Key, Layer};
+
+use crate::entries::{self, Found};
+use crate::{Answer, Call, Closing, Method, Services, layer, secrets, store_fault, write_fault};
+
+pub(crate) const LAYER: &str = "*acc";
+pub(crate) const ACCOUNTS_PATH: &str = "/accounts";
+pub(crate) const ADMINS_PATH: &str = "/users/admins";
+
+/// Shortest and longest password, in bytes.
+const PASSWORD_BYTES: std::ops::RangeInclusive<usize> = 4..=256;
+/// Longest e-mail address, in bytes (RFC 5321 §4.5.3.1.3 less the brackets).
+const EMAIL_BYTES_MAX: usize = 254;
+/// Fields that only the reply that makes an account shows.
+const HIDDEN: [&str; 5] = ["secret", "password", "plan", "term", "customer_id"];
+/// How often a merge is tried again after somebody else wrote in between.
+const MERGE_ATTEMPTS: usize = 16;
+
+/// What of an account's row proves its secret.
+#[derive(Debug, Deserialize)]
+pub(crate) struct AccountRow {
+    pub(crate) active: bool,
+    /// A hash of [`secrets`].
+    pub(crate) secret: String,
+    /// Seconds since 1970.
+    pub(crate) created: u64,
+}
+
+/// What of an admin's row proves the password.
+#[derive(Debug, Deserialize)]
+pub(crate) struct AdminRow {
+    pub(crate) password: String,
+    #[serde(default = "yes")]
+    pub(crate) active: bool,
+}
+
+fn yes() -> bool {
+    true
+}
+
+/// A value as readers of its layer may see it: rows of accounts and admins without their secrets.
+pub(crate) fn shown<'a>(layer: &Layer, value: &'a Json) -> Cow<'a, Json> {
+    if layer.as_str() != LAYER {
+        return Cow::Borrowed(value);
+    }
+    let Some(mut members) = value.members() else { return Cow::Borrowed(value) };
+    for hidden in HIDDEN {
+        members.remove(hidden);
+    }
+    Cow::Owned(members.to_json())
+}
+
+pub(crate) async fn call(services: &Services, call: &Call<'_>) -> Result<Answer, Fault> {
+    let node = entries::node(call, layer(LAYER));
+    let is_accounts = match call.path.as_str() {
+        ACCOUNTS_PATH => true,
+        ADMINS_PATH => false,
+        _ => {
+            return Err(Fault::with(
+                Code::NotFound,
+                format!("this service has {ACCOUNTS_PATH} and {ADMINS_PATH}"),
+            ));
+        }
+    };
+    match (call.method, is_accounts) {
+        (Method::Get, _) => match get_own(services, call, &node).await? {
+            Some(answer) => Ok(answer),
+            None => entries::get(services, call, &node).await,
+        },
+        (Method::Put | Method::Post, true) => put_account(services, call, &node).await,
+        (Method::Put | Method::Post, false) => put_admin(services, call, &node).await,
+        (Method::Delete, true) => delete_account(services, call, &node).await,
+        (Method::Delete, false) => entries::delete(services, call, &node).await,
+    }
+}
+
+/// A single row without `_ver_`: deployed clients read accounts with strict models.
+async fn get_own(
+    services: &Services,
+    call: &Call<'_>,
+    node: &Node,
+) -> Result<Option<Answer>, Fault> {
+    if call.params.flag("time_series") || call.params.text("as").is_some() {
+        return Ok(None);
+    }
+    match entries::find(services, call, node).await? {
+        Found::NotAsked => Ok(None),
+        Found::Nothing => Err(Code::NotFound.into()),
+        Found::Entry(head) => Ok(Some(Answer {
+            v: shown(&node.layer, &head.value).as_str().to_owned(),
+            ver: Some(head.ver),
+            no_store: false,
+        })),
+    }
+}
+
+async fn put_account(services: &Services, call: &Call<'_>, node: &Node) -> Result<Answer, Fault> {
+    let key = entries::key(call)?.ok_or(Code::BadUsername)?;
+    let ident =
+        Ident::parse(key.as_str()).map_err(|error| Fault::with(error.code(), error.to_string()))?;
+    let details = call.params.json("v").and_then(|v| v.members());
+    let details = details.ok_or(Code::RequireAccountDetails)?;
+    let live = services.kv.get(node, &key).await.map_err(store_fault)?;
+    match (call.method, live) {
+        (Method::Post, Some(_)) => merge_account(services, call, node, &key, &details).await,
+        (_, Some(_)) => Err(Code::UsernameExists.into()),
+        (_, None) => create_account(services, call, node, &key, &ident, details).await,
+    }
+}
+
+async fn create_account(
+    services: &Services,
+    call: &Call<'_>,
+    node: &Node,
+    key: &Key,
+    ident: &Ident,
+    mut details: Members,
+) -> Result<Answer, Fault> {
+    if details.text("username").is_some_and(|name| name != ident.as_str()) {
+        return Err(Fault::with(Code::BadUsername, "`username` is not `k`"));
+    }
+    let (owner, sub) = match call.caller.is_sys() {
+        true => (ident, None),
+        false => (&call.caller.account, Some(ident)),
+    };
+    if Bucket::account(owner, sub).is_none() {
+        return Err(Fault::with(
+            Code::BadUsername,
+            "the account's database name would exceed 200 bytes",
+        ));
+    }
+    let email = email(&details)?;
+    let password = password(&details)?;
+    let active = active(&details)?.unwrap_or(true);
+    let chosen = details.text("secret").filter(|secret| !secret.is_empty());
+    if chosen.as_deref().is_some_and(|secret| secret.contains('#') || secret.starts_with('!')) {
+        return Err(Fault::with(
+            Code::BadPasswordFormat,
+            "a secret cannot hold `#` or start with `!`",
+        ));
+    }
+    let secret = chosen.clone().unwrap_or_else(|| secrets::random_uuid(&*services.rng));
+    let secret_hash = match &chosen {
+        Some(chosen) => hash(services, chosen).await?,
+        None => secrets::hash_random(&secret),
+    };
+    let password_hash = match &password {
+        Some(password) => Json::string(&hash(services, password).await?),
+        None => Json::null(),
+    };
+
+    let mut row = Members::default();
+    row.set("username", Json::string(ident.as_str()));
+    for (name, default) in [
+        ("term", Json::string("monthly")),
+        ("plan", Json::string("free")),
+        ("last_name", Json::null()),
+        ("first_name", Json::null()),
+        ("customer_id", Json::null()),
+        ("company", Json::null()),
+    ] {
+        row.set(name, details.remove(name).unwrap_or(default));
+    }
+    for (name, value) in details.iter().filter(|(name, _)| *name != "_ver_") {
+        row.set(name, value.clone());
+    }
+    row.set("email", Json::string(&email));
+    row.set("created", Json::from(services.now_s()));
+    row.set("active", Json::from(serde_json::Value::Bool(active)));
+    row.set("secret", Json::string(&secret_hash));
+    row.set("password", password_hash);
+
+    let email_key = Key::parse(&email).map_err(|_| Code::BadEmail)?;
+    let write = Write {
+        entry: node.entry(key.clone()),
+        op: Op::Put {
+            value: row.to_json(),
+            keys: [KeyChange::Set(email_key), KeyChange::Clear, KeyChange::Clear],
+        },
+        condition: Condition::Absent,
+        who: call.caller.who.clone(),
+        stamp: services.stamp(),
+    };
+    let written = services.kv.write(write).await.map_err(|error| match error {
+        WriteError::Exists => Code::UsernameExists.into(),
+        WriteError::KeyTaken(_) => Code::EmailExists.into(),
+        error => write_fault(error),
+    })?;
+    services.logs.note(&call.caller.bucket, crate::logs::Level::Info, || {
+        format!("account {ident} created by {}", call.caller.who)
+    });
+
+    row.set("secret", Json::string(&secret));
+    row.set("password", password.map_or_else(Json::null, |password| Json::string(&password)));
+    Ok(Answer {
+        v: row.to_json().as_str().to_owned(),
+        ver: Some(written.version.ver),
+        no_store: true,
+    })
+}
+
+/// Merges fields into an account; what only we may set stays.
+async fn merge_account(
+    services: &Services,
+    call: &Call<'_>,
+    node: &Node,
+    key: &Key,
+    details: &Members,
+) -> Result<Answer, Fault> {
+    if details.get("username").is_some() {
+        return Err(Code::UsernameIsImmutable.into());
+    }
+    active(details)?;
+    let mut changes = details.clone();
+    changes.remove("_ver_");
+    changes.remove("created");
+    if changes.remove("password").is_some() {
+        let hashed = match password(details)? {
+            Some(password) => Json::string(&hash(services, &password).await?),
+            None => Json::null(),
+        };
+        changes.set("password", hashed);
+    }
+    if changes.remove("secret").is_some() {
+        let secret = details.text("secret").filter(|secret| PASSWORD_BYTES.contains(&secret.len()));
+        let secret = secret.ok_or(Code::BadPasswordFormat)?;
+        if secret.contains('#') || secret.starts_with('!') {
+            return Err(Code::BadPasswordFormat.into());
+        }
+        changes.set("secret", Json::string(&hash(services, &secret).await?));
+    }
+    let merged = merge(services, call, node, key, |row| {
+        let kept = row.get("email").cloned();
+        if changes.get("email").is_some_and(|email| Some(email) != kept.as_ref()) {
+            return Err(Code::EmailIsImmutable.into());
+        }
+        for (name, value) in changes.iter() {
+            row.set(name, value.clone());
+        }
+        Ok(())
+    })
+    .await?;
+    if details.get("active").is_some_and(|active| active.as_str() == "false") {
+        close_account(services, call, key);
+    }
+    Ok(Answer {
+        v: shown(&node.layer, &merged.value).as_str().to_owned(),
+        ver: Some(merged.ver),
+        no_store: false,
+    })
+}
+
+/// Reads, changes and writes a row until nobody wrote in between.
+async fn merge(
+    services: &Services,
+    call: &Call<'_>,
+    node: &Node,
+    key: &Key,
+    change: impl Fn(&mut Members) -> Result<(), Fault>,
+) -> Result<Head, Fault> {
+    for _ in 0..MERGE_ATTEMPTS {
+        let head = services.kv.get(node, key).await.map_err(store_fault)?;
+        let head = head.ok_or(Code::NotFound)?;
+        let mut row = head.value.members().unwrap_or_default();
+        change(&mut row)?;
+        let write = Write {
+            entry: node.entry(key.clone()),
+            op: Op::Put { value: row.to_json(), keys: Default::default() },
+            condition: Condition::At(head.ver),
+            who: call.caller.who.clone(),
+            stamp: services.stamp(),
+        };
+        match services.kv.write(write).await {
+            Ok(written) => {
+                return Head::of(key, &written.version)
+                    .ok_or_else(|| Fault::with(Code::Internal, "a put gave a deletion"));
+            }
+            Err(WriteError::Conflict) => {}
+            Err(error) => return Err(write_fault(error)),
+        }
+    }
+    Err(Code::Locked.into())
+}
+
+async fn delete_account(
+    services: &Services,
+    call: &Call<'_>,
+    node: &Node,
+) -> Result<Answer, Fault> {
+    let key = match entries::find(services, call, node).await? {
+        Found::Entry(head) => head.key.clone(),
+        Found::Nothing => return Err(Code::NotFound.into()),
+        Found::NotAsked => {
+            return Err(Fault::with(Code::NotAllowed, "name the account to delete with `k`"));
+        }
+    };
+    close_account(services, call, &key);
+    let answer = entries::delete_keys(services, call, node, std::slice::from_ref(&key)).await?;
+    for bucket in buckets_of(services, call, &key).await? {
+        services.kv.drop_bucket(&bucket).await.map_err(store_fault)?;
+    }
+    services.logs.note(&call.caller.bucket, crate::logs::Level::Info, || {
+        format!("account {key} deleted by {}", call.caller.who)
+    });
+    Ok(Answer::number(answer))
+}
+
+/// The bucket of an account and those of its sub-accounts.
+async fn buckets_of(services: &Services, call: &Call<'_>, key: &Key) -> Result<Vec<Bucket>, Fault> {
+    let Some(own) = bucket_of(call, key) else { return Ok(Vec::new()) };
+    let all = services.kv.buckets().await.map_err(store_fault)?;
+    let subs = own.as_str().strip_suffix("_data").map(|stem| format!("{stem})"));
+    let is_below =
+        |bucket: &Bucket| subs.as_deref().is_some_and(|stem| bucket.as_str().starts_with(stem));
+    Ok(all.into_iter().filter(|bucket| *bucket == own || is_below(bucket)).collect())
+}
+
+fn bucket_of(call: &Call<'_>, key: &Key) -> Option<Bucket> {
+    let ident = Ident::parse(key.as_str()).ok()?;
+    if call.caller.is_sys() {
+        Bucket::account(&ident, None)
+    } else {
+        Bucket::account(&call.caller.account, Some(&ident))
+    }
+}
+
+/// Ends the sockets of an account that is no more or may no longer log in.
+fn close_account(services: &Services, call: &Call<'_>, key: &Key) {
+    if let Some(bucket) = bucket_of(call, key) {
+        services.rooms.close(&bucket, Closing::Denied, &|_| true);
+        services.sessions.end_all(&bucket);
+    }
+}
+
+async fn put_admin(services: &Services, call: &Call<'_>, node: &Node) -> Result<Answer, Fault> {
+    let key = entries::key(call)?.ok_or_else(|| Fault::with(Code::BadName, "`k` is the login"))?;
+    if key.as_str().contains(['#', ':']) || key.as_str().starts_with('!') {
+        return Err(Fault::with(Code::BadName, "a login cannot hold `#` or `:` or start with `!`"));
+    }
+    let details = call.params.json("v").and_then(|v| v.members());
+    let mut details = details.ok_or(Code::RequireAccountDetails)?;
+    details.remove("_ver_");
+    active(&details)?;
+    let given = password(&details)?;
+    let live = services.kv.get(node, &key).await.map_err(store_fault)?;
+    if live.is_none() && given.is_none() {
+        return Err(Code::RequirePassword.into());
+    }
+    if let Some(password) = &given {
+        details.set("password", Json::string(&hash(services, password).await?));
+    } else {
+        details.remove("password");
+    }
+    let head = if live.is_some() && call.method == Method::Post {
+        merge(services, call, node, &key, |row| {
+            for (name, value) in details.iter() {
+                row.set(name, value.clone());
+            }
+            Ok(())
+        })
+        .await?
+    } else {
+        if given.is_none() {
+            return Err(Code::RequirePassword.into());
+        }
+        if details.get("role").is_none() {
+            details.set("role", Json::string("admin"));
+        }
+        let write = Write {
+            entry: node.entry(key.clone()),
+            op: Op::Put { value: details.to_json(), keys: Default::default() },
+            condition: Condition::Any,
+            who: call.caller.who.clone(),
+            stamp: services.stamp(),
+        };
+        let written = services.kv.write(write).await.map_err(write_fault)?;
+        Head::of(&key, &written.version).ok_or(Code::Internal)?
+    };
+    let mut row = shown(&node.layer, &head.value).members().unwrap_or_default();
+    if let Some(password) = &given {
+        row.set("password", Json::string(password));
+    }
+    Ok(Answer { v: row.to_json().as_str().to_owned(), ver: Some(head.ver), no_store: true })
+}
+
+async fn hash(services: &Services, password: &str) -> Result<String, Fault> {
+    services
+        .passwords
+        .hash(password.to_owned())
+        .await
+        .ok_or_else(|| Fault::with(Code::Overloaded, "too many passwords are being hashed"))
+}
+
+fn email(details: &Members) -> Result<String, Fault> {
+    let email = details.text("email").ok_or(Code::BadEmail)?;
+    let legal = email.len() <= EMAIL_BYTES_MAX
+        && !email.contains(|c: char| c.is_whitespace() || c.is_control())
+        && email.rsplit_once('@').is_some_and(|(name, domain)| {
+            !name.is_empty() && !domain.is_empty() && !domain.starts_with('.')
+        });
+    if legal { Ok(email) } else { Err(Code::BadEmail.into()) }
+}
+
+/// The password among an account's details; `None` when it is left out or null.
+fn password(details: &Members) -> Result<Option<String>, Fault> {
+    match details.get("password") {
+        None => Ok(None),
+        Some(value) if value.is_null() => Ok(None),
+        Some(value) => {
+            let password = value.to_text().ok_or(Code::BadPasswordFormat)?;
+            if PASSWORD_BYTES.contains(&password.len()) {
+                Ok(Some(password))
+            } else {
+                Err(Code::BadPasswordFormat.into())
+            }
+        }
+    }
+}
+
+fn active(details: &Members) -> Result<Option<bool>, Fault> {
+    match details.get("active").map(Json::as_str) {
+        None => Ok(None),
+        Some("true") => Ok(Some(true)),
+        Some("false") => Ok(Some(false)),
+        Some(_) => Err(Fault::with(Code::RequireAccountDetails, "`active` is true or false")),
+    }
+}

@@ -1,0 +1,37 @@
+//! `_auth`: addresses and ranges that may not use a path or what lies below it (seed 002
+//! "Authorization Service", `spec/xirsys.md` §2 row 19).
+//!
+//! The key is the address or CIDR prefix, the value a note. A new rule also closes what is open.
+//! Not here: applying rules to calls ([`crate::access`]).
+
+use wire::envelope::Fault;
+use wire::errors::Code;
+use wire::json::Json;
+
+use crate::access::Network;
+use crate::entries::{self, Put};
+use crate::{Answer, Call, Method, Services, layer};
+
+pub(crate) const LAYER: &str = "*auth";
+
+pub(crate) async fn call(services: &Services, call: &Call<'_>) -> Result<Answer, Fault> {
+    let node = entries::node(call, layer(LAYER));
+    match call.method {
+        Method::Get => entries::get(services, call, &node).await,
+        Method::Delete => entries::delete(services, call, &node).await,
+        Method::Put | Method::Post => {
+            let key = entries::key(call)?
+                .ok_or_else(|| Fault::with(Code::BadName, "`k` is the address to deny"))?;
+            if Network::parse(key.as_str()).is_none() {
+                return Err(Fault::with(
+                    Code::BadName,
+                    format!("`{key}` is neither an IP address nor a CIDR prefix"),
+                ));
+            }
+            let value = call.params.json("v").unwrap_or_else(Json::null);
+            let answer = entries::put_value(services, call, &node, Put { key, value }).await?;
+            entries::enforce_rules(services, call).await?;
+            Ok(answer)
+        }
+    }
+}

@@ -1,0 +1,482 @@
+//! The verbs that every durable service shares: read, list, put, delete, series
+//! (`spec/xirsys.md` §1.5, §3).
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use kv4::store::SeriesQuery;
+use kv4::version::{Head, SecondaryKeys, Version};
+use kv4::write::{Condition, KeyChange, Op, Write, Written};
+use kv4::{Node, Ver};
+use wire::envelope::Fault;
+use wire::errors::Code;
+use wire::json::{Json, push_string};
+use wire::names::{Key, Layer};
+use wire::timegroup::TimeGroup;
+
+use crate::{Answer, Call, Closing, Services, accounts, store_fault, write_fault};
+
+/// Most rows in one answer of a listing or a series; `limit` asks for fewer.
+pub const ROWS_MAX: usize = 100_000;
+/// How long a read with `at` waits for its version.
+const AT_DEADLINE: Duration = Duration::from_secs(5);
+/// `_ver_` that overwrites whatever there is, even where updates are strict.
+const FORCE: &str = "_splat_";
+/// Names of the secondary keys, in the order of [`SecondaryKeys`].
+const SECONDARY: [&str; 3] = ["k2", "k3", "k4"];
+
+/// The node that a call addresses in a layer.
+pub fn node(call: &Call<'_>, layer: Layer) -> Node {
+    Node::new(call.caller.bucket.clone(), layer, call.path.clone())
+}
+
+/// `GET`: one value, a series, or a listing.
+///
+/// # Errors
+/// `not_found` for a key that is not there; `bad_request` for a parameter that cannot be read.
+pub async fn get(services: &Services, call: &Call<'_>, node: &Node) -> Result<Answer, Fault> {
+    wait_for_version(services, call, node).await?;
+    if call.params.flag("time_series") {
+        return series(services, call, node).await;
+    }
+    let shape = call.params.text("as");
+    match find(services, call, node).await? {
+        Found::Entry(head) => Ok(match shape.as_deref() {
+            Some("datum") => {
+                let mut v = String::new();
+                push_datum(&mut v, node, &head);
+                Answer { v, ver: Some(head.ver), no_store: false }
+            }
+            _ => show(&node.layer, &head),
+        }),
+        Found::Nothing => Err(Fault::new(Code::NotFound)),
+        Found::NotAsked => list(services, call, node, shape.as_deref()).await,
+    }
+}
+
+/// What the keys of a call address.
+pub enum Found {
+    Entry(Arc<Head>),
+    Nothing,
+    /// The call names no key.
+    NotAsked,
+}
+
+impl std::fmt::Debug for Found {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str(match self {
+            Found::Entry(_) => "Entry(…)",
+            Found::Nothing => "Nothing",
+            Found::NotAsked => "NotAsked",
+        })
+    }
+}
+
+/// Finds the entry that a call addresses by `k`, `k2`, `k3` or `k4`.
+///
+/// # Errors
+/// `bad_name` for a key that cannot exist.
+pub async fn find(services: &Services, call: &Call<'_>, node: &Node) -> Result<Found, Fault> {
+    let found = if let Some(key) = key(call)? {
+        services.kv.get(node, &key).await
+    } else if let Some((nth, key)) = secondary_key(call)? {
+        services.kv.get_by(node, nth, &key).await
+    } else {
+        return Ok(Found::NotAsked);
+    };
+    Ok(found.map_err(store_fault)?.map_or(Found::Nothing, Found::Entry))
+}
+
+async fn list(
+    services: &Services,
+    call: &Call<'_>,
+    node: &Node,
+    shape: Option<&str>,
+) -> Result<Answer, Fault> {
+    let after = call.params.text("after");
+    let limit = limit(call)?;
+    let mut v = String::from("[");
+    let mut is_first = true;
+    let mut next = |v: &mut String| {
+        if !std::mem::take(&mut is_first) {
+            v.push(',');
+        }
+    };
+    let is_after = |key: &Key| after.as_deref().is_none_or(|after| key.as_str() > after);
+    match shape {
+        Some("values" | "datum") => {
+            let heads = services.kv.heads(node).await.map_err(store_fault)?;
+            for head in heads.iter().filter(|head| is_after(&head.key)).take(limit) {
+                next(&mut v);
+                if shape == Some("datum") {
+                    push_datum(&mut v, node, head);
+                } else {
+                    accounts::shown(&node.layer, &head.value).push_with(
+                        &mut v,
+                        "_ver_",
+                        &head.ver.to_string(),
+                    );
+                }
+            }
+        }
+        Some("keys") | None => {
+            let keys = services.kv.keys(node).await.map_err(store_fault)?;
+            for key in keys.iter().filter(|key| is_after(key)).take(limit) {
+                next(&mut v);
+                push_string(&mut v, key.as_str());
+            }
+        }
+        Some(other) => {
+            let detail = format!("`as` is keys, values or datum, not `{other}`");
+            return Err(Fault::with(Code::BadRequest, detail));
+        }
+    }
+    v.push(']');
+    Ok(Answer::json(v))
+}
+
+async fn series(services: &Services, call: &Call<'_>, node: &Node) -> Result<Answer, Fault> {
+    let mut key = key(call)?;
+    if key.is_none()
+        && let Some((nth, secondary)) = secondary_key(call)?
+    {
+        let head = services.kv.get_by(node, nth, &secondary).await.map_err(store_fault)?;
+        key = Some(head.ok_or(Code::NotFound)?.key.clone());
+    }
+    let (from_micros, to_micros) = match span(call)? {
+        Some((first, last)) => (first.first_micros(), last.last_micros()),
+        None => (0, u64::MAX),
+    };
+    let limit = limit(call)?;
+    let with_deletions = call.params.flag("deletions");
+    let query = SeriesQuery { node: node.clone(), key: key.clone(), from_micros, to_micros, limit };
+    let rows = services.kv.series(&query).await.map_err(store_fault)?;
+    let mut v = String::from("[");
+    for (row_key, version) in &rows {
+        let value = match &version.value {
+            Some(value) => accounts::shown(&node.layer, value),
+            None if with_deletions => std::borrow::Cow::Owned(Json::null()),
+            None => continue,
+        };
+        if v.len() > 1 {
+            v.push(',');
+        }
+        v.push('[');
+        v.push_str(&version.ver.stamp.unix_s().to_string());
+        v.push(',');
+        push_string(&mut v, &version.who);
+        v.push(',');
+        v.push_str(value.as_str());
+        if key.is_none() {
+            v.push(',');
+            push_string(&mut v, row_key.as_str());
+        }
+        v.push(']');
+    }
+    v.push(']');
+    Ok(Answer::json(v))
+}
+
+/// The span of `gs` and `ge`: the groups at its ends. A `ge` left out is `gs` itself, so that a
+/// single group is its whole span.
+///
+/// # Errors
+/// `bad_request` naming the part that is wrong.
+pub fn span(call: &Call<'_>) -> Result<Option<(TimeGroup, TimeGroup)>, Fault> {
+    let group = |name| {
+        call.params
+            .text(name)
+            .filter(|text| !text.is_empty())
+            .map(|text| TimeGroup::parse(&text))
+            .transpose()
+            .map_err(|error| Fault::with(Code::BadRequest, format!("`{name}`: {error}")))
+    };
+    Ok(match (group("gs")?, group("ge")?) {
+        (Some(first), Some(last)) => Some((first, last)),
+        (Some(only), None) => Some((only, only)),
+        (None, Some(last)) => Some((TimeGroup::at(0, last.depth()), last)),
+        (None, None) => None,
+    })
+}
+
+/// What a put says beside its value.
+#[derive(Debug)]
+pub struct Put {
+    pub key: Key,
+    pub value: Json,
+}
+
+/// `PUT` and `POST` of an entry as they are, with the locking of `spec/xirsys.md` §1.5.
+///
+/// # Errors
+/// `bad_name`, `value_missing`, `_ver_missing`, `version_conflict`, `key_exists`, or the store's.
+pub async fn put(services: &Services, call: &Call<'_>, node: &Node) -> Result<Answer, Fault> {
+    let key = key(call)?.ok_or_else(|| Fault::with(Code::BadName, "the body needs `k`"))?;
+    let value = call.params.json("v").ok_or(Code::ValueMissing)?;
+    put_value(services, call, node, Put { key, value }).await
+}
+
+/// The same for a key and value that a service has settled.
+///
+/// # Errors
+/// As [`put`].
+pub async fn put_value(
+    services: &Services,
+    call: &Call<'_>,
+    node: &Node,
+    put: Put,
+) -> Result<Answer, Fault> {
+    let (value, given) = split_ver(put.value);
+    let given = match given {
+        Some(given) => Some(given),
+        None => given_ver(call),
+    };
+    let condition = condition(services, call, node, given.as_deref()).await?;
+    let write = Write {
+        entry: node.entry(put.key),
+        op: Op::Put { value, keys: key_changes(call)? },
+        condition,
+        who: call.caller.who.clone(),
+        stamp: services.stamp(),
+    };
+    let written = services.kv.write(write).await.map_err(write_fault)?;
+    Ok(show_written(&node.layer, &written))
+}
+
+/// Takes `_ver_` out of an object.
+fn split_ver(value: Json) -> (Json, Option<String>) {
+    let Some(mut members) = value.members() else { return (value, None) };
+    match members.remove("_ver_") {
+        None => (value, None),
+        Some(ver) => (members.to_json(), Some(ver.to_text().unwrap_or_default())),
+    }
+}
+
+/// The version that a call names outside its value.
+fn given_ver(call: &Call<'_>) -> Option<String> {
+    call.params.text("_ver_").or_else(|| call.if_match.map(str::to_owned))
+}
+
+async fn condition(
+    services: &Services,
+    call: &Call<'_>,
+    node: &Node,
+    given: Option<&str>,
+) -> Result<Condition, Fault> {
+    match given {
+        Some(FORCE) => Ok(Condition::Any),
+        // A text that no neuron gave cannot be the newest version of anything.
+        Some(text) => text.parse().map(Condition::At).map_err(|_| Code::VersionConflict.into()),
+        None => {
+            let bucket = &call.caller.bucket;
+            let settings = services.settings.of(&services.kv, bucket).await.map_err(store_fault)?;
+            let strict = settings.at(&node.path, "strict").unwrap_or(false);
+            Ok(if strict { Condition::AbsentOrVerMissing } else { Condition::Any })
+        }
+    }
+}
+
+/// `DELETE`: one entry, or all of a path; with `erase=1` the whole series of one entry.
+///
+/// # Errors
+/// `not_found` for a key that is not there; `version_conflict` for a stale `_ver_`.
+pub async fn delete(services: &Services, call: &Call<'_>, node: &Node) -> Result<Answer, Fault> {
+    if call.params.flag("erase") {
+        let key = match find(services, call, node).await? {
+            Found::Entry(head) => head.key.clone(),
+            _ => key(call)?.ok_or_else(|| Fault::with(Code::BadName, "`erase` needs `k`"))?,
+        };
+        let erased = services.kv.erase(&node.entry(key)).await.map_err(store_fault)?;
+        return if erased { Ok(Answer::number(1)) } else { Err(Code::NotFound.into()) };
+    }
+    match find(services, call, node).await? {
+        Found::Nothing => Err(Code::NotFound.into()),
+        Found::Entry(head) => {
+            let condition = match given_ver(call).as_deref() {
+                None | Some(FORCE) => Condition::Any,
+                Some(text) => Condition::At(text.parse().map_err(|_| Code::VersionConflict)?),
+            };
+            let write = deletion(services, call, node, &head.key, condition);
+            services.kv.write(write).await.map_err(write_fault)?;
+            Ok(Answer::number(1))
+        }
+        Found::NotAsked => {
+            let keys = services.kv.keys(node).await.map_err(store_fault)?;
+            Ok(Answer::number(delete_keys(services, call, node, &keys).await?))
+        }
+    }
+}
+
+/// Deletes keys of a node; answers how many were live.
+///
+/// # Errors
+/// The store's; some may be deleted by then.
+pub async fn delete_keys(
+    services: &Services,
+    call: &Call<'_>,
+    node: &Node,
+    keys: &[Key],
+) -> Result<u64, Fault> {
+    let writes =
+        keys.iter().map(|key| deletion(services, call, node, key, Condition::Any)).collect();
+    let mut deleted = 0;
+    for answer in services.kv.write_all(writes).await {
+        match answer {
+            Ok(_) => deleted += 1,
+            Err(kv4::write::WriteError::Missing) => {}
+            Err(error) => return Err(write_fault(error)),
+        }
+    }
+    Ok(deleted)
+}
+
+fn deletion(
+    services: &Services,
+    call: &Call<'_>,
+    node: &Node,
+    key: &Key,
+    condition: Condition,
+) -> Write {
+    Write {
+        entry: node.entry(key.clone()),
+        op: Op::Delete,
+        condition,
+        who: call.caller.who.clone(),
+        stamp: services.stamp(),
+    }
+}
+
+/// `k` of a call; an empty one counts as left out.
+///
+/// # Errors
+/// `bad_name`.
+pub fn key(call: &Call<'_>) -> Result<Option<Key>, Fault> {
+    let Some(text) = call.params.text("k").filter(|text| !text.is_empty()) else {
+        return Ok(None);
+    };
+    let key = Key::parse(&text).map_err(|error| Fault::with(error.code(), error.to_string()))?;
+    Ok(Some(key))
+}
+
+/// The first of `k2`, `k3`, `k4` that a call names, with its number.
+fn secondary_key(call: &Call<'_>) -> Result<Option<(u8, Key)>, Fault> {
+    for (nth, name) in (2u8..).zip(SECONDARY) {
+        if let Some(text) = call.params.text(name).filter(|text| !text.is_empty()) {
+            let key =
+                Key::parse(&text).map_err(|error| Fault::with(error.code(), error.to_string()))?;
+            return Ok(Some((nth, key)));
+        }
+    }
+    Ok(None)
+}
+
+fn key_changes(call: &Call<'_>) -> Result<[KeyChange; 3], Fault> {
+    let mut changes = [KeyChange::Keep, KeyChange::Keep, KeyChange::Keep];
+    for (change, name) in changes.iter_mut().zip(SECONDARY) {
+        *change = match call.params.json(name) {
+            None => KeyChange::Keep,
+            Some(value) if value.is_null() => KeyChange::Clear,
+            Some(_) => {
+                let text = call.params.text(name).unwrap_or_default();
+                let key = Key::parse(&text)
+                    .map_err(|error| Fault::with(error.code(), format!("`{name}`: {error}")))?;
+                KeyChange::Set(key)
+            }
+        };
+    }
+    Ok(changes)
+}
+
+/// `limit` of a call, at most [`ROWS_MAX`].
+fn limit(call: &Call<'_>) -> Result<usize, Fault> {
+    match call.params.text("limit") {
+        None => Ok(ROWS_MAX),
+        Some(text) => text
+            .parse::<usize>()
+            .map(|limit| limit.min(ROWS_MAX))
+            .map_err(|_| Fault::with(Code::BadRequest, format!("`limit` is not a number: {text}"))),
+    }
+}
+
+/// `at=<_ver_>`: waits until this neuron's view has that version or a newer one.
+async fn wait_for_version(services: &Services, call: &Call<'_>, node: &Node) -> Result<(), Fault> {
+    let Some(text) = call.params.text("at") else { return Ok(()) };
+    let ver: Ver = text
+        .parse()
+        .map_err(|_| Fault::with(Code::BadRequest, "`at` is not a `_ver_` of this system"))?;
+    let key = key(call)?.ok_or_else(|| Fault::with(Code::BadName, "`at` needs `k`"))?;
+    let reached = services.kv.reached(node, &key, ver);
+    let deadline = services.clock.sleep(AT_DEADLINE);
+    match crate::first_of(reached, deadline).await {
+        Some(done) => done.map_err(store_fault),
+        None => Err(Fault::with(
+            Code::StoreUnavailable,
+            "this neuron has not seen that version yet; try again",
+        )),
+    }
+}
+
+/// One entry as an answer: objects carry `_ver_`, other values come bare.
+pub fn show(layer: &Layer, head: &Head) -> Answer {
+    let mut v = String::with_capacity(head.value.as_str().len() + 48);
+    let value = accounts::shown(layer, &head.value);
+    if value.is_object() {
+        value.push_with(&mut v, "_ver_", &head.ver.to_string());
+    } else {
+        v.push_str(value.as_str());
+    }
+    Answer { v, ver: Some(head.ver), no_store: false }
+}
+
+fn show_written(layer: &Layer, written: &Written) -> Answer {
+    let Version { ver, value, .. } = &written.version;
+    let value = value.clone().unwrap_or_else(Json::null);
+    let mut v = String::new();
+    accounts::shown(layer, &value).push_with(&mut v, "_ver_", &ver.to_string());
+    Answer { v, ver: Some(*ver), no_store: false }
+}
+
+/// The record form of an entry (`as=datum`).
+fn push_datum(v: &mut String, node: &Node, head: &Head) {
+    let ver = head.ver.to_string();
+    let text = |v: &mut String, name: &str, value: &str| {
+        push_string(v, name);
+        v.push(':');
+        push_string(v, value);
+        v.push(',');
+    };
+    v.push('{');
+    text(v, "w", node.bucket.as_str());
+    text(v, "k", head.key.as_str());
+    for (name, key) in SECONDARY.iter().zip(&head.keys as &SecondaryKeys) {
+        if let Some(key) = key {
+            text(v, name, key.as_str());
+        }
+    }
+    text(v, "l", node.layer.as_str());
+    text(v, "p", node.path.as_str());
+    text(v, "s", "c");
+    text(v, "a", &head.who);
+    text(v, "_id", &ver);
+    text(v, "_rev", &ver);
+    v.push_str("\"t\":");
+    v.push_str(&head.ver.stamp.unix_s().to_string());
+    v.push_str(",\"m\":{},\"v\":");
+    v.push_str(accounts::shown(&node.layer, &head.value).as_str());
+    v.push('}');
+}
+
+/// Refuses a method that a service does not have.
+pub fn no_method(call: &Call<'_>) -> Fault {
+    Fault::with(Code::MethodNotFound, format!("there is no {} here", call.method.as_str()))
+}
+
+/// Closes what an account's address rules no longer permit.
+pub(crate) async fn enforce_rules(services: &Services, call: &Call<'_>) -> Result<(), Fault> {
+    let bucket = &call.caller.bucket;
+    let rules = services.rules.of(&services.kv, bucket).await.map_err(store_fault)?;
+    services
+        .rooms
+        .close(bucket, Closing::Denied, &|socket| rules.denied(&socket.path, socket.address));
+    Ok(())
+}

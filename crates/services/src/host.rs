@@ -1,0 +1,34 @@
+//! `_host`: which machine to connect to (seed 002 "Host Service", `spec/xirsys.md` §1.2).
+//!
+//! `/_host/best/signal`, `/_hosts/best/turn`, or any path with `type=`. One neuron is its own best.
+
+use wire::envelope::Fault;
+use wire::errors::Code;
+
+use crate::{Answer, Call, Method, Services, entries};
+
+pub(crate) fn call(services: &Services, call: &Call<'_>) -> Result<Answer, Fault> {
+    if call.method != Method::Get {
+        return Err(entries::no_method(call));
+    }
+    let mut segments = call.path.segments();
+    let of_path = match (segments.next(), segments.next(), segments.next()) {
+        (Some("best"), Some(kind), None) => Some(kind.to_owned()),
+        _ => None,
+    };
+    match call.params.text("type").or(of_path).as_deref() {
+        Some("signal") => Ok(Answer::text(&signal_url(services, call.authority, call.is_tls))),
+        Some("turn") => Err(Fault::with(Code::NoService, "no neuron relays yet")),
+        Some(_) => Err(Code::UnrecognizedTypeParam.into()),
+        None => Err(Code::RequireTypeParam.into()),
+    }
+}
+
+/// The base URL to which clients append `/v2/<token>`: the one that the operator named, else the
+/// address at which this request came.
+pub(crate) fn signal_url(services: &Services, authority: &str, is_tls: bool) -> String {
+    match services.identity.signal_urls.first() {
+        Some(url) => url.clone(),
+        None => format!("{}://{authority}/ws", if is_tls { "wss" } else { "ws" }),
+    }
+}

@@ -1,0 +1,442 @@
+//! The services of the HTTP API, one file each, over KV4.
+//!
+//! A request that has been read and whose caller is known becomes a [`Call`]; a service turns it
+//! into an [`Answer`] or a [`Fault`]. Runtime-free: plain `async fn` over narrow traits ([`Clock`],
+//! [`Rng`], [`Passwords`], [`Rooms`]); nothing here spawns, opens a socket or reads the time by
+//! itself. Not here: HTTP and routing (`neuron`, `ganglion`), signalling (`signal`).
+
+pub mod access;
+mod accounts;
+mod authorization;
+mod configuration;
+mod data;
+mod discovery;
+pub mod entries;
+mod host;
+pub mod legacy;
+pub mod limits;
+pub mod logs;
+pub mod namespace;
+pub mod principal;
+pub mod secrets;
+pub mod sessions;
+pub mod settings;
+pub mod statistics;
+mod subscriptions;
+pub mod token;
+mod turn;
+mod video;
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use kv4::derived::Derived;
+use kv4::store::{BoxFuture, StoreError};
+use kv4::write::WriteError;
+use kv4::{Bucket, Kv4, Stamp, Ver};
+use wire::envelope::Fault;
+use wire::errors::Code;
+use wire::json::Json;
+use wire::names::{Layer, Path};
+use wire::params::Params;
+
+use crate::access::Rules;
+use crate::principal::Caller;
+use crate::secrets::Sealer;
+use crate::settings::Settings;
+
+/// The time, and waiting for it.
+pub trait Clock: Send + Sync {
+    /// µs since 1970, UTC.
+    fn now_micros(&self) -> u64;
+    fn sleep(&self, duration: Duration) -> BoxFuture<'static, ()>;
+}
+
+/// Randomness fit for secrets.
+pub trait Rng: Send + Sync {
+    fn fill(&self, bytes: &mut [u8]);
+}
+
+/// Slow hashing of secrets that people choose, done where it holds nobody up.
+///
+/// Both answers are `None` when too many wait already.
+pub trait Passwords: Send + Sync {
+    fn hash(&self, password: String) -> BoxFuture<'_, Option<String>>;
+    fn verify(&self, password: String, hash: String) -> BoxFuture<'_, Option<bool>>;
+}
+
+/// Who is on which path right now; signalling behind a narrow door.
+pub trait Rooms: Send + Sync {
+    /// Members of a room, sorted by name.
+    fn members(&self, room: &RoomRef) -> Vec<Member>;
+    /// Rooms of a bucket that somebody is in, sorted.
+    fn rooms(&self, bucket: &Bucket) -> Vec<RoomRef>;
+    /// The open sockets of a bucket.
+    fn sockets(&self, bucket: &Bucket) -> Vec<Socket>;
+    /// Sends a member away, or all of them.
+    fn kick(&self, room: &RoomRef, name: Option<&str>) -> Kicked;
+    /// Closes the sockets of a bucket that `matches`; answers how many those were.
+    fn close(&self, bucket: &Bucket, why: Closing, matches: &dyn Fn(&Socket) -> bool) -> usize;
+}
+
+/// Who was sent away.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Kicked {
+    pub members: usize,
+    /// Their tokens' ids and expiries (unix seconds, 0 for never), to be revoked.
+    pub tokens: Vec<(u64, u64)>,
+}
+
+/// Why sockets are closed, as their owners are told.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Closing {
+    /// An address rule denies them, or their account may no longer log in.
+    Denied,
+    /// Somebody ended the session.
+    Ended,
+    /// Their token was revoked.
+    Revoked,
+}
+
+/// A room: a topic of a path in a bucket.
+#[derive(Clone, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
+pub struct RoomRef {
+    pub bucket: Bucket,
+    pub path: Path,
+    pub topic: String,
+}
+
+/// One member of a room, as `_subs` shows it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Member {
+    pub name: String,
+    /// The account that issued the token.
+    pub ident: String,
+    /// What keeps the subscription: `xs_signal`, later `turn`.
+    pub service: String,
+}
+
+/// One open signalling socket.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Socket {
+    pub id: u64,
+    /// As frames spell it: percent-encoded where needed.
+    pub name: String,
+    pub path: Path,
+    pub topic: String,
+    pub address: IpAddr,
+    pub since_s: u64,
+    /// The id of the token that it came with.
+    pub token: Option<u64>,
+}
+
+impl Socket {
+    /// Whether the socket is on a path: its namespace, or its topic below that.
+    pub fn is_on(&self, path: &Path) -> bool {
+        self.path == *path || self.path.join(&self.topic).as_ref() == Ok(path)
+    }
+}
+
+/// What this neuron is called and where it is reached.
+#[derive(Clone, Debug)]
+pub struct Identity {
+    /// The region: the first half of `origin` in `_subs`.
+    pub cluster: String,
+    /// The machine's name, without its domain.
+    pub host: String,
+    /// The neuron's name on its machine.
+    pub neuron: String,
+    /// The number of this incarnation, for stamps and statistics.
+    pub number: u32,
+    /// Base WebSocket URLs to hand out, without a trailing slash; empty to derive one from the
+    /// request's own host.
+    pub signal_urls: Vec<String>,
+}
+
+/// Everything services work with, shared by all calls of a neuron.
+pub struct Services {
+    pub kv: Arc<Kv4>,
+    pub clock: Arc<dyn Clock>,
+    pub rng: Arc<dyn Rng>,
+    pub passwords: Arc<dyn Passwords>,
+    pub rooms: Arc<dyn Rooms>,
+    pub identity: Identity,
+    pub sealer: Sealer,
+    pub rules: Arc<Derived<Rules>>,
+    pub settings: Arc<Derived<Settings>>,
+    pub stats: Arc<statistics::Statistics>,
+    pub logs: logs::Logs,
+    pub sessions: sessions::Sessions,
+    pub proven: principal::Proven,
+    pub failures: limits::Failures,
+    pub keys: token::Keys,
+    pub graces: token::Graces,
+}
+
+impl std::fmt::Debug for Services {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Services").field("identity", &self.identity).finish_non_exhaustive()
+    }
+}
+
+/// What a neuron's services are made of; see the fields of [`Services`].
+pub struct Parts {
+    pub kv: Arc<Kv4>,
+    pub clock: Arc<dyn Clock>,
+    pub rng: Arc<dyn Rng>,
+    pub passwords: Arc<dyn Passwords>,
+    pub rooms: Arc<dyn Rooms>,
+    pub identity: Identity,
+    pub sealer: Sealer,
+    pub stats: Arc<statistics::Statistics>,
+    /// The `$sys` account's secret.
+    pub sys_secret: String,
+}
+
+impl std::fmt::Debug for Parts {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Parts").finish_non_exhaustive()
+    }
+}
+
+impl Services {
+    pub fn new(parts: Parts) -> Services {
+        let Parts { kv, clock, rng, passwords, rooms, identity, sealer, stats, sys_secret } = parts;
+        let rules = Derived::new(&kv, layer(authorization::LAYER), Rules::compile);
+        let settings = Derived::new(&kv, layer(configuration::LAYER), Settings::compile);
+        let proven = principal::Proven::new(&sys_secret, &*rng);
+        Services {
+            kv,
+            clock,
+            rng,
+            passwords,
+            rooms,
+            identity,
+            sealer,
+            rules,
+            settings,
+            stats,
+            logs: logs::Logs::default(),
+            sessions: sessions::Sessions::default(),
+            proven,
+            failures: limits::Failures::default(),
+            keys: token::Keys::default(),
+            graces: token::Graces::default(),
+        }
+    }
+
+    /// The stamp of a write made now.
+    pub fn stamp(&self) -> Stamp {
+        Stamp { micros: self.clock.now_micros(), neuron: self.identity.number }
+    }
+
+    pub fn now_s(&self) -> u64 {
+        self.clock.now_micros() / 1_000_000
+    }
+
+    pub(crate) fn random<const N: usize>(&self) -> [u8; N] {
+        let mut bytes = [0; N];
+        self.rng.fill(&mut bytes);
+        bytes
+    }
+
+    /// `<host>:<neuron>`, the key under which this neuron's own measures stand.
+    pub fn neuron_key(&self) -> String {
+        format!("{}:{}", self.identity.host, self.identity.neuron)
+    }
+}
+
+/// Methods of the API.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum Method {
+    Delete,
+    Get,
+    Post,
+    Put,
+}
+
+impl Method {
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Method::Delete => "DELETE",
+            Method::Get => "GET",
+            Method::Post => "POST",
+            Method::Put => "PUT",
+        }
+    }
+}
+
+/// The services by their prefix in the URL.
+#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+pub enum Service {
+    Accounts,
+    Authorization,
+    Configuration,
+    Data,
+    Discovery,
+    Host,
+    Namespace,
+    Sessions,
+    Statistics,
+    Subscriptions,
+    Token,
+    Turn,
+    Video,
+}
+
+impl Service {
+    pub const ALL: [Service; 13] = [
+        Service::Accounts,
+        Service::Authorization,
+        Service::Configuration,
+        Service::Data,
+        Service::Discovery,
+        Service::Host,
+        Service::Namespace,
+        Service::Sessions,
+        Service::Statistics,
+        Service::Subscriptions,
+        Service::Token,
+        Service::Turn,
+        Service::Video,
+    ];
+
+    /// The service of a URL's first segment, `_data` and the like; `_hosts` is `_host`.
+    pub fn of_prefix(prefix: &str) -> Option<Service> {
+        if prefix == "_hosts" {
+            return Some(Service::Host);
+        }
+        let name = prefix.strip_prefix('_')?;
+        Service::ALL.into_iter().find(|service| service.name() == name)
+    }
+
+    /// The prefix without its underscore; also the first segment of `api:3` statistics.
+    pub fn name(self) -> &'static str {
+        match self {
+            Service::Accounts => "acc",
+            Service::Authorization => "auth",
+            Service::Configuration => "conf",
+            Service::Data => "data",
+            Service::Discovery => "ds",
+            Service::Host => "host",
+            Service::Namespace => "ns",
+            Service::Sessions => "sess",
+            Service::Statistics => "stats",
+            Service::Subscriptions => "subs",
+            Service::Token => "token",
+            Service::Turn => "turn",
+            Service::Video => "video",
+        }
+    }
+}
+
+/// One request whose caller is known and allowed.
+#[derive(Debug)]
+pub struct Call<'a> {
+    pub caller: &'a Caller,
+    pub method: Method,
+    pub path: Path,
+    pub params: &'a Params,
+    /// The version of an `If-Match` header.
+    pub if_match: Option<&'a str>,
+    /// `host:port` as the client wrote it, and whether it came by TLS.
+    pub authority: &'a str,
+    pub is_tls: bool,
+}
+
+/// What a service answers: the JSON text of `v`, and what headers say beside it.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Answer {
+    pub v: String,
+    /// The version shown, for ETag.
+    pub ver: Option<Ver>,
+    /// Whether caches must not keep it.
+    pub no_store: bool,
+}
+
+impl Answer {
+    pub fn json(v: impl Into<String>) -> Answer {
+        Answer { v: v.into(), ver: None, no_store: false }
+    }
+
+    pub fn text(text: &str) -> Answer {
+        Answer::json(Json::string(text).as_str())
+    }
+
+    pub fn number(number: u64) -> Answer {
+        Answer::json(number.to_string())
+    }
+}
+
+/// Carries out a call.
+///
+/// # Errors
+/// The refusal, as it goes on the wire.
+pub async fn call(services: &Services, service: Service, call: &Call<'_>) -> Result<Answer, Fault> {
+    match service {
+        Service::Accounts => accounts::call(services, call).await,
+        Service::Authorization => authorization::call(services, call).await,
+        Service::Configuration => configuration::call(services, call).await,
+        Service::Data => data::call(services, call).await,
+        Service::Discovery => discovery::call(services, call).await,
+        Service::Host => host::call(services, call),
+        Service::Namespace => namespace::call(services, call).await,
+        Service::Sessions => sessions::call(services, call),
+        Service::Statistics => statistics::call(services, call).await,
+        Service::Subscriptions => subscriptions::call(services, call).await,
+        Service::Token => token::call(services, call).await,
+        Service::Turn => turn::call(services, call).await,
+        Service::Video => video::call(services, call).await,
+    }
+}
+
+/// A layer whose name is a constant of the program; panics on a text that is no layer.
+pub fn layer_of(name: &str) -> Layer {
+    Layer::parse(name).expect("constant layer names are legal")
+}
+
+pub(crate) use layer_of as layer;
+
+/// A path that is a constant of this crate.
+pub(crate) fn path(text: &str) -> Path {
+    Path::parse(text).expect("constant paths are legal")
+}
+
+pub(crate) fn store_fault(error: StoreError) -> Fault {
+    match error {
+        StoreError::TooLarge => Fault::with(
+            Code::TooLarge,
+            "the listing is larger than one answer may be: ask by `k`, or page with `after` and `limit`",
+        ),
+        StoreError::Damaged(what) => Fault::with(Code::Internal, format!("damaged: {what}")),
+        error => Fault::with(Code::StoreUnavailable, error.to_string()),
+    }
+}
+
+pub(crate) fn write_fault(error: WriteError) -> Fault {
+    match error {
+        WriteError::Exists | WriteError::KeyTaken(_) => Fault::new(Code::KeyExists),
+        WriteError::Missing => Fault::new(Code::NotFound),
+        WriteError::Conflict => Fault::new(Code::VersionConflict),
+        WriteError::VerMissing => Fault::new(Code::VerMissing),
+        WriteError::Store(error) => store_fault(error),
+        error => Fault::with(Code::Internal, error.to_string()),
+    }
+}
+
+/// The first of two futures to finish: `Some` of the one that was wanted, `None` for the deadline.
+pub(crate) async fn first_of<T>(
+    wanted: impl Future<Output = T>,
+    deadline: impl Future<Output = ()>,
+) -> Option<T> {
+    let mut wanted = std::pin::pin!(wanted);
+    let mut deadline = std::pin::pin!(deadline);
+    std::future::poll_fn(|context| {
+        if let std::task::Poll::Ready(done) = wanted.as_mut().poll(context) {
+            return std::task::Poll::Ready(Some(done));
+        }
+        deadline.as_mut().poll(context).map(|()| None)
+    })
+    .await
+}

@@ -1,0 +1,149 @@
+//! `_ns`: the account's public tree of paths (seed 002 "The Namespace Service", `spec/xirsys.md`
+//! §1.4).
+//!
+//! A path that was PUT is one entry at that path, under the key `ns`; its ancestors are not implied.
+
+use kv4::write::{Condition, Op, Write, WriteError};
+use kv4::{Bucket, Node};
+use wire::envelope::Fault;
+use wire::errors::Code;
+use wire::json::{Json, push_string};
+use wire::names::{Key, Path};
+
+use crate::{Answer, Call, Method, Services, entries, layer, store_fault, write_fault};
+
+pub(crate) const LAYER: &str = "*ns";
+const KEY: &str = "ns";
+/// The topic of a room when its path names none (`spec/xirsys.md` §1.6).
+pub const TOPIC: &str = "topic";
+
+pub(crate) async fn call(services: &Services, call: &Call<'_>) -> Result<Answer, Fault> {
+    match call.method {
+        Method::Get => list(services, call).await,
+        Method::Put | Method::Post => {
+            let ver = create(services, call, &call.path).await?;
+            Ok(Answer::json(format!("{{\"_ver_\":\"{ver}\"}}")))
+        }
+        Method::Delete => Ok(Answer::number(remove(services, call, &call.path).await?)),
+    }
+}
+
+/// Adds a path to the tree.
+///
+/// # Errors
+/// `path_exists`; `bad_segment` for the root, which is always there.
+pub(crate) async fn create(
+    services: &Services,
+    call: &Call<'_>,
+    path: &Path,
+) -> Result<kv4::Ver, Fault> {
+    if path.is_root() {
+        return Err(Fault::with(Code::BadSegment, "name a path below the root"));
+    }
+    let value = call.params.json("v").filter(Json::is_object);
+    let write = Write {
+        entry: node(&call.caller.bucket, path).entry(key()),
+        op: Op::Put {
+            value: value.unwrap_or_else(|| Json::from(serde_json::json!({}))),
+            keys: Default::default(),
+        },
+        condition: Condition::Absent,
+        who: call.caller.who.clone(),
+        stamp: services.stamp(),
+    };
+    match services.kv.write(write).await {
+        Ok(written) => Ok(written.version.ver),
+        Err(WriteError::Exists) => Err(Code::PathExists.into()),
+        Err(error) => Err(write_fault(error)),
+    }
+}
+
+/// Removes a path and every path below it; answers how many were there.
+///
+/// # Errors
+/// `not_found` when none was.
+pub(crate) async fn remove(
+    services: &Services,
+    call: &Call<'_>,
+    path: &Path,
+) -> Result<u64, Fault> {
+    let bucket = &call.caller.bucket;
+    let paths = services.kv.paths(bucket, &layer(LAYER), path).await.map_err(store_fault)?;
+    let mut removed = 0;
+    for (path, _) in &paths {
+        let node = node(bucket, path);
+        removed += entries::delete_keys(services, call, &node, &[key()]).await?;
+    }
+    if removed == 0 { Err(Code::NotFound.into()) } else { Ok(removed) }
+}
+
+/// The paths below a base that are at most `depth` segments deeper, relative to it, sorted.
+pub(crate) async fn below(
+    services: &Services,
+    bucket: &Bucket,
+    base: &Path,
+    depth: Option<usize>,
+) -> Result<Vec<String>, Fault> {
+    let paths = services.kv.paths(bucket, &layer(LAYER), base).await.map_err(store_fault)?;
+    Ok(paths
+        .iter()
+        .filter(|(path, _)| depth.is_none_or(|depth| path.depth() - base.depth() <= depth))
+        .filter_map(|(path, _)| path.relative_to(base))
+        .filter(|relative| !relative.is_empty())
+        .map(str::to_owned)
+        .collect())
+}
+
+async fn list(services: &Services, call: &Call<'_>) -> Result<Answer, Fault> {
+    // A depth that is not a number (an SDK sends `depth=depth=10`) counts as none.
+    let depth = call.params.text("depth").and_then(|text| text.parse().ok());
+    let mut v = String::from("[");
+    for (at, relative) in
+        below(services, &call.caller.bucket, &call.path, depth).await?.iter().enumerate()
+    {
+        if at > 0 {
+            v.push(',');
+        }
+        push_string(&mut v, relative);
+    }
+    v.push(']');
+    Ok(Answer::json(v))
+}
+
+/// Whether a path was PUT.
+///
+/// # Errors
+/// The store's.
+pub async fn contains(services: &Services, bucket: &Bucket, path: &Path) -> Result<bool, Fault> {
+    let found = services.kv.get(&node(bucket, path), &key()).await.map_err(store_fault)?;
+    Ok(found.is_some())
+}
+
+/// Splits a path into a namespace and at most one further segment, the topic; the longest namespace
+/// wins. `None` when neither the path nor its parent is in the tree.
+///
+/// # Errors
+/// The store's.
+pub async fn resolve(
+    services: &Services,
+    bucket: &Bucket,
+    path: &Path,
+) -> Result<Option<(Path, String)>, Fault> {
+    if contains(services, bucket, path).await? {
+        return Ok(Some((path.clone(), TOPIC.to_owned())));
+    }
+    if let Some((parent, last)) = path.split_last()
+        && contains(services, bucket, &parent).await?
+    {
+        return Ok(Some((parent, last.to_owned())));
+    }
+    Ok(None)
+}
+
+fn node(bucket: &Bucket, path: &Path) -> Node {
+    Node::new(bucket.clone(), layer(LAYER), path.clone())
+}
+
+fn key() -> Key {
+    Key::parse(KEY).expect("a constant key is legal")
+}

@@ -1,0 +1,298 @@
+//! Who asks: credentials become a [`Caller`], or are refused.
+//!
+//! A proof is remembered under a per-process keyed hash together with the versions of the rows that
+//! proved it, so a repeated caller costs one hash and a look at those rows, and a changed or
+//! deactivated account is asked anew.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use aws_lc_rs::hmac;
+use kv4::{Bucket, Head, Node, Ver};
+use wire::credentials::{Credentials, Secret};
+use wire::envelope::Fault;
+use wire::errors::Code;
+use wire::names::{Ident, Key};
+
+use crate::accounts::{ACCOUNTS_PATH, ADMINS_PATH, AccountRow, AdminRow, LAYER};
+use crate::{Rng, Services, layer, path, secrets, store_fault};
+
+/// Proofs remembered; beyond it all are forgotten.
+const PROOFS_MAX: usize = 50_000;
+
+/// Who made a request, and whose data it is about.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub struct Caller {
+    pub account: Ident,
+    pub sub: Option<Ident>,
+    pub bucket: Bucket,
+    /// The admin's key when an admin asks, else the account's name.
+    pub who: Arc<str>,
+    pub role: Role,
+}
+
+/// In what right a caller asks.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Role {
+    /// With the account's own secret, or its parent's.
+    Owner,
+    /// With a password of one of the account's admins.
+    Admin,
+}
+
+impl Caller {
+    pub fn is_sys(&self) -> bool {
+        self.account.is_sys()
+    }
+
+    /// The account or sub-account whose data it is.
+    pub fn ident(&self) -> &Ident {
+        self.sub.as_ref().unwrap_or(&self.account)
+    }
+}
+
+/// Remembered proofs, keyed by the keyed hash of what was presented.
+pub struct Proven {
+    key: hmac::Key,
+    sys_hash: String,
+    proofs: papaya::HashMap<[u8; 32], Arc<Proof>>,
+}
+
+impl std::fmt::Debug for Proven {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Proven").field("proofs", &self.proofs.len()).finish_non_exhaustive()
+    }
+}
+
+#[derive(Debug)]
+struct Proof {
+    caller: Arc<Caller>,
+    /// Rows that were looked at, with the versions at which they proved it.
+    rows: Vec<(Node, Key, Ver)>,
+}
+
+impl Proven {
+    pub(crate) fn new(sys_secret: &str, rng: &dyn Rng) -> Proven {
+        let mut key = [0; 32];
+        rng.fill(&mut key);
+        Proven {
+            key: hmac::Key::new(hmac::HMAC_SHA256, &key),
+            sys_hash: secrets::hash_random(sys_secret),
+            proofs: papaya::HashMap::new(),
+        }
+    }
+
+    fn digest(&self, presented: &str) -> [u8; 32] {
+        let tag = hmac::sign(&self.key, presented.as_bytes());
+        let mut digest = [0; 32];
+        digest.copy_from_slice(tag.as_ref());
+        digest
+    }
+}
+
+/// Finds the caller of an `Authorization` header's value.
+///
+/// # Errors
+/// `unauthorized`, `malformed_partner`, or `too_many_requests` for an address with too many failures.
+pub async fn from_header(
+    services: &Services,
+    header: &str,
+    address: IpAddr,
+) -> Result<Arc<Caller>, Fault> {
+    let digest = services.proven.digest(header);
+    let known = services.proven.proofs.pin().get(&digest).cloned();
+    if let Some(proof) = known
+        && proof.still_holds(services).await?
+    {
+        return Ok(proof.caller.clone());
+    }
+    let credentials = Credentials::from_basic(header)
+        .map_err(|error| Fault::with(error.code(), error.to_string()))?;
+    let proof = prove_limited(services, &credentials, address).await?;
+    let proofs = services.proven.proofs.pin();
+    if proofs.len() >= PROOFS_MAX {
+        proofs.clear();
+    }
+    let caller = proof.caller.clone();
+    proofs.insert(digest, Arc::new(proof));
+    Ok(caller)
+}
+
+/// Finds the caller of an ident and secret that came as parameters.
+///
+/// # Errors
+/// As [`from_header`].
+pub async fn from_parts(
+    services: &Services,
+    ident: &str,
+    secret: &str,
+    address: IpAddr,
+) -> Result<Arc<Caller>, Fault> {
+    let credentials = Credentials::from_parts(ident, secret)
+        .map_err(|error| Fault::with(error.code(), error.to_string()))?;
+    Ok(prove_limited(services, &credentials, address).await?.caller)
+}
+
+impl Proof {
+    async fn still_holds(&self, services: &Services) -> Result<bool, Fault> {
+        for (node, key, ver) in &self.rows {
+            let head = services.kv.get(node, key).await.map_err(store_fault)?;
+            if head.is_none_or(|head| head.ver != *ver) {
+                return Ok(false);
+            }
+        }
+        Ok(true)
+    }
+}
+
+async fn prove_limited(
+    services: &Services,
+    credentials: &Credentials,
+    address: IpAddr,
+) -> Result<Proof, Fault> {
+    let now_micros = services.clock.now_micros();
+    let blocked_s = services.failures.blocked_s(address, &credentials.account, now_micros);
+    if let Some(seconds) = blocked_s {
+        return Err(Fault::with(
+            Code::TooManyRequests,
+            format!("too many failed logins from this address; try again in {seconds} s"),
+        ));
+    }
+    match prove(services, credentials).await {
+        Ok(Some(proof)) => Ok(proof),
+        Ok(None) => {
+            services.failures.failed(address, &credentials.account, now_micros);
+            Err(Fault::new(Code::Unauthorized))
+        }
+        Err(fault) => Err(fault),
+    }
+}
+
+/// Checks credentials against the rows; `None` when they do not hold.
+async fn prove(services: &Services, credentials: &Credentials) -> Result<Option<Proof>, Fault> {
+    let mut rows = Vec::new();
+    // `$sys` owns the top accounts as they own theirs: `$sys#elena` is elena herself.
+    let (account, sub) = match (credentials.account.as_str(), &credentials.sub) {
+        ("$sys", None) => (Ident::sys(), None),
+        ("$sys", Some(top)) => match Ident::parse(top) {
+            Ok(top) => (top, None),
+            Err(_) => return Ok(None),
+        },
+        (account, sub) => {
+            let Ok(account) = Ident::parse(account) else { return Ok(None) };
+            match sub.as_deref().map(Ident::parse).transpose() {
+                Ok(sub) => (account, sub),
+                Err(_) => return Ok(None),
+            }
+        }
+    };
+    let Some(bucket) = Bucket::account(&account, sub.as_ref()) else { return Ok(None) };
+
+    // Every account on the way must exist and be active.
+    let mut own_hash = services.proven.sys_hash.clone();
+    let mut parent_hash = own_hash.clone();
+    let mut parent_bucket = Bucket::sys();
+    if !account.is_sys() {
+        let Some(row) = account_row(services, &Bucket::sys(), &account, &mut rows).await? else {
+            return Ok(None);
+        };
+        own_hash = row.secret;
+    }
+    if let Some(sub) = &sub {
+        let Some(top) = Bucket::account(&account, None) else { return Ok(None) };
+        let Some(row) = account_row(services, &top, sub, &mut rows).await? else {
+            return Ok(None);
+        };
+        parent_hash = std::mem::replace(&mut own_hash, row.secret);
+        parent_bucket = top;
+    }
+
+    let (hash, secret_bucket) =
+        if credentials.by_parent { (parent_hash, &parent_bucket) } else { (own_hash, &bucket) };
+    let ident = sub.as_ref().unwrap_or(&account);
+    let (proves, who, role) = match &credentials.secret {
+        Secret::Account(secret) => {
+            (verify(services, secret, &hash).await?, Arc::from(ident.as_str()), Role::Owner)
+        }
+        Secret::Admin { key, password } => {
+            let Ok(key) = Key::parse(key) else { return Ok(None) };
+            let node = Node::new(secret_bucket.clone(), layer(LAYER), path(ADMINS_PATH));
+            let Some(head) = row(services, &node, &key, &mut rows).await? else {
+                return Ok(None);
+            };
+            let Ok(admin) = head.value.read::<AdminRow>() else { return Ok(None) };
+            if !admin.active {
+                return Ok(None);
+            }
+            let who = Arc::from(key.as_str());
+            (verify(services, password, &admin.password).await?, who, Role::Admin)
+        }
+    };
+    let caller = Caller { account, sub, bucket, who, role };
+    Ok(proves.then(|| Proof { caller: Arc::new(caller), rows }))
+}
+
+async fn account_row(
+    services: &Services,
+    owner: &Bucket,
+    ident: &Ident,
+    rows: &mut Vec<(Node, Key, Ver)>,
+) -> Result<Option<AccountRow>, Fault> {
+    let Ok(key) = Key::parse(ident.as_str()) else { return Ok(None) };
+    let node = Node::new(owner.clone(), layer(LAYER), path(ACCOUNTS_PATH));
+    let Some(head) = row(services, &node, &key, rows).await? else { return Ok(None) };
+    Ok(head.value.read::<AccountRow>().ok().filter(|row| row.active))
+}
+
+async fn row(
+    services: &Services,
+    node: &Node,
+    key: &Key,
+    rows: &mut Vec<(Node, Key, Ver)>,
+) -> Result<Option<Arc<Head>>, Fault> {
+    let head = services.kv.get(node, key).await.map_err(store_fault)?;
+    if let Some(head) = &head {
+        rows.push((node.clone(), key.clone(), head.ver));
+    }
+    Ok(head)
+}
+
+async fn verify(services: &Services, secret: &str, stored: &str) -> Result<bool, Fault> {
+    if !secrets::is_slow(stored) {
+        return Ok(secrets::verify_random(secret, stored));
+    }
+    services
+        .passwords
+        .verify(secret.to_owned(), stored.to_owned())
+        .await
+        .ok_or_else(|| Fault::with(Code::Overloaded, "too many logins are being checked"))
+}
+
+/// Whether an account, and the one above it, may log in and is the one that was there at a time:
+/// a name that was given anew does not inherit its predecessor's tokens.
+///
+/// # Errors
+/// The store's.
+pub async fn is_active(
+    services: &Services,
+    account: &Ident,
+    sub: Option<&Ident>,
+    made_ms: u64,
+) -> Result<bool, Fault> {
+    if account.is_sys() {
+        return Ok(true);
+    }
+    let mut rows = Vec::new();
+    let Some(top) = account_row(services, &Bucket::sys(), account, &mut rows).await? else {
+        return Ok(false);
+    };
+    let mut created = top.created;
+    if let Some(sub) = sub {
+        let Some(owner) = Bucket::account(account, None) else { return Ok(false) };
+        let Some(row) = account_row(services, &owner, sub, &mut rows).await? else {
+            return Ok(false);
+        };
+        created = created.max(row.created);
+    }
+    Ok(created <= made_ms / 1000)
+}

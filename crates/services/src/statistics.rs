@@ -1,0 +1,216 @@
+//! `_stats`: sums, least, greatest and counts of measures over time (seed 002 "The Stats Service",
+//! `spec/xirsys.md` §1.6, §2 rows 7–9).
+//!
+//! Values are gathered in memory, by (bucket, measure, path, key, minute), and written every flush
+//! interval as cumulative cells; a cell that was written before is written again with its grown
+//! figures, so a flush that is repeated after a failure changes nothing.
+
+use std::collections::{BTreeMap, HashMap};
+use std::hash::{BuildHasher, RandomState};
+use std::sync::{Mutex, PoisonError};
+
+use kv4::Bucket;
+use kv4::store::{Stat, StatCell, StatQuery, StoreError};
+use wire::envelope::Fault;
+use wire::errors::Code;
+use wire::names::{Key, Layer, Path};
+use wire::timegroup::TimeGroup;
+
+use crate::{Answer, Call, Method, Services, entries, store_fault};
+
+/// Cells kept in memory between flushes; values of further ones are counted as lost.
+const CELLS_MAX: usize = 200_000;
+const SHARDS: usize = 8;
+/// Cells in one write to the store.
+const FLUSH_CELLS_MAX: usize = 5_000;
+
+/// A measure of an entity by a key.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub struct Measured {
+    pub bucket: Bucket,
+    pub measure: Layer,
+    pub path: Path,
+    pub key: Key,
+}
+
+/// What has been measured and not yet been forgotten, sharded so that callers seldom meet.
+#[derive(Debug)]
+pub struct Statistics {
+    hasher: RandomState,
+    shards: [Mutex<Shard>; SHARDS],
+}
+
+#[derive(Debug, Default)]
+struct Shard {
+    cells: HashMap<(Measured, u32), Cell>,
+    lost: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Cell {
+    stat: Stat,
+    /// Whether it has grown since it was last written.
+    dirty: bool,
+}
+
+impl Default for Statistics {
+    fn default() -> Statistics {
+        Statistics { hasher: RandomState::new(), shards: Default::default() }
+    }
+}
+
+impl Statistics {
+    /// Adds one value.
+    pub fn record(&self, measured: Measured, value: u64, now_s: u64) {
+        self.merge(measured, Stat::of(value), now_s);
+    }
+
+    /// Adds figures gathered elsewhere.
+    pub fn merge(&self, measured: Measured, stat: Stat, now_s: u64) {
+        let minute = u32::try_from(now_s / 60).unwrap_or(u32::MAX);
+        let shard = usize::try_from(self.hasher.hash_one(&measured)).unwrap_or(0) % SHARDS;
+        let mut shard = self.shards[shard].lock().unwrap_or_else(PoisonError::into_inner);
+        let length = shard.cells.len();
+        match shard.cells.get_mut(&(measured.clone(), minute)) {
+            Some(cell) => *cell = Cell { stat: cell.stat.merge(stat), dirty: true },
+            None if length < CELLS_MAX / SHARDS => {
+                shard.cells.insert((measured, minute), Cell { stat, dirty: true });
+            }
+            None => shard.lost += stat.count,
+        }
+    }
+
+    /// Cells held and values lost for want of room.
+    pub fn held(&self) -> (usize, u64) {
+        self.shards.iter().fold((0, 0), |(cells, lost), shard| {
+            let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            (cells + shard.cells.len(), lost + shard.lost)
+        })
+    }
+
+    /// The cells that have grown, with their figures so far; they count as clean from here on.
+    fn take_dirty(&self, neuron: u32) -> Vec<(StatCell, Stat)> {
+        let mut dirty = Vec::new();
+        for shard in &self.shards {
+            let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            for ((measured, minute), cell) in &mut shard.cells {
+                if std::mem::take(&mut cell.dirty) {
+                    let Measured { bucket, measure, path, key } = measured.clone();
+                    let at = StatCell { bucket, measure, path, key, minute: *minute, neuron };
+                    dirty.push((at, cell.stat));
+                }
+            }
+        }
+        dirty
+    }
+
+    fn mark_dirty(&self, cells: &[(StatCell, Stat)]) {
+        for (cell, _) in cells {
+            let measured = Measured {
+                bucket: cell.bucket.clone(),
+                measure: cell.measure.clone(),
+                path: cell.path.clone(),
+                key: cell.key.clone(),
+            };
+            for shard in &self.shards {
+                let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+                if let Some(held) = shard.cells.get_mut(&(measured.clone(), cell.minute)) {
+                    held.dirty = true;
+                }
+            }
+        }
+    }
+
+    /// Forgets clean cells of minutes that are over, whose figures are in the store and final.
+    fn forget_before(&self, minute: u32) {
+        for shard in &self.shards {
+            let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            shard.cells.retain(|(_, at), cell| cell.dirty || *at >= minute);
+        }
+    }
+}
+
+impl Services {
+    /// Writes what has been measured since the last flush.
+    ///
+    /// # Errors
+    /// The store's; what was not written is kept for the next flush.
+    pub async fn flush_stats(&self) -> Result<(), StoreError> {
+        let dirty = self.stats.take_dirty(self.identity.number);
+        for (at, cells) in dirty.chunks(FLUSH_CELLS_MAX).enumerate() {
+            if let Err(error) = self.kv.put_stats(cells.to_vec()).await {
+                self.stats.mark_dirty(&dirty[at * FLUSH_CELLS_MAX..]);
+                return Err(error);
+            }
+        }
+        // One minute's grace: a value may be recorded with a time read just before it.
+        let minute = u32::try_from(self.now_s() / 60).unwrap_or(u32::MAX);
+        self.stats.forget_before(minute.saturating_sub(1));
+        Ok(())
+    }
+
+    pub(crate) async fn stat_cells(
+        &self,
+        bucket: &Bucket,
+        measure: &Layer,
+        path: Option<Path>,
+    ) -> Result<Vec<(StatCell, Stat)>, Fault> {
+        let query = StatQuery {
+            bucket: bucket.clone(),
+            measure: measure.clone(),
+            path,
+            key: None,
+            from_minute: 0,
+            to_minute: u32::MAX,
+        };
+        self.kv.stats(&query).await.map_err(store_fault)
+    }
+}
+
+pub(crate) async fn call(services: &Services, call: &Call<'_>) -> Result<Answer, Fault> {
+    if call.method != Method::Get {
+        return Err(entries::no_method(call));
+    }
+    let name = call.params.text("l").ok_or_else(|| {
+        Fault::with(Code::BadLayerPrefix, "the parameter `l` names the measure, such as api:3")
+    })?;
+    let name = name.strip_prefix(crate::discovery::STATS_PREFIX).unwrap_or(&name);
+    let measure =
+        Layer::parse(name).map_err(|error| Fault::with(error.code(), error.to_string()))?;
+    let span = entries::span(call)?;
+    let key = entries::key(call)?;
+    let path = (!call.path.is_root()).then(|| call.path.clone());
+    // The seed's sample without path and key is broken down by time even with `break=0`.
+    let broken = call.params.flag("break") || (path.is_none() && key.is_none() && span.is_some());
+    let minute = |second: u64| u32::try_from(second / 60).unwrap_or(u32::MAX);
+    let query = StatQuery {
+        bucket: call.caller.bucket.clone(),
+        measure,
+        path,
+        key,
+        from_minute: span.map_or(0, |(first, _)| minute(first.first_s())),
+        to_minute: span.map_or(u32::MAX, |(_, last)| minute(last.last_s())),
+    };
+    let cells = services.kv.stats(&query).await.map_err(store_fault)?;
+    if cells.is_empty() {
+        return Ok(Answer::json("[]"));
+    }
+    if !broken {
+        let total = cells.iter().fold(Stat::default(), |sum, (_, stat)| sum.merge(*stat));
+        return Ok(Answer::json(figures(total)));
+    }
+    let depth = span.map_or(3, |(first, last)| first.depth().max(last.depth())).min(5);
+    let mut groups: BTreeMap<TimeGroup, Stat> = BTreeMap::new();
+    for (cell, stat) in &cells {
+        let group = groups.entry(TimeGroup::at(u64::from(cell.minute) * 60, depth)).or_default();
+        *group = group.merge(*stat);
+    }
+    let members: Vec<_> =
+        groups.into_iter().map(|(group, stat)| format!("\"{group}\":{}", figures(stat))).collect();
+    Ok(Answer::json(format!("{{{}}}", members.join(","))))
+}
+
+fn figures(stat: Stat) -> String {
+    let Stat { sum, min, max, count } = stat;
+    format!("{{\"sum\":{sum},\"min\":{min},\"max\":{max},\"count\":{count}}}")
+}

@@ -1,0 +1,89 @@
+//! `_subs`: who is on a path right now, and sending them away (seed 002 "The Subscription Services",
+//! `spec/xirsys.md` §1.6).
+//!
+//! The data is signalling's, live; nothing is stored. The last segment of a path is its topic when
+//! the path before it is a namespace or a room; otherwise the topic is the default one.
+
+use wire::envelope::Fault;
+use wire::errors::Code;
+use wire::json::Json;
+
+use crate::{Answer, Call, Closing, Member, Method, RoomRef, Services, namespace, token};
+
+impl Services {
+    /// `<cluster>_<neuron>`, under which this neuron's subscriptions stand.
+    pub fn origin(&self) -> String {
+        format!("{}_{}", self.identity.cluster, self.identity.neuron)
+    }
+}
+
+pub(crate) async fn call(services: &Services, call: &Call<'_>) -> Result<Answer, Fault> {
+    let room = room(services, call).await?;
+    match call.method {
+        Method::Get => {
+            let members = services.rooms.members(&room);
+            if let Some(name) = call.params.text("k") {
+                let member = members.iter().find(|member| member.name == name);
+                let member = member.ok_or(Code::NotFound)?;
+                return Ok(Answer::json(row(services, &room, member).to_string()));
+            }
+            let list: Vec<serde_json::Value> = match call.params.text("as").as_deref() {
+                Some("values") => members.iter().map(|m| row(services, &room, m)).collect(),
+                _ => members.iter().map(|m| m.name.clone().into()).collect(),
+            };
+            Ok(Answer::json(serde_json::Value::from(list).to_string()))
+        }
+        Method::Delete => {
+            let name = call.params.text("k").filter(|name| !name.is_empty());
+            let kicked = services.rooms.kick(&room, name.as_deref());
+            if name.is_some() && kicked.members == 0 {
+                return Err(Code::NotFound.into());
+            }
+            for (id, until_s) in &kicked.tokens {
+                let (bucket, who) = (&room.bucket, &call.caller.who);
+                token::revoke_id(services, bucket, *id, *until_s, who).await?;
+            }
+            // Whoever came back before the revocation held goes again.
+            services.rooms.close(&room.bucket, Closing::Revoked, &|socket| {
+                kicked.tokens.iter().any(|(id, _)| socket.token == Some(*id))
+            });
+            Ok(Answer::number(kicked.members as u64))
+        }
+        Method::Put | Method::Post => Err(Fault::with(
+            Code::MethodNotFound,
+            "a subscription is made by connecting with a token",
+        )),
+    }
+}
+
+/// The room that a path addresses. A path that is in the tree, or on which somebody is by the
+/// default topic, is the room itself.
+async fn room(services: &Services, call: &Call<'_>) -> Result<RoomRef, Fault> {
+    let bucket = call.caller.bucket.clone();
+    let whole = RoomRef {
+        bucket: bucket.clone(),
+        path: call.path.clone(),
+        topic: namespace::TOPIC.to_owned(),
+    };
+    if namespace::contains(services, &bucket, &call.path).await?
+        || !services.rooms.members(&whole).is_empty()
+    {
+        return Ok(whole);
+    }
+    Ok(match call.path.split_last() {
+        Some((path, topic)) => RoomRef { bucket, path, topic: topic.to_owned() },
+        None => whole,
+    })
+}
+
+fn row(services: &Services, room: &RoomRef, member: &Member) -> serde_json::Value {
+    serde_json::json!({
+        "topic": room.topic,
+        "service": member.service,
+        "path": room.path.as_str(),
+        "origin": services.origin(),
+        "meta": Json::null(),
+        "key": member.name,
+        "ident": member.ident,
+    })
+}

@@ -1,0 +1,544 @@
+//! `_token`: what a user connects with, and taking it back (seed 002 "Token Service",
+//! `spec/xirsys.md` §1.2, §3).
+//!
+//! A token is signed and verified without the store, unless it never expires or does not fit: then
+//! it is a row, found by its hash. Keys are sealed rows of `$sys`; revocations are rows of the
+//! account's bucket, by token id or by identity and path.
+
+use std::collections::HashMap;
+use std::sync::{Mutex, PoisonError, RwLock};
+
+use aws_lc_rs::{digest, hmac};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use kv4::store::StoreError;
+use kv4::write::{Condition, Op, Write, WriteError};
+use kv4::{Bucket, Head, Node};
+use serde::{Deserialize, Serialize};
+use wire::envelope::Fault;
+use wire::errors::Code;
+use wire::frames::percent_encode;
+use wire::json::Json;
+use wire::names::{Ident, Key, Path};
+use wire::token::{Claims, Grants, IDENTITY_BYTES_MAX};
+
+use crate::{
+    Answer, Call, Closing, Method, Services, access, entries, layer, namespace, path, principal,
+    store_fault, write_fault,
+};
+
+/// Revocations in an account's bucket; tokens kept as rows in that of `$sys`.
+pub(crate) const LAYER: &str = "*token";
+/// Signing keys, in the bucket of `$sys`.
+pub(crate) const KEYS_LAYER: &str = "*keys";
+const KEYS_PATH: &str = "/token";
+const ROWS_PATH: &str = "/tokens";
+const REVOKED_PATH: &str = "/revoked";
+const SEAL_PURPOSE: &str = "token key";
+/// Lifetime of a token that names none, in seconds.
+const EXPIRE_DEFAULT_S: u64 = 60;
+/// Longest lifetime of a signed token, in seconds; old keys are kept as long.
+const EXPIRE_MAX_S: u64 = 366 * 86_400;
+/// How long after its socket went a token that has expired may connect again, in seconds: deployed
+/// clients reconnect with the token they have (`spec/xirsys.md` §1.7).
+const GRACE_S: u64 = 300;
+/// Connected tokens remembered for that.
+const GRACES_MAX: usize = 200_000;
+/// What a row token starts with; a compact one starts with `A`, its version.
+const ROW_PREFIX: char = 't';
+const MAC_BYTES: usize = 16;
+
+/// The keys that sign tokens, by number; the greatest signs.
+#[derive(Debug, Default)]
+pub struct Keys(RwLock<HashMap<u8, hmac::Key>>);
+
+impl Keys {
+    fn newest(&self) -> Option<(u8, hmac::Key)> {
+        let keys = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        keys.iter().max_by_key(|(id, _)| **id).map(|(id, key)| (*id, key.clone()))
+    }
+
+    fn verify(&self, id: u8, signed: &[u8], mac: &[u8]) -> bool {
+        let keys = self.0.read().unwrap_or_else(PoisonError::into_inner);
+        keys.get(&id).is_some_and(|key| {
+            let tag = hmac::sign(key, signed);
+            aws_lc_rs::constant_time::verify_slices_are_equal(&tag.as_ref()[..MAC_BYTES], mac)
+                .is_ok()
+        })
+    }
+}
+
+/// Tokens that are connected, or were a moment ago.
+#[derive(Debug, Default)]
+pub struct Graces(Mutex<HashMap<u64, Grace>>);
+
+#[derive(Clone, Copy, Debug, Default)]
+struct Grace {
+    /// Sockets that are open with the token.
+    open: usize,
+    /// When the last one went, in seconds since 1970.
+    gone_s: u64,
+}
+
+impl Graces {
+    /// Notes that a socket was opened with a token.
+    pub fn connected(&self, token: u64, now_s: u64) {
+        let mut graces = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if graces.len() >= GRACES_MAX {
+            graces.retain(|_, grace| grace.open > 0 || grace.gone_s + GRACE_S >= now_s);
+        }
+        if graces.len() < GRACES_MAX || graces.contains_key(&token) {
+            graces.entry(token).or_default().open += 1;
+        }
+    }
+
+    /// Notes that such a socket has gone.
+    pub fn disconnected(&self, token: u64, now_s: u64) {
+        let mut graces = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(grace) = graces.get_mut(&token) {
+            grace.open = grace.open.saturating_sub(1);
+            grace.gone_s = now_s;
+        }
+    }
+
+    fn holds(&self, token: u64, now_s: u64) -> bool {
+        let graces = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        graces.get(&token).is_some_and(|grace| grace.open > 0 || grace.gone_s + GRACE_S >= now_s)
+    }
+
+    fn forget(&self, token: u64) {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&token);
+    }
+}
+
+/// A token that holds: what it says, and where.
+#[derive(Clone, Debug)]
+pub struct Verified {
+    pub claims: Claims,
+    pub bucket: Bucket,
+}
+
+/// The claims of a token that is kept as a row.
+#[derive(Debug, Deserialize, Serialize)]
+struct Row {
+    id: String,
+    account: String,
+    sub: Option<String>,
+    identity: String,
+    path: Option<String>,
+    grants: u16,
+    not_before_ms: u64,
+    expires_s: u64,
+}
+
+/// A revocation: tokens made up to `not_before_ms`, or all of an id when that is 0.
+#[derive(Debug, Deserialize, Serialize)]
+struct Revoked {
+    not_before_ms: u64,
+    /// When the last token that this concerns has expired; 0 for never.
+    until_s: u64,
+}
+
+pub(crate) async fn call(services: &Services, call: &Call<'_>) -> Result<Answer, Fault> {
+    match call.method {
+        Method::Put | Method::Post => create(services, call).await,
+        Method::Delete => revoke(services, call).await,
+        Method::Get => Err(entries::no_method(call)),
+    }
+}
+
+async fn create(services: &Services, call: &Call<'_>) -> Result<Answer, Fault> {
+    let bucket = &call.caller.bucket;
+    if !call.path.is_root() && namespace::resolve(services, bucket, &call.path).await?.is_none() {
+        return Err(Code::NoNamespace.into());
+    }
+    let claims = claims(services, call).await?;
+    let text = issue(services, &claims).await?;
+    let v = match call.params.text("as").as_deref() {
+        Some("values") => serde_json::json!({
+            "token": text,
+            "id": format!("{:016x}", claims.id),
+            "k": claims.identity,
+            "path": claims.path.as_ref().map(Path::as_str),
+            "grants": claims.grants.names().collect::<Vec<_>>(),
+            "expires_at": claims.expires_s,
+        })
+        .to_string(),
+        _ => Json::string(&text).as_str().to_owned(),
+    };
+    Ok(Answer { v, ver: None, no_store: true })
+}
+
+async fn claims(services: &Services, call: &Call<'_>) -> Result<Claims, Fault> {
+    let now_micros = services.clock.now_micros();
+    let settings = services.settings.of(&services.kv, &call.caller.bucket).await;
+    let expire_max_s = settings
+        .map_err(store_fault)?
+        .at::<u64>(&call.path, "token_expire_max_s")
+        .map_or(EXPIRE_MAX_S, |limit| limit.min(EXPIRE_MAX_S));
+    let expire_s = match call.params.text("expire") {
+        None => EXPIRE_DEFAULT_S.min(expire_max_s),
+        Some(text) => text.parse::<u64>().map_err(|_| {
+            Fault::with(Code::BadRequest, format!("`expire` is not a number of seconds: {text}"))
+        })?,
+    };
+    if expire_s > expire_max_s || (expire_s == 0 && expire_max_s < EXPIRE_MAX_S) {
+        return Err(Fault::with(
+            Code::BadRequest,
+            format!("`expire` may be at most {expire_max_s} here"),
+        ));
+    }
+    let identity = match call.params.text("k").filter(|name| !name.is_empty()) {
+        None => URL_SAFE_NO_PAD.encode(services.random::<9>()),
+        Some(name) if name.len() > IDENTITY_BYTES_MAX || name.chars().any(char::is_control) => {
+            return Err(Fault::with(
+                Code::BadName,
+                format!(
+                    "`k` is longer than {IDENTITY_BYTES_MAX} bytes or holds a control character"
+                ),
+            ));
+        }
+        Some(name) => name,
+    };
+    let grants = match call.params.text("grants") {
+        None => Grants::CHATTER,
+        Some(text) => Grants::parse(&text).ok_or_else(|| {
+            Fault::with(
+                Code::BadRequest,
+                "`grants` are publish, subscribe, send, watch, moderate and relay",
+            )
+        })?,
+    };
+    Ok(Claims {
+        id: u64::from_be_bytes(services.random()),
+        account: call.caller.account.clone(),
+        sub: call.caller.sub.clone(),
+        identity,
+        path: (!call.path.is_root()).then(|| call.path.clone()),
+        grants,
+        not_before_ms: now_micros / 1000,
+        expires_s: if expire_s == 0 { 0 } else { now_micros / 1_000_000 + expire_s },
+        key_id: 0,
+    })
+}
+
+/// The text of a token: signed, or kept as a row when it has no end or does not fit.
+async fn issue(services: &Services, claims: &Claims) -> Result<String, Fault> {
+    let (key_id, key) = services
+        .keys
+        .newest()
+        .ok_or_else(|| Fault::with(Code::Internal, "there is no key to sign tokens with"))?;
+    let claims = Claims { key_id, ..claims.clone() };
+    if claims.expires_s != 0 {
+        let mac = |signed: &[u8]| {
+            let tag = hmac::sign(&key, signed);
+            let mut mac = [0; MAC_BYTES];
+            mac.copy_from_slice(&tag.as_ref()[..MAC_BYTES]);
+            mac
+        };
+        if let Some(text) = claims.to_compact(mac) {
+            return Ok(text);
+        }
+    }
+    let text = format!("{ROW_PREFIX}{}", URL_SAFE_NO_PAD.encode(services.random::<32>()));
+    let row = Row {
+        id: format!("{:016x}", claims.id),
+        account: claims.account.to_string(),
+        sub: claims.sub.as_ref().map(Ident::to_string),
+        identity: claims.identity.clone(),
+        path: claims.path.as_ref().map(Path::to_string),
+        grants: claims.grants.0,
+        not_before_ms: claims.not_before_ms,
+        expires_s: claims.expires_s,
+    };
+    let value =
+        serde_json::to_value(&row).map_err(|e| Fault::with(Code::Internal, e.to_string()))?;
+    let write = Write {
+        entry: Node::new(Bucket::sys(), layer(LAYER), path(ROWS_PATH)).entry(row_key(&text)),
+        op: Op::Put { value: Json::from(value), keys: Default::default() },
+        condition: Condition::Absent,
+        who: claims.account.as_str().into(),
+        stamp: services.stamp(),
+    };
+    services.kv.write(write).await.map_err(write_fault)?;
+    Ok(text)
+}
+
+/// Verifies a token for a new connection: signature, time, account, revocation.
+///
+/// # Errors
+/// `unauthorized`, with what is wrong in the detail; the store's.
+pub async fn verify(services: &Services, text: &str) -> Result<Verified, Fault> {
+    let refuse = |why: &str| Fault::with(Code::Unauthorized, why);
+    let claims = read(services, text).await?.ok_or_else(|| refuse("the token is not valid"))?;
+    let now_micros = services.clock.now_micros();
+    let now_s = now_micros / 1_000_000;
+    if claims.not_before_ms > now_micros / 1000 + 1000 {
+        return Err(refuse("the token does not hold yet"));
+    }
+    let is_over = claims.expires_s != 0 && claims.expires_s <= now_s;
+    if is_over && !services.graces.holds(claims.id, now_s) {
+        return Err(refuse("the token has expired"));
+    }
+    let bucket = Bucket::account(&claims.account, claims.sub.as_ref())
+        .ok_or_else(|| refuse("the token names no account"))?;
+    if !principal::is_active(services, &claims.account, claims.sub.as_ref(), claims.not_before_ms)
+        .await?
+    {
+        return Err(refuse("the token's account is not active"));
+    }
+    if is_revoked(services, &bucket, &claims).await? {
+        return Err(refuse("the token has been revoked"));
+    }
+    Ok(Verified { claims, bucket })
+}
+
+/// Where a verified token joins: the path asked for, resolved to a namespace and topic.
+///
+/// # Errors
+/// `no_namespace`, and those of [`access::decide_join`].
+pub async fn room(
+    services: &Services,
+    verified: &Verified,
+    asked: Option<&Path>,
+    address: std::net::IpAddr,
+) -> Result<crate::RoomRef, Fault> {
+    let Verified { claims, bucket } = verified;
+    let path = asked.or(claims.path.as_ref()).cloned().unwrap_or_else(Path::root);
+    access::decide_join(services, claims, bucket, &path, address).await?;
+    let (path, topic) = if path.is_root() {
+        (path, namespace::TOPIC.to_owned())
+    } else {
+        namespace::resolve(services, bucket, &path).await?.ok_or(Code::NoNamespace)?
+    };
+    Ok(crate::RoomRef { bucket: bucket.clone(), path, topic })
+}
+
+/// The claims of a token whose signature or row is right; its time is not looked at.
+async fn read(services: &Services, text: &str) -> Result<Option<Claims>, Fault> {
+    if !text.starts_with(ROW_PREFIX) {
+        return Ok(Claims::from_compact(text, |id, signed, mac| {
+            services.keys.verify(id, signed, mac)
+        })
+        .ok());
+    }
+    let node = Node::new(Bucket::sys(), layer(LAYER), path(ROWS_PATH));
+    let head = services.kv.get(&node, &row_key(text)).await.map_err(store_fault)?;
+    Ok(head.and_then(|head| claims_of_row(&head)))
+}
+
+fn claims_of_row(head: &Head) -> Option<Claims> {
+    let row: Row = head.value.read().ok()?;
+    let ident = |text: &str| {
+        if text == "$sys" { Some(Ident::sys()) } else { Ident::parse(text).ok() }
+    };
+    Some(Claims {
+        id: u64::from_str_radix(&row.id, 16).ok()?,
+        account: ident(&row.account)?,
+        sub: match &row.sub {
+            Some(sub) => Some(ident(sub)?),
+            None => None,
+        },
+        identity: row.identity,
+        path: match &row.path {
+            Some(path) => Some(Path::parse(path).ok()?),
+            None => None,
+        },
+        grants: Grants(row.grants),
+        not_before_ms: row.not_before_ms,
+        expires_s: row.expires_s,
+        key_id: 0,
+    })
+}
+
+/// The key of a row: what is stored does not open anything.
+fn row_key(text: &str) -> Key {
+    let hash = digest::digest(&digest::SHA256, text.as_bytes());
+    Key::parse(&URL_SAFE_NO_PAD.encode(hash)).expect("base64 is a legal key")
+}
+
+fn id_key(id: u64) -> Key {
+    Key::parse(&format!("id:{id:016x}")).expect("hexadecimal is a legal key")
+}
+
+fn who_key(identity: &str) -> Option<Key> {
+    Key::parse(&format!("who:{identity}")).ok()
+}
+
+/// The node of revocations that concern a path.
+fn revoked_node(bucket: &Bucket, at: &Path) -> Option<Node> {
+    let at = path(REVOKED_PATH).join(at.as_str()).ok()?;
+    Some(Node::new(bucket.clone(), layer(LAYER), at))
+}
+
+async fn is_revoked(services: &Services, bucket: &Bucket, claims: &Claims) -> Result<bool, Fault> {
+    let root = Path::root();
+    let mut places = vec![(root.clone(), Some(id_key(claims.id)))];
+    places.push((root, who_key(&claims.identity)));
+    if let Some(path) = &claims.path {
+        places.push((path.clone(), who_key(&claims.identity)));
+    }
+    for (at, key) in places {
+        let (Some(node), Some(key)) = (revoked_node(bucket, &at), key) else { continue };
+        let Some(head) = services.kv.get(&node, &key).await.map_err(store_fault)? else { continue };
+        let Ok(revoked) = head.value.read::<Revoked>() else { continue };
+        if revoked.not_before_ms == 0 || claims.not_before_ms <= revoked.not_before_ms {
+            return Ok(true);
+        }
+    }
+    Ok(false)
+}
+
+/// `DELETE ?id=` (an id or the token itself) or `?k=`: all tokens of an identity, on the path of the
+/// call or, at the root, on every path.
+async fn revoke(services: &Services, call: &Call<'_>) -> Result<Answer, Fault> {
+    let bucket = &call.caller.bucket;
+    let now_micros = services.clock.now_micros();
+    let (now_s, now_ms) = (now_micros / 1_000_000, now_micros / 1000);
+    if let Some(text) = call.params.text("id") {
+        let known = read(services, &text).await?;
+        let own = |claims: &Claims| {
+            claims.account == call.caller.account && claims.sub == call.caller.sub
+        };
+        let (id, until_s) = match known {
+            Some(claims) if own(&claims) => {
+                if text.starts_with(ROW_PREFIX) {
+                    let node = Node::new(Bucket::sys(), layer(LAYER), path(ROWS_PATH));
+                    entries::delete_keys(services, call, &node, &[row_key(&text)]).await?;
+                }
+                (claims.id, claims.expires_s)
+            }
+            Some(_) => return Err(Code::NotFound.into()),
+            None => {
+                let id = u64::from_str_radix(&text, 16).map_err(|_| {
+                    Fault::with(Code::BadRequest, "`id` is a token, or 16 hexadecimal digits")
+                })?;
+                (id, 0)
+            }
+        };
+        revoke_id(services, bucket, id, until_s, &call.caller.who).await?;
+        services.rooms.close(bucket, Closing::Revoked, &|socket| socket.token == Some(id));
+        return Ok(Answer::number(1));
+    }
+    let Some(identity) = call.params.text("k").filter(|name| !name.is_empty()) else {
+        return Err(Fault::with(Code::BadName, "name the token by `id` or its user by `k`"));
+    };
+    let key = who_key(&identity).ok_or(Code::BadName)?;
+    let row = Revoked { not_before_ms: now_ms, until_s: now_s + EXPIRE_MAX_S };
+    put_revocation(services, bucket, &call.path, key, row, &call.caller.who).await?;
+    let name = percent_encode(&identity);
+    services.rooms.close(bucket, Closing::Revoked, &|socket| {
+        socket.name == name && (call.path.is_root() || socket.is_on(&call.path))
+    });
+    Ok(Answer::number(1))
+}
+
+/// Revokes one token for good; `until_s` is its expiry, 0 when it has none or it is not known.
+///
+/// # Errors
+/// The store's.
+pub async fn revoke_id(
+    services: &Services,
+    bucket: &Bucket,
+    id: u64,
+    until_s: u64,
+    who: &std::sync::Arc<str>,
+) -> Result<(), Fault> {
+    services.graces.forget(id);
+    let row = Revoked { not_before_ms: 0, until_s };
+    put_revocation(services, bucket, &Path::root(), id_key(id), row, who).await
+}
+
+async fn put_revocation(
+    services: &Services,
+    bucket: &Bucket,
+    at: &Path,
+    key: Key,
+    row: Revoked,
+    who: &std::sync::Arc<str>,
+) -> Result<(), Fault> {
+    let node = revoked_node(bucket, at).ok_or(Code::BadSegment)?;
+    let value =
+        serde_json::to_value(&row).map_err(|e| Fault::with(Code::Internal, e.to_string()))?;
+    let write = Write {
+        entry: node.entry(key),
+        op: Op::Put { value: Json::from(value), keys: Default::default() },
+        condition: Condition::Any,
+        who: who.clone(),
+        stamp: services.stamp(),
+    };
+    services.kv.write(write).await.map_err(write_fault)?;
+    Ok(())
+}
+
+impl Services {
+    /// Reads the signing keys, and makes the first one when there is none.
+    ///
+    /// # Errors
+    /// The store's, or a key that this neuron's cluster key does not open.
+    pub async fn load_keys(&self) -> Result<(), KeysError> {
+        let node = Node::new(Bucket::sys(), layer(KEYS_LAYER), path(KEYS_PATH));
+        if self.kv.keys(&node).await?.is_empty() {
+            let sealed = self.sealer.seal(SEAL_PURPOSE, &self.random::<32>(), &*self.rng);
+            let write = Write {
+                entry: node.entry(Key::parse("1").expect("a digit is a legal key")),
+                op: Op::Put {
+                    value: Json::from(serde_json::json!({ "sealed": sealed })),
+                    keys: Default::default(),
+                },
+                condition: Condition::Absent,
+                who: "$sys".into(),
+                stamp: self.stamp(),
+            };
+            match self.kv.write(write).await {
+                Ok(_) | Err(WriteError::Exists) => {}
+                Err(error) => return Err(KeysError::Write(error)),
+            }
+        }
+        let mut keys = HashMap::new();
+        for head in self.kv.heads(&node).await? {
+            let id: u8 = head.key.as_str().parse().map_err(|_| KeysError::Sealed)?;
+            let sealed = head.value.member("sealed").and_then(|sealed| sealed.to_text());
+            let opened = sealed.and_then(|sealed| self.sealer.open(SEAL_PURPOSE, &sealed));
+            let secret = opened.ok_or(KeysError::Sealed)?;
+            keys.insert(id, hmac::Key::new(hmac::HMAC_SHA256, &secret));
+        }
+        *self.keys.0.write().unwrap_or_else(PoisonError::into_inner) = keys;
+        Ok(())
+    }
+}
+
+/// Why the signing keys cannot be had.
+#[derive(Debug, thiserror::Error)]
+#[non_exhaustive]
+pub enum KeysError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Write(WriteError),
+    /// The store was made under another cluster key.
+    #[error("the store's keys are sealed with another cluster key than this neuron's")]
+    Sealed,
+}
+
+/// Lets go of revocations and row tokens whose tokens have expired; answers how many went.
+pub(crate) async fn forget_expired(
+    services: &Services,
+    bucket: &Bucket,
+) -> Result<u64, StoreError> {
+    let now_s = services.now_s();
+    let mut gone = 0;
+    for (at, _) in services.kv.paths(bucket, &layer(LAYER), &Path::root()).await? {
+        let node = Node::new(bucket.clone(), layer(LAYER), at);
+        for head in services.kv.heads(&node).await? {
+            let over_s = match head.value.member("until_s").or(head.value.member("expires_s")) {
+                Some(end) => end.read::<u64>().unwrap_or(0),
+                None => 0,
+            };
+            if over_s != 0 && over_s + GRACE_S < now_s {
+                gone += u64::from(services.kv.erase(&node.entry(head.key.clone())).await?);
+            }
+        }
+    }
+    Ok(gone)
+}

@@ -1,0 +1,58 @@
+//! Signalling: rooms of sockets, who is present, and who hears what (`spec/xirsys.md` §1.7).
+//!
+//! [`Signal`] is a state machine over every room of one neuron. The shell tells it of sockets that
+//! open, texts that arrive and sockets that close, and after each of those drains
+//! [`Signal::poll_output`]. It opens no socket, reads no clock and never waits. Not here: reading
+//! and writing bytes (`wire::ws`), tokens and address rules (the shell asks before it joins a
+//! socket), queues to slow receivers, and idle connections: those are the shell's, which sees every
+//! byte that arrives.
+//!
+//! ```
+//! use kv4::Bucket;
+//! use signal::{Address, Join, Limits, Output, Signal, SocketId, Topic};
+//! use wire::frames::Name;
+//! use wire::names::{Ident, Path};
+//! use wire::token::Grants;
+//!
+//! let join = |name: &str| Join {
+//!     address: Address {
+//!         bucket: Bucket::from_stored("kv4_$elena_data"),
+//!         path: Path::parse("/my/path").expect("a path"),
+//!         topic: Topic::default(),
+//!     },
+//!     name: Name::encode(name).expect("a name"),
+//!     ident: Ident::parse("elena").expect("an ident"),
+//!     service: "xs_signal",
+//!     grants: Grants::CHATTER,
+//!     token: None,
+//!     client_ip: [127, 0, 0, 1].into(),
+//!     since_unix_s: 1_700_000_000,
+//!     meta: None,
+//! };
+//! let mut signal = Signal::new("euro_one", Limits::default());
+//! signal.join(SocketId(1), join("ann"))?;
+//! signal.join(SocketId(2), join("bob"))?;
+//! signal.handle_text(SocketId(1), r#"{"t":"u","m":{"o":"message"},"p":{"msg":"hi"}}"#);
+//! while let Some(output) = signal.poll_output() {
+//!     match output {
+//!         Output::Send { .. } | Output::Fanout(_) => { /* queue the frame */ }
+//!         Output::Close { .. } => { /* send the close, then end the connection */ }
+//!         Output::Stat(_) => { /* add to the minute's statistics */ }
+//!     }
+//! }
+//! # Ok::<(), signal::Refusal>(())
+//! ```
+
+mod ids;
+mod limits;
+mod listing;
+mod output;
+mod room;
+mod signal;
+
+pub use ids::SocketId;
+pub use limits::{Counters, Limits, Stats};
+pub use listing::{Row, SocketView};
+pub use output::{Fanout, Measure, Output, Stat};
+pub use room::{Address, Topic};
+pub use signal::{Join, Kicked, PublishError, Published, Refusal, Signal, Token};

@@ -1,0 +1,102 @@
+//! Rooms against a reference model, and an example of each rule.
+
+mod model;
+mod rules;
+
+use std::collections::BTreeMap;
+use std::net::IpAddr;
+
+use kv4::Bucket;
+use signal::{Address, Join, Output, Signal, SocketId, Token, Topic};
+use wire::frames::Name;
+use wire::names::{Ident, Path};
+use wire::token::Grants;
+use wire::ws::{Decoder, Message, text_frame};
+
+/// What one call made a socket see, in order, and what it put into the statistics.
+#[derive(Debug, Default, Eq, PartialEq)]
+struct Seen {
+    sockets: BTreeMap<SocketId, Vec<String>>,
+    /// Measure, path, key (empty for the server's) and value.
+    stats: Vec<(&'static str, String, String, u64)>,
+}
+
+impl Seen {
+    fn push(&mut self, socket: SocketId, text: String) {
+        self.sockets.entry(socket).or_default().push(text);
+    }
+
+    /// Notes a packet of this text.
+    fn packet(&mut self, path: &str, key: &str, text: &str) {
+        let value = text_frame(text).len() as u64;
+        self.stats.push(("router:pkt", path.to_owned(), key.to_owned(), value));
+    }
+
+    /// What one socket saw.
+    fn of(&self, socket: u64) -> Vec<&str> {
+        let texts = self.sockets.get(&SocketId(socket));
+        texts.into_iter().flatten().map(String::as_str).collect()
+    }
+}
+
+/// Drains the outputs. A close reads as its code and reason.
+fn drain(signal: &mut Signal) -> Seen {
+    let mut seen = Seen::default();
+    while let Some(output) = signal.poll_output() {
+        match output {
+            Output::Close { socket, code, reason } => {
+                seen.push(socket, format!("close {} {reason}", code.0));
+            }
+            Output::Fanout(fanout) => {
+                for socket in fanout.receivers() {
+                    seen.push(socket, text_of(&fanout.frame));
+                }
+            }
+            Output::Send { socket, frame } => seen.push(socket, text_of(&frame)),
+            Output::Stat(stat) => {
+                let key = stat.key.map_or(String::new(), |name| name.to_string());
+                let measure = stat.measure.as_str();
+                seen.stats.push((measure, stat.address.path.to_string(), key, stat.value));
+            }
+        }
+    }
+    assert_eq!(signal.stats().outputs, 0);
+    seen
+}
+
+fn text_of(frame: &[u8]) -> String {
+    let mut decoder = Decoder::client(1 << 20);
+    assert_eq!(decoder.push(frame), frame.len());
+    match decoder.next_message() {
+        Ok(Some(Message::Text(text))) => text.to_owned(),
+        other => panic!("{other:?}"),
+    }
+}
+
+fn bucket() -> Bucket {
+    Bucket::account(&Ident::parse("elena").expect("an ident"), None).expect("short")
+}
+
+fn address(path: &str) -> Address {
+    Address { bucket: bucket(), path: Path::parse(path).expect("a path"), topic: Topic::default() }
+}
+
+/// A chatter whose token and address tell of its socket.
+fn join(path: &str, name: &str, socket: u64) -> Join {
+    Join {
+        address: address(path),
+        name: Name::encode(name).expect("a name"),
+        ident: Ident::parse("elena").expect("an ident"),
+        service: "xs_signal",
+        grants: Grants::CHATTER,
+        token: Some(Token { id: socket, expires_unix_s: 1_700_000_060 }),
+        client_ip: ip(socket),
+        since_unix_s: 1_700_000_000,
+        meta: None,
+    }
+}
+
+/// One of four addresses.
+fn ip(socket: u64) -> IpAddr {
+    [10, 0, 0, (socket % 4) as u8].into()
+}

@@ -1,0 +1,355 @@
+//! An example of each rule of `spec/xirsys.md` §1.7 and of each limit.
+
+use signal::{
+    Join, Limits, Output, PublishError, Published, Refusal, Signal, SocketId, Token, Topic,
+};
+use wire::errors::Code;
+use wire::frames::{NAME_BYTES_MAX, Name};
+use wire::json::Json;
+use wire::token::Grants;
+use wire::ws::CloseCode;
+
+use crate::{Seen, address, bucket, drain, ip, join};
+
+const PATH: &str = "/my/path";
+const NOT_ALLOWED: &str = r#"{"t":"e","m":{},"p":{"v":"not_allowed","s":"error"}}"#;
+
+fn signal() -> Signal {
+    Signal::new("euro_euro-core", Limits::default())
+}
+
+/// A room in which each name sits on the socket of its place, from 1.
+fn room(names: &[&str]) -> Signal {
+    let mut signal = signal();
+    for (socket, name) in (1..).zip(names) {
+        signal.join(SocketId(socket), join(PATH, name, socket)).expect("room for all");
+    }
+    drain(&mut signal);
+    signal
+}
+
+fn send(signal: &mut Signal, socket: u64, text: &str) -> Seen {
+    signal.handle_text(SocketId(socket), text);
+    drain(signal)
+}
+
+#[test]
+fn a_joiner_hears_who_is_here_and_the_others_hear_of_the_joiner() {
+    let mut signal = room(&["rt"]);
+    signal.join(SocketId(2), join(PATH, "ann", 2)).expect("joins");
+    let seen = drain(&mut signal);
+    assert_eq!(
+        seen.of(2),
+        [r#"{"t":"u","m":{"f":"/my/path/__sys__","o":"peers"},"p":{"users":["ann","rt"]}}"#]
+    );
+    assert_eq!(seen.of(1), [r#"{"t":"u","m":{"f":"/my/path/ann","o":"peer_connected"},"p":{}}"#]);
+    assert_eq!(seen.stats, [("router:sub", PATH.to_owned(), "ann".to_owned(), 1)]);
+}
+
+#[test]
+fn a_name_comes_with_its_first_socket_and_goes_with_its_last() {
+    let mut signal = room(&["rt", "ann"]);
+    signal.join(SocketId(3), join(PATH, "ann", 3)).expect("joins");
+    let seen = drain(&mut signal);
+    assert!(seen.of(1).is_empty() && seen.of(2).is_empty());
+    assert!(seen.of(3)[0].ends_with(r#"{"users":["ann","rt"]}}"#), "each name once");
+    signal.leave(SocketId(2));
+    assert!(drain(&mut signal).sockets.is_empty());
+    signal.leave(SocketId(3));
+    let seen = drain(&mut signal);
+    assert_eq!(seen.of(1), [r#"{"t":"u","m":{"f":"/my/path/ann","o":"peer_removed"},"p":{}}"#]);
+}
+
+#[test]
+fn a_broadcast_skips_the_sending_socket_but_not_its_other_devices() {
+    let mut signal = room(&["ann", "ann", "bob"]);
+    let seen = send(&mut signal, 1, r#"{"t":"u","m":{"f":"x","o":"message"},"p":{"msg":"hi"}}"#);
+    let text = r#"{"t":"u","m":{"f":"/my/path/ann","o":"message"},"p":{"msg":"hi"}}"#;
+    assert!(seen.of(1).is_empty());
+    assert_eq!((seen.of(2), seen.of(3)), (vec![text], vec![text]));
+    let value = text.len() as u64 + 2;
+    assert_eq!(seen.stats, [("router:pkt", PATH.to_owned(), "ann".to_owned(), value)]);
+}
+
+#[test]
+fn a_direct_frame_reaches_every_device_of_one_name() {
+    let mut signal = room(&["ann", "bob", "bob", "cid"]);
+    for to in ["bob", "/my/path/bob"] {
+        let seen =
+            send(&mut signal, 1, &format!(r#"{{"t":"u","m":{{"o":"o","t":"{to}"}},"p":1}}"#));
+        let text = format!(r#"{{"t":"u","m":{{"f":"/my/path/ann","o":"o","t":"{to}"}},"p":1}}"#);
+        assert_eq!((seen.of(2), seen.of(3)), (vec![&*text], vec![&*text]));
+        assert_eq!(seen.sockets.len(), 2);
+    }
+    let seen = send(&mut signal, 1, r#"{"t":"u","m":{"o":"o","t":"ann"},"p":1}"#);
+    assert_eq!(seen.of(1).len(), 1, "one may write to oneself");
+}
+
+#[test]
+fn a_frame_to_nobody_is_dropped_and_counted() {
+    let mut signal = room(&["ann", "bob"]);
+    for to in ["dan", "undefined", "/my/bob", "/other/path/bob", "/my/path", "/my/path/"] {
+        let seen = send(&mut signal, 1, &format!(r#"{{"t":"u","m":{{"t":"{to}"}},"p":1}}"#));
+        assert_eq!(seen, Seen::default(), "{to}");
+    }
+    assert_eq!(signal.stats().counters.unknown_peers, 6);
+    assert_eq!(signal.stats().counters.packets, 0);
+}
+
+#[test]
+fn awkward_names_are_found_in_each_spelling() {
+    let mut signal = room(&["ann", "a/b c"]);
+    for to in ["a%2Fb%20c", "a/b c", "/my/path/a%2Fb%20c", "/my/path/a/b c"] {
+        let seen = send(&mut signal, 1, &format!(r#"{{"t":"u","m":{{"t":"{to}"}},"p":1}}"#));
+        assert_eq!(seen.of(2).len(), 1, "{to}");
+    }
+    assert_eq!(signal.row(&address(PATH), "a/b c").expect("here").key.as_str(), "a%2Fb%20c");
+}
+
+#[test]
+fn topics_of_one_path_are_rooms_of_their_own() {
+    let mut signal = room(&["ann"]);
+    let mut other = join(PATH, "bob", 2);
+    other.address.topic = Topic::parse("games").expect("a topic");
+    signal.join(SocketId(2), other.clone()).expect("joins");
+    let seen = drain(&mut signal);
+    assert_eq!(seen.sockets.len(), 1);
+    assert!(seen.of(2)[0].starts_with(r#"{"t":"u","m":{"f":"/my/path/__sys__""#));
+    assert!(send(&mut signal, 1, r#"{"t":"u","m":{},"p":1}"#).sockets.is_empty());
+    let topics: Vec<_> = signal.rooms(&bucket()).map(|(_, topic)| topic.as_str()).collect();
+    assert_eq!(topics, ["games", "topic"]);
+    assert_eq!(signal.keys(&other.address).len(), 1);
+    for text in ["", "/", "a/b", "..", "\n"] {
+        assert!(Topic::parse(text).is_err(), "{text}");
+    }
+}
+
+#[test]
+fn only_the_server_says_who_is_present() {
+    let mut signal = room(&["ann", "bob"]);
+    let seen = send(&mut signal, 1, r#"{"t":"u","m":{"o":"peer_removed","f":"/my/path/bob"}}"#);
+    assert_eq!((seen.of(1), seen.sockets.len()), (vec![NOT_ALLOWED], 1));
+    assert_eq!(signal.stats().counters.system_ops, 1);
+}
+
+#[test]
+fn what_is_wrong_with_a_frame_is_told_to_its_sender() {
+    let mut signal = room(&["ann", "bob"]);
+    for text in ["hello", r#"{"t":"x","m":{}}"#, r#"{"t":"u"}"#] {
+        let seen = send(&mut signal, 1, text);
+        assert_eq!(seen.sockets.len(), 1);
+        let answer = seen.of(1)[0];
+        assert!(answer.starts_with(r#"{"t":"e","m":{},"p":{"v":"bad_request","#), "{answer}");
+        Json::parse(answer).expect("JSON");
+    }
+    assert_eq!(signal.stats().counters.bad_frames, 3);
+    assert_eq!(send(&mut signal, 1, r#"{"t":"tm","m":{"o":"pub"}}"#), Seen::default());
+}
+
+#[test]
+fn pings_cost_nothing_and_json_pings_are_answered() {
+    let mut signal = room(&["ann"]);
+    for _ in 0..240 {
+        assert_eq!(send(&mut signal, 1, "ping"), Seen::default());
+    }
+    assert_eq!(send(&mut signal, 1, "{}"), Seen::default());
+    let seen = send(&mut signal, 1, r#"{"t":"ping","ts":1700000000123}"#);
+    assert_eq!(seen.of(1), [r#"{"t":"pong","ts":1700000000123}"#]);
+    assert!(seen.stats.is_empty());
+    let counters = signal.stats().counters;
+    assert_eq!((counters.text_pings, counters.heartbeats, counters.packets), (240, 2, 0));
+}
+
+#[test]
+fn the_root_path_has_one_slash() {
+    let mut signal = signal();
+    signal.join(SocketId(1), join("/", "ann", 1)).expect("joins");
+    signal.join(SocketId(2), join("/", "bob", 2)).expect("joins");
+    let seen = drain(&mut signal);
+    assert!(seen.of(1)[0].contains(r#""f":"/__sys__""#));
+    assert!(seen.of(1)[1].contains(r#""f":"/bob""#));
+    for to in ["bob", "/bob"] {
+        let seen = send(&mut signal, 1, &format!(r#"{{"t":"u","m":{{"t":"{to}"}},"p":1}}"#));
+        assert_eq!(seen.of(2).len(), 1);
+    }
+}
+
+#[test]
+fn a_kick_closes_every_socket_of_the_name_and_tells_the_rest() {
+    let mut signal = room(&["ann", "bob", "bob"]);
+    let kicked = signal.kick(&address(PATH), Some("bob"));
+    assert_eq!((kicked.names, kicked.sockets), (1, 2));
+    let token = |id| Token { id, expires_unix_s: 1_700_000_060 };
+    assert_eq!(kicked.tokens, [token(2), token(3)]);
+    let seen = drain(&mut signal);
+    assert_eq!((seen.of(2), seen.of(3)), (vec!["close 4403 kicked"], vec!["close 4403 kicked"]));
+    assert_eq!(seen.of(1), [r#"{"t":"u","m":{"f":"/my/path/bob","o":"peer_removed"},"p":{}}"#]);
+    // The connection is still there for a moment; what it says goes nowhere.
+    assert_eq!(send(&mut signal, 2, r#"{"t":"u","m":{},"p":1}"#), Seen::default());
+    signal.leave(SocketId(2));
+    assert_eq!(drain(&mut signal), Seen::default());
+    assert_eq!(signal.kick(&address(PATH), Some("bob")).sockets, 0);
+    assert_eq!(signal.kick(&address("/nowhere"), None).sockets, 0);
+}
+
+#[test]
+fn kicking_a_room_tells_nobody_of_the_others() {
+    let mut signal = room(&["ann", "bob", "bob"]);
+    assert_eq!(signal.kick(&address(PATH), None).names, 2);
+    let seen = drain(&mut signal);
+    assert!(seen.sockets.values().all(|seen| *seen == ["close 4403 kicked"]));
+    assert_eq!(signal.stats().rooms, 0);
+}
+
+#[test]
+fn a_ban_closes_whoever_it_matches_in_every_room() {
+    let mut signal = room(&["ann", "bob"]);
+    signal.join(SocketId(6), join("/other", "cid", 6)).expect("joins");
+    drain(&mut signal);
+    let code = CloseCode::KICKED;
+    let kicked = signal.close_where(&bucket(), code, "banned", |view| view.client_ip == ip(2));
+    assert_eq!((kicked.names, kicked.sockets), (2, 2));
+    let seen = drain(&mut signal);
+    assert_eq!((seen.of(2), seen.of(6)), (vec!["close 4403 banned"], vec!["close 4403 banned"]));
+    assert_eq!(seen.of(1).len(), 1);
+}
+
+#[test]
+fn rows_are_what_the_seed_shows() {
+    let mut signal = signal();
+    signal.join(SocketId(1), join("/richie.com/default/default", "rt", 1)).expect("joins");
+    let with_meta =
+        Join { meta: Some(Json::from(7)), ..join("/richie.com/default/default", "zed", 2) };
+    signal.join(SocketId(2), with_meta).expect("joins");
+    let rows: Vec<_> = signal
+        .rows(&address("/richie.com/default/default"))
+        .iter()
+        .map(|row| row.to_json())
+        .collect();
+    assert_eq!(
+        rows,
+        [
+            r#"{"topic":"topic","service":"xs_signal","path":"/richie.com/default/default","origin":"euro_euro-core","meta":null,"key":"rt","ident":"elena"}"#,
+            r#"{"topic":"topic","service":"xs_signal","path":"/richie.com/default/default","origin":"euro_euro-core","meta":7,"key":"zed","ident":"elena"}"#,
+        ]
+    );
+    assert!(signal.row(&address("/richie.com/default/default"), "nobody").is_none());
+    let view = signal.socket(SocketId(2)).expect("here");
+    assert_eq!((view.client_ip, view.since_unix_s), (ip(2), 1_700_000_000));
+    assert!(signal.socket(SocketId(3)).is_none());
+}
+
+#[test]
+fn a_publish_is_from_the_server_or_from_whom_it_says() {
+    let mut signal = room(&["ann", "bob"]);
+    let payload = Json::parse(r#"{"a": 1.0}"#).expect("JSON");
+    let ann = Name::encode("ann").expect("a name");
+    let news = Published { from: None, to: None, op: "news", payload: &payload };
+    assert_eq!(signal.publish(&address(PATH), news), Ok(2));
+    let to_bob = Published { from: Some(&ann), to: Some("bob"), ..news };
+    assert_eq!(signal.publish(&address(PATH), to_bob), Ok(1));
+    let seen = drain(&mut signal);
+    assert_eq!(
+        seen.of(2),
+        [
+            r#"{"t":"u","m":{"f":"/my/path/__sys__","o":"news"},"p":{"a": 1.0}}"#,
+            r#"{"t":"u","m":{"f":"/my/path/ann","o":"news","t":"bob"},"p":{"a": 1.0}}"#,
+        ]
+    );
+    assert_eq!(seen.of(1).len(), 1);
+    assert_eq!(signal.publish(&address("/nowhere"), news), Ok(0));
+    let posing = Published { op: "peers", ..news };
+    let refused = signal.publish(&address(PATH), posing).expect_err("the server's own");
+    assert_eq!((refused, refused.code()), (PublishError::SystemOp, Code::NotAllowed));
+}
+
+#[test]
+fn grants_say_who_may_speak() {
+    let mut signal = room(&["ann"]);
+    let only = |grants, socket| Join { grants, ..join(PATH, "bob", socket) };
+    assert_eq!(signal.join(SocketId(2), only(Grants::SEND, 2)), Err(Refusal::NotGranted));
+    signal.join(SocketId(3), only(Grants::SUBSCRIBE, 3)).expect("may listen");
+    drain(&mut signal);
+    for text in [r#"{"t":"u","m":{},"p":1}"#, r#"{"t":"u","m":{"t":"ann"},"p":1}"#] {
+        let seen = send(&mut signal, 3, text);
+        assert_eq!((seen.of(3), seen.sockets.len()), (vec![NOT_ALLOWED], 1));
+    }
+    assert_eq!(signal.stats().counters.ungranted, 3);
+    assert_eq!(send(&mut signal, 1, r#"{"t":"u","m":{},"p":1}"#).of(3).len(), 1);
+}
+
+#[test]
+fn a_broadcast_to_a_thousand_is_one_output() {
+    let mut signal = signal();
+    for socket in 1..=1000 {
+        let name = format!("user{socket}");
+        signal.join(SocketId(socket), join(PATH, &name, socket)).expect("room for all");
+    }
+    drain(&mut signal);
+    for _ in 0..2 {
+        signal.handle_text(SocketId(7), r#"{"t":"u","m":{"o":"message"},"p":1}"#);
+        let mut outputs = Vec::new();
+        while let Some(output) = signal.poll_output() {
+            outputs.push(output);
+        }
+        let [Output::Stat(_), Output::Fanout(fanout)] = &outputs[..] else {
+            panic!("{outputs:?}");
+        };
+        let receivers: Vec<_> = fanout.receivers().collect();
+        assert_eq!(receivers.len(), 999);
+        assert!(!receivers.contains(&SocketId(7)));
+    }
+    assert_eq!(signal.stats().counters.deliveries, 1000 + 999 * 1000 / 2 + 2 * 999);
+}
+
+#[test]
+fn limits_refuse_the_next_and_count_it() {
+    let limits = Limits {
+        rooms_per_bucket: 2,
+        sockets_per_bucket: 5,
+        sockets_per_room: 3,
+        sockets_per_name: 2,
+        message_bytes: 40,
+        name_bytes: 6,
+    };
+    let mut signal = Signal::new("one", limits);
+    let mut try_join = |path: &str, name: &str, socket: u64| {
+        signal.join(SocketId(socket), join(path, name, socket)).err()
+    };
+    assert_eq!(try_join("/a", "ann", 1), None);
+    assert_eq!(try_join("/a", "ann", 2), None);
+    assert_eq!(try_join("/a", "ann", 3), Some(Refusal::SocketsPerName));
+    assert_eq!(try_join("/a", "bob", 2), Some(Refusal::Seated));
+    assert_eq!(try_join("/a", "bob", 3), None);
+    assert_eq!(try_join("/a", "cid", 4), Some(Refusal::SocketsPerRoom));
+    assert_eq!(try_join("/b", "a b.", 4), None);
+    assert_eq!(try_join("/b", "a b.c", 5), Some(Refusal::NameTooLong));
+    assert_eq!(try_join("/c", "ann", 5), Some(Refusal::RoomsPerBucket));
+    assert_eq!(try_join("/b", "ann", 5), None);
+    assert_eq!(try_join("/b", "ann", 6), Some(Refusal::SocketsPerBucket));
+    drain(&mut signal);
+
+    let text = |bytes: usize| {
+        let frame = r#"{"t":"u","m":{},"p":""}"#;
+        frame.replace("\"\"}", &format!("\"{}\"}}", "x".repeat(bytes - frame.len())))
+    };
+    assert_eq!(send(&mut signal, 1, &text(40)).sockets.len(), 2);
+    let seen = send(&mut signal, 1, &text(41));
+    assert_eq!(
+        (seen.of(1), seen.sockets.len()),
+        (vec![r#"{"t":"e","m":{},"p":{"v":"too_large","s":"error"}}"#], 1)
+    );
+    let payload = Json::string(&"x".repeat(39));
+    let long = Published { from: None, to: None, op: "o", payload: &payload };
+    assert_eq!(signal.publish(&address("/a"), long), Err(PublishError::TooLong));
+
+    let counters = signal.stats().counters;
+    assert_eq!(counters.refused_sockets_per_name, 1);
+    assert_eq!(counters.refused_sockets_per_room, 1);
+    assert_eq!(counters.refused_name_bytes, 1);
+    assert_eq!(counters.refused_rooms_per_bucket, 1);
+    assert_eq!(counters.refused_sockets_per_bucket, 1);
+    assert_eq!(counters.refused_message_bytes, 2);
+    assert_eq!(Limits::default().name_bytes, NAME_BYTES_MAX);
+    assert_eq!(Refusal::SocketsPerRoom.close_code(), CloseCode::TRY_AGAIN_LATER);
+}

@@ -1,0 +1,142 @@
+//! Durable puts a second, by 1 and by 64 writers, beside redb alone with the same batches.
+//!
+//! `cargo run --release -p store --example puts [folder]`. "Alone" puts the same entry and value into
+//! one table of redb, one sync a batch; "same rows" writes every row that the store writes.
+
+use std::path::Path;
+use std::sync::Arc;
+use std::thread;
+use std::time::{Duration, Instant};
+
+use kv4::Stamp;
+use kv4::address::{Bucket, Entry, Node};
+use kv4::store::Store;
+use kv4::write::{Condition, KeyChange, Op, Write};
+use redb::{Database, TableDefinition};
+use store::EmbeddedStore;
+use store::contract::block_on;
+use store::embedded::Options;
+use wire::json::Json;
+use wire::names::{Key, Layer, Path as DataPath};
+
+const LASTS: Duration = Duration::from_secs(3);
+/// Keys that each writer writes in turn; the first round creates them, later ones supersede.
+const KEYS: u64 = 10_000;
+const ROUNDS: usize = 3;
+
+#[expect(clippy::print_stdout, reason = "to print is what it is for")]
+fn main() {
+    let folder = match std::env::args().nth(1) {
+        Some(folder) => tempfile::tempdir_in(folder),
+        None => tempfile::tempdir(),
+    };
+    let folder = folder.expect("a folder for the files");
+    let start = Instant::now();
+    let store = EmbeddedStore::open(&folder.path().join("empty"), Options::default());
+    println!("create and open an empty store: {:?}", start.elapsed());
+    drop(store);
+    let start = Instant::now();
+    let store = EmbeddedStore::open(&folder.path().join("empty"), Options::default());
+    println!("open an empty store: {:?}", start.elapsed());
+    drop(store);
+
+    for writers in [1, 64] {
+        for round in 0..ROUNDS {
+            let file = |name: &str| folder.path().join(format!("{name}-{writers}-{round}"));
+            let (ours, batch) = puts(&file("store"), writers);
+            let alone = raw(&file("raw"), batch, false);
+            let same = raw(&file("rows"), batch, true);
+            println!(
+                "{writers:2} writers, {batch:2} writes a commit: {ours:6.0} puts/s; \
+                 redb alone {alone:6.0} ({:.2}); same rows {same:6.0} ({:.2})",
+                ours / alone,
+                ours / same,
+            );
+        }
+    }
+}
+
+/// Puts a second through the store, and how many a commit had.
+fn puts(path: &Path, writers: u64) -> (f64, u64) {
+    let store = EmbeddedStore::open(path, Options::default()).expect("a new store");
+    let start = Instant::now();
+    let written: u64 = thread::scope(|scope| {
+        let threads: Vec<_> = (0..writers)
+            .map(|writer| {
+                let store = &store;
+                scope.spawn(move || {
+                    let mut written = 0;
+                    while start.elapsed() < LASTS {
+                        let answers = block_on(store.write(vec![put(writer, written % KEYS)]));
+                        assert!(answers[0].is_ok(), "{answers:?}");
+                        written += 1;
+                    }
+                    written
+                })
+            })
+            .collect();
+        threads.into_iter().map(|thread| thread.join().expect("a writer")).sum()
+    });
+    let commits = store.commits();
+    (written as f64 / start.elapsed().as_secs_f64(), commits.requests.div_ceil(commits.commits))
+}
+
+/// Puts a second into redb itself.
+fn raw(path: &Path, batch: u64, same_rows: bool) -> f64 {
+    const ONE: TableDefinition<&[u8], &[u8]> = TableDefinition::new("one");
+    const TWO: TableDefinition<&[u8], &[u8]> = TableDefinition::new("two");
+    const SEQ: TableDefinition<u64, &[u8]> = TableDefinition::new("seq");
+    let database =
+        Database::builder().set_cache_size(16 << 20).create(path).expect("a new database");
+    let start = Instant::now();
+    let mut written = 0;
+    while start.elapsed() < LASTS {
+        let txn = database.begin_write().expect("the only writer");
+        {
+            let mut one = txn.open_table(ONE).expect("a table");
+            let mut two = same_rows.then(|| txn.open_table(TWO).expect("a table"));
+            let mut seq = same_rows.then(|| txn.open_table(SEQ).expect("a table"));
+            for nth in 0..batch {
+                let round = written / batch;
+                let key = format!("0000*data\0/bench/{nth}\0key-{:08}", round % KEYS);
+                let value = value(written);
+                let before =
+                    one.insert(key.as_bytes(), value.as_bytes()).expect("a write").is_some();
+                if let (Some(two), Some(seq)) = (&mut two, &mut seq) {
+                    if before {
+                        let key = format!("{key}\0{written:08}");
+                        two.insert(key.as_bytes(), value.as_bytes()).expect("a write");
+                    }
+                    seq.insert(written, key.as_bytes()).expect("a write");
+                }
+                written += 1;
+            }
+        }
+        txn.commit().expect("a commit");
+    }
+    written as f64 / start.elapsed().as_secs_f64()
+}
+
+fn put(writer: u64, key: u64) -> Write {
+    Write {
+        entry: entry(writer, key),
+        op: Op::Put {
+            value: Json::parse(&value(key)).expect("JSON"),
+            keys: [KeyChange::Keep, KeyChange::Keep, KeyChange::Keep],
+        },
+        condition: Condition::Any,
+        who: Arc::from("elena"),
+        stamp: Stamp { micros: 1_700_000_000_000_000 + key, neuron: 1 },
+    }
+}
+
+fn entry(writer: u64, key: u64) -> Entry {
+    let layer = Layer::parse("*data").expect("a layer");
+    let path = DataPath::parse(&format!("/bench/{writer}")).expect("a path");
+    Node::new(Bucket::sys(), layer, path).entry(Key::parse(&format!("key-{key:08}")).expect("key"))
+}
+
+/// About 120 bytes of JSON.
+fn value(number: u64) -> String {
+    format!("{{\"n\":{number:012},\"t\":\"{}\"}}", "x".repeat(96)).replace(":0", ":1")
+}

@@ -1,0 +1,374 @@
+//! Group commit: one thread owns the writing side, and makes one transaction of all that waits.
+//!
+//! While one batch is synced the next one gathers in the queue, so that the cost of a sync is shared
+//! by all who came meanwhile, and a lone writer waits for no one.
+
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, OnceLock};
+use std::time::{Duration, Instant};
+
+use tokio::sync::mpsc::error::TryRecvError;
+use tokio::sync::{mpsc, oneshot};
+
+use kv4::address::{Bucket, Entry, Node};
+use kv4::store::{Event, Listener, Retention, Stat, StatCell, StoreError};
+use kv4::write::{Write, WriteError, Written};
+
+use super::apply::{KnownBuckets, Pruned, Work, sweep};
+use super::engine::{Engine, ReadError};
+
+/// Most requests that wait for a batch; whoever comes then, waits to be let in.
+pub const QUEUE_REQUESTS_MAX: usize = 1_024;
+/// Most writes and cells in a batch, unless one request alone has more.
+pub const BATCH_OPS_MAX: usize = 4_096;
+/// Most bytes of values in a batch, unless one request alone has more.
+pub const BATCH_BYTES_MAX: usize = 8 << 20;
+/// Bytes that a write is taken to have beside its value.
+const OP_BYTES: usize = 256;
+/// A dropped bucket's rows are removed when nothing waits, or else after this many batches.
+const SWEEP_BATCHES: u32 = 32;
+/// Longest pause between attempts to bring a failed engine back.
+const RETRY_MAX: Duration = Duration::from_secs(5);
+
+pub(crate) type WriteAnswers = Vec<Result<Written, WriteError>>;
+pub(crate) type Answer<T> = oneshot::Sender<Result<T, StoreError>>;
+
+/// What callers ask of the committer.
+pub(crate) enum Request {
+    Write(Vec<Write>, oneshot::Sender<WriteAnswers>),
+    Erase(Entry, Answer<bool>),
+    Prune {
+        node: Node,
+        retention: Retention,
+        after: Option<Vec<u8>>,
+        answer: Answer<Pruned>,
+    },
+    DropBucket(Bucket, Answer<()>),
+    PutStats(Vec<(StatCell, Stat)>, Answer<()>),
+    /// A reader met a failed engine.
+    Recover,
+    /// No more requests after this one; answered when the file is closed.
+    Close(oneshot::Sender<()>),
+}
+
+/// What a request came to, to be told once it is durable.
+enum Outcome {
+    Write(WriteAnswers),
+    Erase(bool),
+    Prune(Pruned),
+    Done,
+}
+
+/// Figures of the committer since the opening.
+#[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
+pub struct Commits {
+    /// Durable transactions.
+    pub commits: u64,
+    /// Requests that they carried.
+    pub requests: u64,
+    /// Transactions that failed.
+    pub failures: u64,
+    /// Times that the engine was opened anew after a failure.
+    pub recoveries: u64,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    commits: AtomicU64,
+    requests: AtomicU64,
+    failures: AtomicU64,
+    recoveries: AtomicU64,
+}
+
+impl Counters {
+    pub(crate) fn snapshot(&self) -> Commits {
+        Commits {
+            commits: self.commits.load(Relaxed),
+            requests: self.requests.load(Relaxed),
+            failures: self.failures.load(Relaxed),
+            recoveries: self.recoveries.load(Relaxed),
+        }
+    }
+}
+
+pub(crate) struct Committer {
+    pub(crate) engine: Arc<Engine>,
+    pub(crate) queue: mpsc::Receiver<Request>,
+    pub(crate) listener: Arc<OnceLock<Arc<dyn Listener>>>,
+    pub(crate) counters: Arc<Counters>,
+    pub(crate) buckets: KnownBuckets,
+    /// First pause between attempts after a second failure in a row; doubled by each further one.
+    pub(crate) retry_first: Duration,
+    pub(crate) trouble: Option<Trouble>,
+    /// There may be rows of dropped buckets.
+    pub(crate) has_dropped: bool,
+}
+
+/// A failure that was not followed by a success yet.
+pub(crate) struct Trouble {
+    error: StoreError,
+    failures: u32,
+    retry_at: Instant,
+}
+
+/// A batch that is ready to be committed.
+struct Prepared {
+    transaction: redb::WriteTransaction,
+    outcomes: Vec<Outcome>,
+    events: Vec<Event>,
+    is_changed: bool,
+}
+
+impl Committer {
+    /// Serves the queue until it is closed and empty, then closes the engine.
+    pub(crate) fn run(mut self) {
+        let mut closing = Vec::new();
+        let mut since_sweep = 0;
+        loop {
+            let request = if self.has_dropped {
+                match self.queue.try_recv() {
+                    Ok(request) => Some(request),
+                    Err(TryRecvError::Empty) => {
+                        self.sweep();
+                        continue;
+                    }
+                    Err(TryRecvError::Disconnected) => None,
+                }
+            } else {
+                self.queue.blocking_recv()
+            };
+            let Some(request) = request else { break };
+            let batch = self.gather(request, &mut closing);
+            self.carry_out(batch);
+            since_sweep += 1;
+            if self.has_dropped && since_sweep >= SWEEP_BATCHES {
+                since_sweep = 0;
+                self.sweep();
+            }
+        }
+        self.engine.close();
+        for answer in closing {
+            let _ = answer.send(());
+        }
+    }
+
+    /// The first request and those that wait behind it, within the limits of a batch.
+    fn gather(&mut self, first: Request, closing: &mut Vec<oneshot::Sender<()>>) -> Vec<Request> {
+        let mut batch = Vec::new();
+        let (mut ops, mut bytes) = (0, 0);
+        let mut next = Some(first);
+        while let Some(request) = next {
+            match request {
+                Request::Close(answer) => {
+                    self.queue.close();
+                    closing.push(answer);
+                }
+                request => {
+                    let (more_ops, more_bytes) = request.size();
+                    ops += more_ops;
+                    bytes += more_bytes;
+                    batch.push(request);
+                }
+            }
+            if ops >= BATCH_OPS_MAX || bytes >= BATCH_BYTES_MAX {
+                break;
+            }
+            next = self.queue.try_recv().ok();
+        }
+        batch
+    }
+
+    /// Carries out a batch in one transaction and answers it.
+    fn carry_out(&mut self, batch: Vec<Request>) {
+        if batch.is_empty() {
+            return;
+        }
+        if let Some(trouble) = &self.trouble
+            && Instant::now() < trouble.retry_at
+        {
+            let error = trouble.error.clone();
+            return refuse(batch, &error);
+        }
+        let requests = batch.len() as u64;
+        let prepared = match self.prepare(&batch) {
+            Ok(prepared) => prepared,
+            Err(error) => {
+                let error = self.failed(error);
+                return refuse(batch, &error);
+            }
+        };
+        let Prepared { transaction, outcomes, events, is_changed } = prepared;
+        if is_changed {
+            match self.engine.commit(transaction) {
+                Ok(()) => self.trouble = None,
+                Err(failed) => {
+                    let error = self.failed(ReadError::Engine(failed.error));
+                    if !failed.stands {
+                        return refuse(batch, &error);
+                    }
+                }
+            }
+            self.counters.commits.fetch_add(1, Relaxed);
+            self.counters.requests.fetch_add(requests, Relaxed);
+        } else {
+            drop(transaction);
+        }
+        if let Some(listener) = self.listener.get()
+            && !events.is_empty()
+        {
+            listener.committed(&events);
+        }
+        for (request, outcome) in batch.into_iter().zip(outcomes) {
+            request.answer(outcome);
+        }
+    }
+
+    fn prepare(&mut self, batch: &[Request]) -> Result<Prepared, ReadError> {
+        let transaction = self.begin()?;
+        let mut work = Work::begin(&transaction, &mut self.buckets)?;
+        let mut outcomes = Vec::with_capacity(batch.len());
+        for request in batch {
+            outcomes.push(match request {
+                Request::Write(writes, _) => {
+                    let written: Result<WriteAnswers, ReadError> =
+                        writes.iter().map(|write| work.write(write)).collect();
+                    Outcome::Write(written?)
+                }
+                Request::Erase(entry, _) => Outcome::Erase(work.erase(entry)?),
+                Request::Prune { node, retention, after, .. } => {
+                    Outcome::Prune(work.prune(node, *retention, after.as_deref())?)
+                }
+                Request::DropBucket(bucket, _) => {
+                    work.drop_bucket(bucket)?;
+                    self.has_dropped = true;
+                    Outcome::Done
+                }
+                Request::PutStats(cells, _) => {
+                    work.put_stats(cells)?;
+                    Outcome::Done
+                }
+                Request::Recover => Outcome::Done,
+                Request::Close(_) => unreachable!("`gather` keeps these"),
+            });
+        }
+        let (events, is_changed) = work.finish()?;
+        Ok(Prepared { transaction, outcomes, events, is_changed })
+    }
+
+    /// Begins a transaction; an engine that failed under a reader or a while ago is brought back
+    /// first.
+    fn begin(&mut self) -> Result<redb::WriteTransaction, ReadError> {
+        if let Ok(transaction) = self.engine.begin_write() {
+            return Ok(transaction);
+        }
+        self.recover()?;
+        Ok(self.engine.begin_write()?)
+    }
+
+    fn recover(&mut self) -> Result<(), ReadError> {
+        self.buckets = KnownBuckets::default();
+        self.engine.recover().map_err(|error| {
+            ReadError::Answer(StoreError::Unavailable(format!("it cannot be recovered: {error}")))
+        })?;
+        self.counters.recoveries.fetch_add(1, Relaxed);
+        tracing::info!("the store was opened anew after a failure");
+        Ok(())
+    }
+
+    /// Notes a failed transaction and brings the engine back if that is possible at once.
+    fn failed(&mut self, error: ReadError) -> StoreError {
+        self.counters.failures.fetch_add(1, Relaxed);
+        // What is remembered of buckets was true within the transaction only.
+        self.buckets = KnownBuckets::default();
+        let needs_recovery = matches!(error, ReadError::Engine(_));
+        let error = error.into_store_error();
+        tracing::warn!(%error, "a transaction of the store failed");
+        let mut recovery = Duration::ZERO;
+        if needs_recovery {
+            let start = Instant::now();
+            if let Err(error) = self.recover() {
+                tracing::warn!(error = %error.into_store_error(), "the store stays away");
+            }
+            recovery = start.elapsed();
+        }
+        let failures = self.trouble.as_ref().map_or(0, |trouble| trouble.failures);
+        let pause = match failures {
+            0 => Duration::ZERO,
+            // To open the file after a failure is to read all of it: never most of the time.
+            n => (self.retry_first * 2u32.saturating_pow(n - 1)).min(RETRY_MAX).max(recovery * 4),
+        };
+        let retry_at = Instant::now() + pause;
+        self.trouble = Some(Trouble { error: error.clone(), failures: failures + 1, retry_at });
+        error
+    }
+
+    /// Removes some rows of dropped buckets.
+    fn sweep(&mut self) {
+        let swept = self.begin().and_then(|transaction| {
+            let has_more = sweep(&transaction)?;
+            self.engine.commit(transaction).map_err(|failed| failed.error)?;
+            Ok(has_more)
+        });
+        match swept {
+            Ok(has_more) => {
+                self.counters.commits.fetch_add(1, Relaxed);
+                self.has_dropped = has_more;
+            }
+            Err(error) => {
+                self.failed(error);
+                // The next drop, or the next opening, tries again.
+                self.has_dropped = false;
+            }
+        }
+    }
+}
+
+impl Request {
+    fn size(&self) -> (usize, usize) {
+        match self {
+            Request::Write(writes, _) => {
+                let values = writes.iter().map(|write| match &write.op {
+                    kv4::write::Op::Put { value, .. } => OP_BYTES + value.as_str().len(),
+                    kv4::write::Op::Delete => OP_BYTES,
+                });
+                (writes.len(), values.sum())
+            }
+            Request::PutStats(cells, _) => (cells.len(), cells.len() * OP_BYTES),
+            Request::Prune { .. } => (BATCH_OPS_MAX / 4, OP_BYTES),
+            Request::Erase(..) | Request::DropBucket(..) => (1, OP_BYTES),
+            Request::Recover | Request::Close(_) => (0, 0),
+        }
+    }
+
+    /// Tells the caller, who may have gone away.
+    fn answer(self, outcome: Outcome) {
+        match (self, outcome) {
+            (Request::Write(_, to), Outcome::Write(answers)) => drop(to.send(answers)),
+            (Request::Erase(_, to), Outcome::Erase(was_there)) => drop(to.send(Ok(was_there))),
+            (Request::Prune { answer, .. }, Outcome::Prune(pruned)) => {
+                drop(answer.send(Ok(pruned)));
+            }
+            (Request::DropBucket(_, to) | Request::PutStats(_, to), Outcome::Done) => {
+                drop(to.send(Ok(())));
+            }
+            (Request::Recover, Outcome::Done) => {}
+            _ => unreachable!("`prepare` makes the outcome that the request has"),
+        }
+    }
+}
+
+fn refuse(batch: Vec<Request>, error: &StoreError) {
+    for request in batch {
+        let error = error.clone();
+        match request {
+            Request::Write(writes, to) => {
+                let answers = writes.iter().map(|_| Err(WriteError::Store(error.clone())));
+                drop(to.send(answers.collect()));
+            }
+            Request::Erase(_, to) => drop(to.send(Err(error))),
+            Request::Prune { answer, .. } => drop(answer.send(Err(error))),
+            Request::DropBucket(_, to) | Request::PutStats(_, to) => drop(to.send(Err(error))),
+            Request::Recover | Request::Close(_) => {}
+        }
+    }
+}

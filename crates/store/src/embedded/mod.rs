@@ -1,0 +1,353 @@
+//! The embedded engine: one redb file, group commit, nothing to operate.
+//!
+//! Writes go through one thread that shares each sync among all who wait ([`committer`]); reads run
+//! on snapshots, on a few threads of their own ([`readers`]). The format is
+//! `docs/design/store-format.md`.
+
+mod apply;
+mod backup;
+mod committer;
+mod engine;
+mod format;
+mod fsck;
+mod keys;
+mod medium;
+mod read;
+mod readers;
+mod record;
+
+use std::path::Path;
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
+use std::thread::{self, JoinHandle};
+use std::time::Duration;
+
+use redb::{ReadableDatabase, ReadableTableMetadata, StorageBackend};
+use tokio::sync::{mpsc, oneshot};
+use wire::names::{Key, Layer, Path as DataPath};
+
+use kv4::address::{Bucket, Entry, Node};
+use kv4::store::{
+    BoxFuture, Change, Listener, Retention, Seq, SeriesQuery, Stat, StatCell, StatQuery, Store,
+    StoreError,
+};
+use kv4::write::{Write, WriteError, Written};
+use kv4::{Head, Version};
+
+use apply::KnownBuckets;
+use committer::{Committer, Counters, Request};
+use engine::Engine;
+use medium::Medium;
+use readers::Readers;
+
+pub use backup::{BackupError, restore};
+pub use committer::{BATCH_BYTES_MAX, BATCH_OPS_MAX, Commits, QUEUE_REQUESTS_MAX};
+pub use format::{FORMAT, FORMAT_OLDEST, OpenError};
+pub use fsck::{Report, Rule, VIOLATIONS_MAX, Violation, fsck, fsck_on};
+pub use read::STAT_CELLS_MAX;
+pub use readers::{QUEUE_READS_MAX, READERS};
+
+/// How to keep a store.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Memory for pages of the file, read and about to be written. Views serve the warm reads, so
+    /// this is small.
+    pub cache_bytes: usize,
+    /// Pause before a failed engine is tried again, when it failed twice in a row; it doubles with
+    /// each further failure.
+    pub retry: Duration,
+}
+
+impl Default for Options {
+    fn default() -> Options {
+        Options { cache_bytes: 16 << 20, retry: Duration::from_millis(50) }
+    }
+}
+
+/// A store in one file of this machine.
+///
+/// Dropping it waits for the writes that were accepted and closes the file, as [`close`] does.
+///
+/// [`close`]: EmbeddedStore::close
+pub struct EmbeddedStore {
+    queue: mpsc::Sender<Request>,
+    readers: Option<Readers>,
+    threads: Mutex<Vec<JoinHandle<()>>>,
+    engine: Arc<Engine>,
+    listener: Arc<OnceLock<Arc<dyn Listener>>>,
+    counters: Arc<Counters>,
+    incarnation: u32,
+}
+
+impl std::fmt::Debug for EmbeddedStore {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("EmbeddedStore")
+            .field("incarnation", &self.incarnation)
+            .field("commits", &self.commits())
+            .finish_non_exhaustive()
+    }
+}
+
+impl EmbeddedStore {
+    /// Opens the store at `path`, or creates an empty one there. Blocks; after a crash of a large
+    /// store for as long as it takes to read the file.
+    ///
+    /// # Errors
+    /// Another process has it open, its format is not read by this program, it is damaged, or I/O.
+    pub fn open(path: &Path, options: Options) -> Result<EmbeddedStore, OpenError> {
+        if !path.try_exists()? {
+            format::create(path)?;
+        }
+        EmbeddedStore::open_on(format::open_file(path)?, options)
+    }
+
+    /// Opens the store on anything that redb can use as a file, and creates one where it is empty:
+    /// for simulated disks.
+    ///
+    /// # Errors
+    /// As [`EmbeddedStore::open`].
+    pub fn open_on(
+        file: impl StorageBackend,
+        options: Options,
+    ) -> Result<EmbeddedStore, OpenError> {
+        let medium = Medium::new(Box::new(file))?;
+        let is_empty = medium.is_empty()?;
+        let engine = Arc::new(Engine::open(medium, options.cache_bytes)?);
+        let (incarnation, has_dropped) = match engine.with(|database| {
+            if is_empty {
+                let transaction = database.begin_write().map_err(redb::Error::from)?;
+                format::initialize(&transaction)?;
+                transaction.commit().map_err(redb::Error::from)?;
+            }
+            let transaction = database.begin_read().map_err(redb::Error::from)?;
+            format::check(&transaction)?;
+            let dropped = transaction.open_table(format::DROPPED).map_err(redb::Error::from)?;
+            let has_dropped = !dropped.is_empty().map_err(redb::Error::from)?;
+            Ok::<_, OpenError>((format::count_opening(database)?, has_dropped))
+        }) {
+            Ok(opened) => opened?,
+            Err(_) => unreachable!("it was opened above"),
+        };
+        let (queue, requests) = mpsc::channel(QUEUE_REQUESTS_MAX);
+        let listener = Arc::new(OnceLock::new());
+        let counters = Arc::new(Counters::default());
+        let committer = Committer {
+            engine: engine.clone(),
+            queue: requests,
+            listener: listener.clone(),
+            counters: counters.clone(),
+            buckets: KnownBuckets::default(),
+            retry_first: options.retry,
+            trouble: None,
+            has_dropped,
+        };
+        let (readers, mut threads) = Readers::start(&engine, queue.downgrade())?;
+        let thread = thread::Builder::new().name("store-commit".to_owned());
+        threads.push(thread.spawn(move || committer.run())?);
+        Ok(EmbeddedStore {
+            queue,
+            readers: Some(readers),
+            threads: Mutex::new(threads),
+            engine,
+            listener,
+            counters,
+            incarnation,
+        })
+    }
+
+    /// How many times this store was opened, this time included: the neuron's number in stamps.
+    pub fn incarnation(&self) -> u32 {
+        self.incarnation
+    }
+
+    /// Figures of the writing side since the opening.
+    pub fn commits(&self) -> Commits {
+        self.counters.snapshot()
+    }
+
+    /// Requests that wait for a batch.
+    pub fn queue_depth(&self) -> usize {
+        self.queue.max_capacity() - self.queue.capacity()
+    }
+
+    /// Lets the writes that were accepted finish, then closes the file. What is asked afterwards is
+    /// answered as unavailable.
+    pub async fn close(&self) {
+        let (answer, closed) = oneshot::channel();
+        if self.queue.send(Request::Close(answer)).await.is_ok() {
+            let _ = closed.await;
+        }
+    }
+
+    /// Copies the store as it is at this moment to a new file at `to`, while writes go on. The copy
+    /// holds the rows of the store and no trace of erased ones. Blocks until it is durable.
+    ///
+    /// # Errors
+    /// There is something at `to`, or reading or writing failed; then nothing is left there.
+    pub fn backup(&self, to: &Path) -> Result<(), BackupError> {
+        backup::backup(&self.engine, to)
+    }
+
+    async fn ask<T>(
+        &self,
+        request: impl FnOnce(committer::Answer<T>) -> Request,
+    ) -> Result<T, StoreError> {
+        let (answer, answered) = oneshot::channel();
+        self.queue.send(request(answer)).await.map_err(|_| closed())?;
+        answered.await.map_err(|_| closed())?
+    }
+
+    fn readers(&self) -> &Readers {
+        self.readers.as_ref().expect("taken in `drop` only")
+    }
+}
+
+impl Drop for EmbeddedStore {
+    fn drop(&mut self) {
+        // Both kinds of threads end when their queue has no sender.
+        self.readers = None;
+        let (unconnected, _) = mpsc::channel(1);
+        drop(std::mem::replace(&mut self.queue, unconnected));
+        let threads = self.threads.get_mut().unwrap_or_else(PoisonError::into_inner);
+        for thread in threads.drain(..) {
+            // A listener may be what held the store last: the committer does not wait for itself.
+            if thread.thread().id() != thread::current().id() {
+                let _ = thread.join();
+            }
+        }
+    }
+}
+
+impl Store for EmbeddedStore {
+    fn write(&self, writes: Vec<Write>) -> BoxFuture<'_, Vec<Result<Written, WriteError>>> {
+        Box::pin(async move {
+            let count = writes.len();
+            if count == 0 {
+                return Vec::new();
+            }
+            let (answer, answered) = oneshot::channel();
+            let sent = self.queue.send(Request::Write(writes, answer)).await;
+            match (sent, answered.await) {
+                (Ok(()), Ok(answers)) => answers,
+                _ => vec![Err(WriteError::Store(closed())); count],
+            }
+        })
+    }
+
+    fn listen(&self, listener: Arc<dyn Listener>) {
+        assert!(self.listener.set(listener).is_ok(), "a store is listened to by one");
+    }
+
+    fn node(&self, node: &Node, bytes_max: usize) -> BoxFuture<'_, Result<Vec<Head>, StoreError>> {
+        let node = node.clone();
+        Box::pin(self.readers().read(move |txn| read::node(txn, &node, bytes_max)))
+    }
+
+    fn newest(&self, entry: &Entry) -> BoxFuture<'_, Result<Option<Version>, StoreError>> {
+        let entry = entry.clone();
+        Box::pin(self.readers().read(move |txn| read::newest(txn, &entry)))
+    }
+
+    fn by_secondary(
+        &self,
+        node: &Node,
+        nth: u8,
+        key: &Key,
+    ) -> BoxFuture<'_, Result<Option<Head>, StoreError>> {
+        let (node, key) = (node.clone(), key.clone());
+        Box::pin(self.readers().read(move |txn| read::by_secondary(txn, &node, nth, &key)))
+    }
+
+    fn keys(
+        &self,
+        node: &Node,
+        after: Option<&Key>,
+        limit: usize,
+    ) -> BoxFuture<'_, Result<Vec<Key>, StoreError>> {
+        let (node, after) = (node.clone(), after.cloned());
+        Box::pin(self.readers().read(move |txn| read::keys(txn, &node, after.as_ref(), limit)))
+    }
+
+    fn series(
+        &self,
+        query: &SeriesQuery,
+    ) -> BoxFuture<'_, Result<Vec<(Key, Version)>, StoreError>> {
+        let query = query.clone();
+        Box::pin(self.readers().read(move |txn| read::series(txn, &query)))
+    }
+
+    fn layers(&self, bucket: &Bucket) -> BoxFuture<'_, Result<Vec<Layer>, StoreError>> {
+        let bucket = bucket.clone();
+        Box::pin(self.readers().read(move |txn| read::layers(txn, &bucket)))
+    }
+
+    fn paths(
+        &self,
+        bucket: &Bucket,
+        layer: &Layer,
+        under: &DataPath,
+    ) -> BoxFuture<'_, Result<Vec<(DataPath, u64)>, StoreError>> {
+        let (bucket, layer, under) = (bucket.clone(), layer.clone(), under.clone());
+        Box::pin(self.readers().read(move |txn| read::paths(txn, &bucket, &layer, &under)))
+    }
+
+    fn changes(
+        &self,
+        bucket: &Bucket,
+        since: Seq,
+        limit: usize,
+    ) -> BoxFuture<'_, Result<(Vec<Change>, Seq), StoreError>> {
+        let bucket = bucket.clone();
+        Box::pin(self.readers().read(move |txn| read::changes(txn, &bucket, since, limit)))
+    }
+
+    fn erase(&self, entry: &Entry) -> BoxFuture<'_, Result<bool, StoreError>> {
+        let entry = entry.clone();
+        Box::pin(self.ask(move |answer| Request::Erase(entry, answer)))
+    }
+
+    /// A large node is pruned in several transactions, between which other writes go on.
+    fn prune(&self, node: &Node, retention: Retention) -> BoxFuture<'_, Result<u64, StoreError>> {
+        let node = node.clone();
+        Box::pin(async move {
+            let (mut gone, mut after) = (0, None);
+            loop {
+                let node = node.clone();
+                let pruned = self
+                    .ask(move |answer| Request::Prune { node, retention, after, answer })
+                    .await?;
+                gone += pruned.gone;
+                if pruned.next.is_none() {
+                    return Ok(gone);
+                }
+                after = pruned.next;
+            }
+        })
+    }
+
+    fn drop_bucket(&self, bucket: &Bucket) -> BoxFuture<'_, Result<(), StoreError>> {
+        let bucket = bucket.clone();
+        Box::pin(self.ask(move |answer| Request::DropBucket(bucket, answer)))
+    }
+
+    fn buckets(&self) -> BoxFuture<'_, Result<Vec<Bucket>, StoreError>> {
+        Box::pin(self.readers().read(read::buckets))
+    }
+
+    fn put_stats(&self, cells: Vec<(StatCell, Stat)>) -> BoxFuture<'_, Result<(), StoreError>> {
+        Box::pin(self.ask(move |answer| Request::PutStats(cells, answer)))
+    }
+
+    fn stats(&self, query: &StatQuery) -> BoxFuture<'_, Result<Vec<(StatCell, Stat)>, StoreError>> {
+        let query = query.clone();
+        Box::pin(self.readers().read(move |txn| read::stats(txn, &query)))
+    }
+
+    fn stat_measures(&self, bucket: &Bucket) -> BoxFuture<'_, Result<Vec<Layer>, StoreError>> {
+        let bucket = bucket.clone();
+        Box::pin(self.readers().read(move |txn| read::stat_measures(txn, &bucket)))
+    }
+}
+
+fn closed() -> StoreError {
+    StoreError::Unavailable("it is closed".to_owned())
+}

@@ -1,0 +1,98 @@
+//! Disks that are full or fail: nothing acknowledged is lost, nothing refused is there, and writing
+//! goes on when the disk does.
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use kv4::store::{Event, Seq, Store, StoreError};
+use kv4::write::WriteError;
+use store::EmbeddedStore;
+use store::contract::{Heard, block_on, cases};
+use store::embedded::{Options, fsck_on};
+
+use super::disk::{Disk, Fault};
+use super::{dump, entry, put};
+
+const EIO: i32 = 5;
+const ENOSPC: i32 = 28;
+/// Fault points tried of each kind when `GANGLION_CASES` does not say.
+const CASES: u32 = 24;
+/// The calls of a run are about this many; points are spread over them.
+const CALLS: u64 = 160;
+const WRITES: usize = 10;
+
+#[test]
+fn a_disk_that_fails_once_at_any_call() {
+    try_faults(1, false);
+}
+
+#[test]
+fn a_disk_that_fails_from_any_call_on_until_it_is_healed() {
+    try_faults(u64::MAX / 2, false);
+}
+
+#[test]
+fn a_disk_that_fails_some_calls_reads_included() {
+    try_faults(4, true);
+}
+
+fn try_faults(count: u64, reads: bool) {
+    let cases = u64::from(cases(CASES));
+    let mut failed = 0;
+    for case in 0..cases {
+        for error in [EIO, ENOSPC] {
+            let fault = Fault { error, after: case * CALLS / cases, count, reads };
+            failed += u64::from(run(fault));
+        }
+    }
+    assert!(failed > cases / 2, "only {failed} of the faults were met");
+}
+
+/// Writes on a disk that begins to fail; whether it did.
+fn run(fault: Fault) -> bool {
+    let disk = Disk::default();
+    // A cache that does not hold all pages, so that reads meet the disk.
+    let options = Options { cache_bytes: 64 << 10, retry: Duration::ZERO };
+    let store = EmbeddedStore::open_on(disk.clone(), options.clone()).unwrap();
+    let heard = Arc::new(Heard::default());
+    store.listen(heard.clone());
+    let mut acknowledged = 0;
+    let mut write = |nth: usize| {
+        let entry = entry("/a", &format!("{}", nth % 4));
+        let value = format!("{nth}{}", "x".repeat(5_000));
+        let mut answers = block_on(store.write(vec![put(&entry, &value), put(&entry, "then")]));
+        assert_eq!(answers[0].is_ok(), answers[1].is_ok(), "{fault:?}: half of a batch");
+        match answers.remove(0) {
+            Ok(_) => acknowledged += 2,
+            Err(WriteError::Store(StoreError::Unavailable(_))) => return false,
+            Err(other) => panic!("{fault:?}: {other}"),
+        }
+        true
+    };
+    assert!(write(0), "before any fault");
+    disk.fail(fault);
+    for nth in 1..WRITES {
+        write(nth);
+    }
+    let has_failed = disk.has_failed();
+    disk.heal();
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while !write(WRITES) {
+        assert!(Instant::now() < deadline, "{fault:?}: not recovered");
+        std::thread::yield_now();
+    }
+
+    let bucket = entry("/a", "0").node.bucket;
+    let (changes, last) = block_on(store.changes(&bucket, Seq(0), usize::MAX)).unwrap();
+    assert_eq!(last, Seq(acknowledged), "{fault:?}: the feed is what was acknowledged");
+    let told: Vec<Event> = changes.into_iter().map(Event::Changed).collect();
+    assert!(heard.take() == told, "{fault:?}: the listener heard what the feed tells");
+
+    let before = dump(&store);
+    let image = disk.durable();
+    let report = fsck_on(Disk::of(image.clone())).unwrap();
+    assert!(report.is_clean(), "{fault:?}: {report}: {:?}", report.violations);
+    let after = dump(&EmbeddedStore::open_on(Disk::of(image), options).unwrap());
+    assert!(before == after, "{fault:?}: a power cut after the fault took something");
+    has_failed
+}

@@ -1,0 +1,66 @@
+//! The embedded store's tests: contract, crash images, faults, files.
+
+mod contract;
+mod crash;
+mod disk;
+mod faults;
+mod files;
+mod fsck;
+mod group;
+
+use std::sync::Arc;
+
+use kv4::Stamp;
+use kv4::address::{Bucket, Entry, Node};
+use kv4::store::{Change, Seq, Stat, StatCell, StatQuery, Store};
+use kv4::write::{Condition, KeyChange, Op, Write};
+use store::contract::block_on;
+use wire::json::Json;
+use wire::names::{Key, Layer, Path};
+
+fn entry(path: &str, key: &str) -> Entry {
+    let (layer, path) = (Layer::parse("*data").unwrap(), Path::parse(path).unwrap());
+    Node::new(Bucket::sys(), layer, path).entry(Key::parse(key).unwrap())
+}
+
+fn put(entry: &Entry, value: &str) -> Write {
+    Write {
+        entry: entry.clone(),
+        op: Op::Put {
+            value: Json::string(value),
+            keys: [KeyChange::Keep, KeyChange::Keep, KeyChange::Keep],
+        },
+        condition: Condition::Any,
+        who: Arc::from("elena"),
+        stamp: Stamp { micros: 1, neuron: 1 },
+    }
+}
+
+/// All that a store holds, as its feeds and its statistics tell it.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+struct Dump {
+    changes: Vec<(Bucket, Vec<Change>)>,
+    stats: Vec<(StatCell, Stat)>,
+}
+
+fn dump(store: &dyn Store) -> Dump {
+    let mut dump = Dump::default();
+    for bucket in block_on(store.buckets()).unwrap() {
+        let (changes, last) = block_on(store.changes(&bucket, Seq(0), usize::MAX)).unwrap();
+        let seqs: Vec<u64> = changes.iter().map(|change| change.seq.0).collect();
+        assert_eq!(seqs, (1..=last.0).collect::<Vec<_>>(), "a feed is dense");
+        for measure in block_on(store.stat_measures(&bucket)).unwrap() {
+            let query = StatQuery {
+                bucket: bucket.clone(),
+                measure,
+                path: None,
+                key: None,
+                from_minute: 0,
+                to_minute: u32::MAX,
+            };
+            dump.stats.extend(block_on(store.stats(&query)).unwrap());
+        }
+        dump.changes.push((bucket, changes));
+    }
+    dump
+}

@@ -1,0 +1,3 @@
+//! System tests: real processes, real peers, real browsers.
+
+pub mod browser;
