@@ -1,3 +1,7 @@
-//! System tests: real processes, real peers, real browsers.
+//! What system tests start and drive: neurons, curl, sockets, browsers. All blocking.
+//!
+//! Not here: the tests themselves (`system/`).
 
 pub mod browser;
+pub mod curl;
+pub mod neuron;

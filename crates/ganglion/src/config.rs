@@ -13,8 +13,6 @@ use toml::{Table, Value};
 
 /// Prefix of environment variables that override keys.
 const ENV_PREFIX: &str = "GANGLION_";
-/// Variables with that prefix that are not keys.
-const ENV_OTHERS: [&str; 2] = ["GANGLION_CONFIG", "GANGLION_CONTEXT"];
 /// Where a configuration is looked for when none is named.
 const PLACES: [&str; 2] = ["ganglion.toml", "/etc/ganglion/ganglion.toml"];
 
@@ -277,13 +275,9 @@ fn push_comment(out: &mut String, doc: &str) {
 fn overlay(table: &mut Table, variables: impl Iterator<Item = (String, String)>) -> Result<()> {
     for (variable, text) in variables {
         let Some(name) = variable.strip_prefix(ENV_PREFIX) else { continue };
-        if ENV_OTHERS.contains(&variable.as_str()) {
-            continue;
-        }
+        // Other variables of this prefix, such as GANGLION_CONFIG, have no section.
         let name = name.to_lowercase();
-        let Some((section, key)) = name.split_once("__") else {
-            bail!("{variable}: write {ENV_PREFIX}SECTION__KEY");
-        };
+        let Some((section, key)) = name.split_once("__") else { continue };
         let is_text = Table::try_from(Config::default())?
             .get(section)
             .and_then(|section| section.get(key))

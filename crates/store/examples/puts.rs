@@ -19,10 +19,11 @@ use store::embedded::Options;
 use wire::json::Json;
 use wire::names::{Key, Layer, Path as DataPath};
 
-const LASTS: Duration = Duration::from_secs(3);
+const LASTS: Duration = Duration::from_millis(1_500);
 /// Keys that each writer writes in turn; the first round creates them, later ones supersede.
 const KEYS: u64 = 10_000;
-const ROUNDS: usize = 3;
+/// Each round measures all three in turn; medians are told, since other work comes and goes.
+const ROUNDS: usize = 9;
 
 #[expect(clippy::print_stdout, reason = "to print is what it is for")]
 fn main() {
@@ -37,23 +38,43 @@ fn main() {
     drop(store);
     let start = Instant::now();
     let store = EmbeddedStore::open(&folder.path().join("empty"), Options::default());
-    println!("open an empty store: {:?}", start.elapsed());
+    println!("open an empty store: {:?}; resident {}", start.elapsed(), resident());
     drop(store);
 
     for writers in [1, 64] {
+        let (mut rounds, mut batches) = (Vec::new(), Vec::new());
         for round in 0..ROUNDS {
             let file = |name: &str| folder.path().join(format!("{name}-{writers}-{round}"));
             let (ours, batch) = puts(&file("store"), writers);
-            let alone = raw(&file("raw"), batch, false);
-            let same = raw(&file("rows"), batch, true);
-            println!(
-                "{writers:2} writers, {batch:2} writes a commit: {ours:6.0} puts/s; \
-                 redb alone {alone:6.0} ({:.2}); same rows {same:6.0} ({:.2})",
-                ours / alone,
-                ours / same,
-            );
+            batches.push(batch as f64);
+            rounds.push((ours, raw(&file("raw"), batch, false), raw(&file("rows"), batch, true)));
         }
+        println!(
+            "{writers:2} writers, {:2.0} a commit: {:6.0} puts/s; redb alone {:6.0} (ratio {:.2}, {:.2} to {:.2}); \
+             redb with the same rows {:6.0} (ratio {:.2})",
+            median(batches.into_iter()),
+            median(rounds.iter().map(|round| round.0)),
+            median(rounds.iter().map(|round| round.1)),
+            median(rounds.iter().map(|round| round.0 / round.1)),
+            rounds.iter().map(|round| round.0 / round.1).fold(f64::MAX, f64::min),
+            rounds.iter().map(|round| round.0 / round.1).fold(0.0, f64::max),
+            median(rounds.iter().map(|round| round.2)),
+            median(rounds.iter().map(|round| round.0 / round.2)),
+        );
     }
+}
+
+fn median(figures: impl Iterator<Item = f64>) -> f64 {
+    let mut figures: Vec<f64> = figures.collect();
+    figures.sort_by(f64::total_cmp);
+    figures[figures.len() / 2]
+}
+
+/// The process's resident memory, where the system tells it.
+fn resident() -> String {
+    let status = std::fs::read_to_string("/proc/self/status").unwrap_or_default();
+    let line = status.lines().find(|line| line.starts_with("VmRSS"));
+    line.map_or("?".to_owned(), |line| line.split_whitespace().skip(1).collect())
 }
 
 /// Puts a second through the store, and how many a commit had.

@@ -25,7 +25,7 @@ use kv4::write::{Condition, KeyChange, Op, Write, WriteError, Written, decide};
 use kv4::{Head, Stamp, Ver, Version};
 
 /// Sequences tried when `GANGLION_CASES` does not say.
-const CASES: u32 = 200;
+const CASES: u32 = 500;
 
 /// Tries random operations on stores that `make` gives, each empty.
 ///

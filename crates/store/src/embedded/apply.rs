@@ -276,8 +276,10 @@ impl<'t> Work<'t> {
     }
 
     /// Takes a bucket's name away, which hides all of it at once; [`Work::sweep`] removes its rows.
-    pub(crate) fn drop_bucket(&mut self, bucket: &Bucket) -> Result<(), ReadError> {
-        if let Some(known) = self.known(bucket)? {
+    /// Answers whether there was one.
+    pub(crate) fn drop_bucket(&mut self, bucket: &Bucket) -> Result<bool, ReadError> {
+        let known = self.known(bucket)?;
+        if let Some(known) = known {
             self.is_changed = true;
             self.txn.open_table(BUCKETS)?.remove(bucket.as_str())?;
             self.txn.open_table(DROPPED)?.insert(known.id.0, ())?;
@@ -285,7 +287,7 @@ impl<'t> Work<'t> {
             self.live.retain(|node, _| !node.starts_with(&known.id.prefix()));
         }
         self.events.push(Event::Dropped(bucket.clone()));
-        Ok(())
+        Ok(known.is_some())
     }
 
     pub(crate) fn put_stats(&mut self, cells: &[(StatCell, Stat)]) -> Result<(), ReadError> {

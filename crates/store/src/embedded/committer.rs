@@ -15,7 +15,7 @@ use kv4::store::{Event, Listener, Retention, Stat, StatCell, StoreError};
 use kv4::write::{Write, WriteError, Written};
 
 use super::apply::{KnownBuckets, Pruned, Work, sweep};
-use super::engine::{Engine, ReadError};
+use super::engine::{Engine, ReadError, shielded};
 
 /// Most requests that wait for a batch; whoever comes then, waits to be let in.
 pub const QUEUE_REQUESTS_MAX: usize = 1_024;
@@ -190,7 +190,8 @@ impl Committer {
             return refuse(batch, &error);
         }
         let requests = batch.len() as u64;
-        let prepared = match self.prepare(&batch) {
+        let prepared = shielded(|| self.prepare(&batch)).map_err(ReadError::from).flatten();
+        let prepared = match prepared {
             Ok(prepared) => prepared,
             Err(error) => {
                 let error = self.failed(error);
@@ -239,8 +240,7 @@ impl Committer {
                     Outcome::Prune(work.prune(node, *retention, after.as_deref())?)
                 }
                 Request::DropBucket(bucket, _) => {
-                    work.drop_bucket(bucket)?;
-                    self.has_dropped = true;
+                    self.has_dropped |= work.drop_bucket(bucket)?;
                     Outcome::Done
                 }
                 Request::PutStats(cells, _) => {
@@ -304,11 +304,13 @@ impl Committer {
 
     /// Removes some rows of dropped buckets.
     fn sweep(&mut self) {
-        let swept = self.begin().and_then(|transaction| {
+        let swept = shielded(|| {
+            let transaction = self.begin()?;
             let has_more = sweep(&transaction)?;
             self.engine.commit(transaction).map_err(|failed| failed.error)?;
             Ok(has_more)
         });
+        let swept = swept.map_err(ReadError::from).flatten();
         match swept {
             Ok(has_more) => {
                 self.counters.commits.fetch_add(1, Relaxed);

@@ -3,9 +3,10 @@
 //! redb refuses everything after the first I/O error until it is opened anew. Readers and the
 //! committer share one [`Engine`]; only the committer brings it back.
 
+use std::panic::{self, AssertUnwindSafe};
 use std::sync::{Arc, PoisonError, RwLock};
 
-use redb::{CommitError, Database, ReadTransaction, ReadableDatabase, WriteTransaction};
+use redb::{Database, ReadTransaction, ReadableDatabase, WriteTransaction};
 
 use kv4::store::StoreError;
 
@@ -42,8 +43,10 @@ impl Engine {
     ) -> Result<T, ReadError> {
         let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
         let database = database.as_ref().ok_or(ReadError::Away)?;
-        let transaction = database.begin_read().map_err(redb::Error::from)?;
-        read(&transaction)
+        shielded(|| {
+            let transaction = database.begin_read().map_err(redb::Error::from)?;
+            read(&transaction)
+        })?
     }
 
     /// Uses the database as a whole; for the opening and for checks.
@@ -65,10 +68,10 @@ impl Engine {
     /// Makes a transaction durable.
     pub(crate) fn commit(&self, transaction: WriteTransaction) -> Result<(), CommitFailed> {
         let before = self.medium.durable_header();
-        transaction.commit().map_err(|error: CommitError| CommitFailed {
-            error: error.into(),
-            stands: self.medium.durable_header() != before,
-        })
+        let committed = shielded(|| transaction.commit());
+        committed
+            .and_then(|committed| Ok(committed?))
+            .map_err(|error| CommitFailed { error, stands: self.medium.durable_header() != before })
     }
 
     /// Undoes what a failed commit may have left, and opens the database anew; waits for the reads
@@ -92,9 +95,21 @@ impl Engine {
 }
 
 fn open(medium: &Arc<Medium>, cache_bytes: usize) -> Result<Database, OpenError> {
-    Ok(Database::builder()
-        .set_cache_size(cache_bytes)
-        .create_with_backend(Handle(medium.clone()))?)
+    let handle = Handle(medium.clone());
+    let open = || Database::builder().set_cache_size(cache_bytes).create_with_backend(handle);
+    Ok(shielded(open)??)
+}
+
+/// Calls redb, and makes an error of a panic: pages that are damaged enough make it panic, and a
+/// panic must not end a thread that all requests need.
+pub(crate) fn shielded<T>(call: impl FnOnce() -> T) -> Result<T, redb::Error> {
+    panic::catch_unwind(AssertUnwindSafe(call)).map_err(|payload| {
+        let text = payload
+            .downcast_ref::<String>()
+            .map(String::as_str)
+            .or_else(|| payload.downcast_ref::<&str>().copied());
+        redb::Error::Corrupted(format!("redb panicked: {}", text.unwrap_or("no message")))
+    })
 }
 
 /// Why a read has no answer.

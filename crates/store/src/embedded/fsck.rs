@@ -15,7 +15,7 @@ use redb::{
 
 use kv4::store::{Seq, StoreError};
 
-use super::engine::ReadError;
+use super::engine::{ReadError, shielded};
 use super::format::{
     self, BUCKETS, Bytes, DROPPED, FEED, HEADS, META, META_BUCKET_NEXT, NODES, OF_BUCKETS,
     OpenError, SERIES, STATS, UNIQUE,
@@ -140,6 +140,10 @@ pub fn fsck(path: &Path) -> std::result::Result<Report, OpenError> {
 /// # Errors
 /// As [`fsck`].
 pub fn fsck_on(file: impl StorageBackend) -> std::result::Result<Report, OpenError> {
+    shielded(|| check_file(file))?
+}
+
+fn check_file(file: impl StorageBackend) -> std::result::Result<Report, OpenError> {
     let mut database = Database::builder().set_cache_size(CACHE_BYTES).create_with_backend(file)?;
     let mut report = Report::default();
     match database.check_integrity() {

@@ -225,11 +225,12 @@ impl Store for EmbeddedStore {
                 return Vec::new();
             }
             let (answer, answered) = oneshot::channel();
-            let sent = self.queue.send(Request::Write(writes, answer)).await;
-            match (sent, answered.await) {
-                (Ok(()), Ok(answers)) => answers,
-                _ => vec![Err(WriteError::Store(closed())); count],
+            if self.queue.send(Request::Write(writes, answer)).await.is_ok()
+                && let Ok(answers) = answered.await
+            {
+                return answers;
             }
+            vec![Err(WriteError::Store(closed())); count]
         })
     }
 

@@ -18,7 +18,7 @@ use store::embedded::{Options, fsck_on};
 use super::disk::{Boundary, Disk, SECTOR, Unsynced, apply};
 use super::{Dump, dump};
 
-const CASES: u32 = 3;
+const CASES: u32 = 20;
 
 #[test]
 fn what_was_acknowledged_survives_a_cut_at_every_boundary() {

@@ -16,7 +16,7 @@ use super::{dump, entry, put};
 const EIO: i32 = 5;
 const ENOSPC: i32 = 28;
 /// Fault points tried of each kind when `GANGLION_CASES` does not say.
-const CASES: u32 = 24;
+const CASES: u32 = 60;
 /// The calls of a run are about this many; points are spread over them.
 const CALLS: u64 = 160;
 const WRITES: usize = 10;

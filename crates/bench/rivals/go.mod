@@ -1,0 +1,3 @@
+module ganglion.dev/bench/rivals
+
+go 1.26

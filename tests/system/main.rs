@@ -1,0 +1,3 @@
+//! System tests, one binary: a module a suite.
+
+mod demo;
