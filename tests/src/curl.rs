@@ -1,6 +1,7 @@
 //! curl, the foreign client of the HTTP API: every call of a test is one that a user could paste.
 
-use std::process::Command;
+use std::io::Write as _;
+use std::process::{Command, Stdio};
 
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
@@ -34,4 +35,110 @@ pub fn json(
     }
     let answer = run(&arguments)?;
     serde_json::from_str(&answer).with_context(|| format!("{method} {path} answered {answer:?}"))
+}
+
+/// One request, put together piece by piece and sent as it stands: paths and globs are left alone.
+#[derive(Debug)]
+pub struct Request {
+    arguments: Vec<String>,
+    body: Option<Vec<u8>>,
+}
+
+impl Request {
+    pub fn new(method: &str, url: impl Into<String>) -> Request {
+        let fixed = ["-X", method, "--path-as-is", "--globoff", "--include"];
+        let mut arguments: Vec<String> = fixed.iter().map(|text| (*text).to_owned()).collect();
+        arguments.push(url.into());
+        Request { arguments, body: None }
+    }
+
+    /// Arguments of curl as they are.
+    #[must_use]
+    pub fn with(mut self, arguments: &[&str]) -> Request {
+        self.arguments.extend(arguments.iter().map(|text| (*text).to_owned()));
+        self
+    }
+
+    /// `ident:secret`, in any form that the API takes.
+    #[must_use]
+    pub fn user(self, credentials: &str) -> Request {
+        self.with(&["-u", credentials])
+    }
+
+    #[must_use]
+    pub fn header(self, header: &str) -> Request {
+        self.with(&["-H", header])
+    }
+
+    /// Sends from another address of this machine, so that what it does wrong is counted there.
+    #[must_use]
+    pub fn from_address(self, address: &str) -> Request {
+        self.with(&["--interface", address])
+    }
+
+    #[must_use]
+    pub fn body(mut self, body: impl Into<Vec<u8>>) -> Request {
+        self.body = Some(body.into());
+        self.with(&["--data-binary", "@-"])
+    }
+
+    /// # Errors
+    /// curl's, when there is no answer.
+    pub fn send(self) -> Result<Response> {
+        let mut child = Command::new("curl")
+            .args(["--silent", "--show-error", "--max-time", "30"])
+            .args(&self.arguments)
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .context("running curl")?;
+        if let (Some(mut stdin), Some(body)) = (child.stdin.take(), &self.body) {
+            // A neuron that refuses a body stops reading it, and curl then stops reading this.
+            drop(stdin.write_all(body));
+        }
+        let output = child.wait_with_output()?;
+        if !output.status.success() {
+            bail!("curl {:?}: {}", self.arguments, String::from_utf8_lossy(&output.stderr));
+        }
+        Response::parse(&String::from_utf8(output.stdout)?)
+    }
+}
+
+/// What came back.
+#[derive(Clone, Debug)]
+pub struct Response {
+    pub status: u16,
+    /// Names in lower case.
+    pub headers: Vec<(String, String)>,
+    pub body: String,
+}
+
+impl Response {
+    fn parse(printed: &str) -> Result<Response> {
+        let (head, body) = printed.split_once("\r\n\r\n").context("curl printed no headers")?;
+        let mut lines = head.lines();
+        let status = lines.next().and_then(|line| line.split(' ').nth(1)).unwrap_or_default();
+        let status: u16 = status.parse().with_context(|| format!("no status in {head:?}"))?;
+        // Interim answers such as 100 come before the one that counts.
+        if status < 200 {
+            return Response::parse(body);
+        }
+        let headers = lines
+            .filter_map(|line| line.split_once(':'))
+            .map(|(name, value)| (name.to_lowercase(), value.trim().to_owned()))
+            .collect();
+        Ok(Response { status, headers, body: body.to_owned() })
+    }
+
+    /// # Errors
+    /// A body that is not JSON.
+    pub fn json(&self) -> Result<Value> {
+        serde_json::from_str(&self.body).with_context(|| format!("not JSON: {self:?}"))
+    }
+
+    /// The first header of a name.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
+    }
 }

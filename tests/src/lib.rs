@@ -5,3 +5,4 @@
 pub mod browser;
 pub mod curl;
 pub mod neuron;
+pub mod socket;

@@ -1,3 +1,5 @@
 //! System tests, one binary: a module a suite.
 
+mod data;
 mod demo;
+mod signal;

@@ -25,7 +25,7 @@ struct Entry {
 }
 
 /// Writes every generated file.
-pub fn write(root: &Path) -> Result<()> {
+pub(crate) fn write(root: &Path) -> Result<()> {
     for (path, text) in generated(root)? {
         let path = root.join(path);
         if let Some(folder) = path.parent() {
@@ -37,7 +37,7 @@ pub fn write(root: &Path) -> Result<()> {
 }
 
 /// The generated files that are missing or differ from what [`write`] would make.
-pub fn stale(root: &Path) -> Result<Vec<&'static str>> {
+pub(crate) fn stale(root: &Path) -> Result<Vec<&'static str>> {
     let mut stale = Vec::new();
     for (path, text) in generated(root)? {
         if std::fs::read_to_string(root.join(path)).ok().as_deref() != Some(&*text) {

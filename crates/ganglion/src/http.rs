@@ -23,6 +23,7 @@ use wire::errors::Code;
 
 use crate::config::Config;
 use crate::lifecycle::Lifecycle;
+use crate::listen::Gate;
 use crate::metrics;
 use crate::pages::Pages;
 use crate::sockets::{self, SocketTable};
@@ -47,6 +48,7 @@ pub(crate) struct Shared {
     pub(crate) pages: Pages,
     pub(crate) lifecycle: Arc<Lifecycle>,
     pub(crate) trusted_proxies: Vec<Network>,
+    pub(crate) gate: Arc<Gate>,
     /// Each account's share of the requests that are carried out at a time.
     pub(crate) turns: Turns,
     pub(crate) counters: Counters,

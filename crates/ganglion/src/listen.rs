@@ -110,12 +110,7 @@ pub(crate) fn bind(address: SocketAddr, elsewhere: bool) -> Result<TcpListener> 
 }
 
 /// Accepts until the neuron stops.
-pub(crate) async fn accept(
-    listener: TcpListener,
-    kind: Kind,
-    gate: Arc<Gate>,
-    shared: Arc<Shared>,
-) {
+pub(crate) async fn accept(listener: TcpListener, kind: Kind, shared: Arc<Shared>) {
     loop {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted,
@@ -130,7 +125,7 @@ pub(crate) async fn accept(
             }
         };
         let peer = peer.ip().to_canonical();
-        let Some(entered) = gate.enter(peer) else { continue };
+        let Some(entered) = shared.gate.enter(peer) else { continue };
         let (kind, shared) = (kind.clone(), shared.clone());
         tokio::spawn(async move {
             serve(stream, peer, kind, shared).await;

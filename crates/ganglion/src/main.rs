@@ -4,6 +4,7 @@
 
 mod client;
 mod config;
+mod control;
 mod dev;
 mod http;
 mod lifecycle;
@@ -17,7 +18,7 @@ mod tls;
 mod turns;
 
 use std::net::SocketAddr;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
@@ -188,7 +189,9 @@ fn run(verb: Verb) -> Result<()> {
             Ok(())
         }
         Verb::Config(verb) => config_verb(verb),
-        Verb::Backup(BackupArguments { data_dir, file }) => backup(&data_dir, &file),
+        Verb::Backup(BackupArguments { data_dir, file }) => {
+            runtime()?.block_on(control::backup(&data_dir, &file))
+        }
         Verb::Restore(BackupArguments { data_dir, file }) => {
             std::fs::create_dir_all(&data_dir)?;
             store::embedded::restore(&file, &data_dir.join(serve::STORE_FILE))?;
@@ -217,11 +220,6 @@ fn config_verb(verb: ConfigVerb) -> Result<()> {
         ConfigVerb::Reference => print(&config::reference()?),
     }
     Ok(())
-}
-
-fn backup(data_dir: &Path, file: &Path) -> Result<()> {
-    let _ = (data_dir, file);
-    bail!("not wired yet")
 }
 
 /// The configuration with what the command line says over it.

@@ -19,6 +19,7 @@ use tokio::net::TcpListener;
 use wire::names::Key;
 
 use crate::config::Config;
+use crate::control;
 use crate::dev;
 use crate::http::{Counters, Shared};
 use crate::lifecycle::Lifecycle;
@@ -68,10 +69,11 @@ pub(crate) async fn serve(start: Start) -> Result<()> {
     };
     let shared = Arc::new(Shared { pages: Pages::new(demo.as_ref()), ..shared });
 
+    let control = control::bind(&data_dir)?;
     let bound = Bound::all(&shared, is_dev)?;
-    let gate = Gate::new(config.limits.connections, config.limits.connections_per_address);
     let mut jobs = tokio::task::JoinSet::new();
-    let addresses = bound.spawn(&mut jobs, &gate, &shared);
+    let addresses = bound.spawn(&mut jobs, &shared);
+    jobs.spawn(control::serve(control, store.clone()));
     jobs.spawn(flush(shared.clone()));
     jobs.spawn(age(shared.clone()));
     jobs.spawn(prune(shared.clone()));
@@ -153,6 +155,7 @@ fn assemble(config: &mut Config, store: Arc<EmbeddedStore>, sys_secret: &str) ->
         pages: Pages::default(),
         lifecycle: Lifecycle::new(),
         trusted_proxies: trusted.filter_map(|proxy| Network::parse(proxy)).collect(),
+        gate: Gate::new(limits.connections, limits.connections_per_address),
         turns: Turns::new(limits.requests_at_once, limits.requests_waiting),
         counters: Counters::default(),
         config: config.clone(),
@@ -255,7 +258,6 @@ impl Bound {
     fn spawn(
         self,
         jobs: &mut tokio::task::JoinSet<()>,
-        gate: &Arc<Gate>,
         shared: &Arc<Shared>,
     ) -> Addresses {
         let mut addresses = Addresses { http: Vec::new(), https: Vec::new(), admin: Vec::new() };
@@ -266,7 +268,7 @@ impl Bound {
                 _ => &mut addresses.admin,
             };
             of_kind.extend(listener.local_addr());
-            jobs.spawn(listen::accept(listener, kind, gate.clone(), shared.clone()));
+            jobs.spawn(listen::accept(listener, kind, shared.clone()));
         }
         addresses
     }

@@ -183,9 +183,8 @@ impl<'t> Work<'t> {
             (true, false) => self.count_live(-1),
             _ => {}
         }
-        if let Some(known) = self.buckets.0.get_mut(&write.entry.node.bucket) {
-            known.last = seq;
-        }
+        let known = self.buckets.0.get_mut(&write.entry.node.bucket);
+        known.expect("it was found or created above").last = seq;
         self.events.push(Event::Changed(Change {
             seq,
             entry: write.entry.clone(),

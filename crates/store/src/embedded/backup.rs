@@ -40,7 +40,7 @@ pub(crate) fn backup(engine: &Engine, to: &Path) -> Result<(), BackupError> {
     let copied = engine.read(|from| {
         let copy = Database::builder()
             .set_cache_size(COPY_CACHE_BYTES)
-            .create(partial.path())
+            .create(partial.place())
             .map_err(redb::Error::from)
             .map_err(write_error);
         Ok(copy.and_then(|to| copy_tables(from, &to)))
@@ -56,8 +56,8 @@ pub(crate) fn backup(engine: &Engine, to: &Path) -> Result<(), BackupError> {
 /// read; then nothing is left there.
 pub fn restore(from: &Path, to: &Path) -> Result<(), BackupError> {
     let partial = new_partial(to)?;
-    fs::copy(from, partial.path()).map_err(|error| BackupError::Write(error.to_string()))?;
-    let report = fsck(partial.path()).map_err(BackupError::Open)?;
+    fs::copy(from, partial.place()).map_err(|error| BackupError::Write(error.to_string()))?;
+    let report = fsck(partial.place()).map_err(BackupError::Open)?;
     if !report.is_clean() {
         return Err(BackupError::Damaged(report));
     }

@@ -193,10 +193,7 @@ impl Committer {
         let prepared = shielded(|| self.prepare(&batch)).map_err(ReadError::from).flatten();
         let prepared = match prepared {
             Ok(prepared) => prepared,
-            Err(error) => {
-                let error = self.failed(error);
-                return refuse(batch, &error);
-            }
+            Err(error) => return self.not_prepared(batch, error),
         };
         let Prepared { transaction, outcomes, events, is_changed } = prepared;
         if is_changed {
@@ -221,6 +218,25 @@ impl Committer {
         }
         for (request, outcome) in batch.into_iter().zip(outcomes) {
             request.answer(outcome);
+        }
+    }
+
+    /// Refuses a batch that could not be made ready. One that met damage is carried out request by
+    /// request instead: only what asks for the damaged rows is refused.
+    fn not_prepared(&mut self, batch: Vec<Request>, error: ReadError) {
+        let ReadError::Answer(error @ StoreError::Damaged(_)) = error else {
+            let error = self.failed(error);
+            return refuse(batch, &error);
+        };
+        // What is remembered of buckets was true within the transaction only.
+        self.buckets = KnownBuckets::default();
+        if batch.len() == 1 {
+            self.counters.failures.fetch_add(1, Relaxed);
+            tracing::warn!(%error, "a request met damage in the store");
+            return refuse(batch, &error);
+        }
+        for request in batch {
+            self.carry_out(vec![request]);
         }
     }
 
@@ -278,7 +294,6 @@ impl Committer {
     /// Notes a failed transaction and brings the engine back if that is possible at once.
     fn failed(&mut self, error: ReadError) -> StoreError {
         self.counters.failures.fetch_add(1, Relaxed);
-        // What is remembered of buckets was true within the transaction only.
         self.buckets = KnownBuckets::default();
         let needs_recovery = matches!(error, ReadError::Engine(_));
         let error = error.into_store_error();

@@ -116,7 +116,7 @@ pub(crate) fn open_file(path: &Path) -> Result<FileBackend, OpenError> {
 /// Creates an empty store at `path` in one step: it is there whole or not at all.
 pub(crate) fn create(path: &Path) -> Result<(), OpenError> {
     let partial = Partial::new(path)?;
-    let database = Database::builder().create(partial.path())?;
+    let database = Database::builder().create(partial.place())?;
     let transaction = database.begin_write().map_err(redb::Error::from)?;
     initialize(&transaction)?;
     transaction.commit().map_err(redb::Error::from)?;
@@ -213,7 +213,8 @@ impl Partial {
         }
     }
 
-    pub(crate) fn path(&self) -> &Path {
+    /// Where the file is made.
+    pub(crate) fn place(&self) -> &Path {
         &self.partial
     }
 

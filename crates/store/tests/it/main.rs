@@ -1,5 +1,7 @@
 //! The embedded store's tests: contract, crash images, faults, files.
 
+#![expect(clippy::unwrap_used, reason = "a test may")]
+
 mod contract;
 mod crash;
 mod disk;

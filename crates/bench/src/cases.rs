@@ -1,0 +1,499 @@
+//! The cases of `bench kv`, each with its servers side by side and rounds in turn.
+
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail, ensure};
+use serde_json::{Map, Value, json};
+use tempfile::TempDir;
+
+use crate::Options;
+use crate::engine::Outcome;
+use crate::load::{Bounds, Client, Done, Workload};
+use crate::process::Process;
+use crate::report::{Better, Figure, Report, median, number};
+use crate::servers::{
+    Etcd, EtcdGet, EtcdLoad, EtcdPut, Ganglion, Idle, Keys, NODE_KEYS, OursGet, OursLoad, OursPut,
+    Same, WHO, etcd_range, etcd_version, install_etcd,
+};
+
+/// Connections that load data before a case measures.
+const LOADERS: usize = 128;
+/// Puts whose syncs are looked at one by one.
+const TRACED_PUTS: u64 = 200;
+/// Versions of the series of `range series`, and rows that one read of it takes.
+const SERIES_VERSIONS: u64 = 10_000;
+const SERIES_ROWS: usize = 100;
+
+struct Bench<'a> {
+    options: &'a Options,
+    report: Report,
+    ganglion: PathBuf,
+    /// `Err` says why there is none.
+    etcd: Result<PathBuf, String>,
+    folder: TempDir,
+}
+
+pub(crate) fn run(options: &Options) -> Result<()> {
+    let report = Report { json: options.json };
+    let ganglion = match &options.ganglion {
+        Some(program) => program.clone(),
+        None => build_ganglion()?,
+    };
+    let etcd = match options.no_rivals {
+        true => Err("left out by --no-rivals".to_owned()),
+        false => install_etcd().map_err(|error| format!("{error:#}")),
+    };
+    let folder = match &options.folder {
+        Some(folder) => TempDir::new_in(folder)?,
+        None => TempDir::new()?,
+    };
+    let bench = Bench { options, report, ganglion, etcd, folder };
+    type Case = fn(&Bench<'_>, &str) -> Result<()>;
+    let cases: [(&str, Case); 5] = [
+        ("get warm", get_warm),
+        ("put durable 1", |bench, case| put_durable(bench, case, 1, 4_000)),
+        ("put durable 64", |bench, case| put_durable(bench, case, 64, 200)),
+        ("range series", range_series),
+        ("memory per million keys", memory),
+    ];
+    let wanted = options.case.as_deref().unwrap_or("");
+    let mut any = false;
+    for (name, case) in cases {
+        if (name == wanted || name.contains(wanted)) && !(name != wanted && is_name(&cases, wanted))
+        {
+            any = true;
+            if let Err(why) = &bench.etcd {
+                report.missing(name, &format!("etcd: {why}"));
+            }
+            case(&bench, name).with_context(|| format!("case `{name}`"))?;
+        }
+    }
+    ensure!(any, "no case is named like `{wanted}`");
+    Ok(())
+}
+
+fn is_name<T>(cases: &[(&str, T)], wanted: &str) -> bool {
+    cases.iter().any(|(name, _)| *name == wanted)
+}
+
+/// One server's rounds.
+#[derive(Default)]
+struct Rounds {
+    per_cpu_second: Vec<f64>,
+    per_second: Vec<f64>,
+    p50: Vec<f64>,
+    p99: Vec<f64>,
+}
+
+impl Rounds {
+    fn add(&mut self, done: &Done, cpu_seconds: f64) {
+        self.per_cpu_second.push(done.requests as f64 / cpu_seconds);
+        self.per_second.push(done.per_second());
+        self.p50.push(done.percentile(0.5));
+        self.p99.push(done.percentile(0.99));
+    }
+
+    fn latency(&self) -> Value {
+        json!({ "p50": number(median(&self.p50)), "p99": number(median(&self.p99)) })
+    }
+}
+
+/// The rounds of all servers of a case.
+#[derive(Default)]
+struct Sides {
+    ours: Rounds,
+    limit: Option<Rounds>,
+    etcd: Option<Rounds>,
+}
+
+impl Sides {
+    /// Prints requests per CPU-second and per second, with latencies beside.
+    fn print(&self, bench: &Bench<'_>, case: &str, what: &str, extra: &Map<String, Value>) {
+        let sides = [("limit", &self.limit), ("etcd", &self.etcd)];
+        let mut latency = Map::new();
+        latency.insert("ours".to_owned(), self.ours.latency());
+        for (name, rounds) in sides {
+            // The engine alone answers nobody.
+            if let Some(rounds) = rounds.as_ref().filter(|rounds| !rounds.p50.is_empty()) {
+                latency.insert(name.to_owned(), rounds.latency());
+            }
+        }
+        let mut extra = extra.clone();
+        extra.insert("latency_us".to_owned(), latency.into());
+        let of = |rounds: &Option<Rounds>, which: fn(&Rounds) -> &Vec<f64>| {
+            rounds.as_ref().map(|rounds| which(rounds).clone())
+        };
+        for (unit, which) in [
+            ("CPU-second", (|rounds| &rounds.per_cpu_second) as fn(&Rounds) -> &Vec<f64>),
+            ("second", |rounds| &rounds.per_second),
+        ] {
+            bench.report.figure(Figure {
+                case,
+                metric: &format!("{what} per {unit}"),
+                better: Better::More,
+                ours: which(&self.ours).clone(),
+                rivals: of(&self.etcd, which).map(|values| ("etcd", values)).into_iter().collect(),
+                limit: of(&self.limit, which),
+                extra: extra.clone(),
+            });
+        }
+    }
+}
+
+impl Bench<'_> {
+    fn lasts(&self) -> Bounds {
+        Bounds::time(Duration::from_secs_f64(self.options.seconds))
+    }
+
+    fn folder(&self, name: &str) -> PathBuf {
+        self.folder.path().join(name)
+    }
+
+    fn ours(&self, name: &str, settings: &[(&str, &str)]) -> Result<Ganglion> {
+        Ganglion::start(&self.ganglion, &self.folder(&format!("{name}/ours")), settings)
+    }
+
+    fn etcd(&self, name: &str) -> Result<Option<Etcd>> {
+        let folder = self.folder(&format!("{name}/etcd"));
+        self.etcd.as_ref().ok().map(|program| Etcd::start(program, &folder)).transpose()
+    }
+
+    fn note(&self) -> Map<String, Value> {
+        let mut extra = Map::new();
+        if let Ok(program) = &self.etcd {
+            extra.insert("rival".to_owned(), etcd_version(program).into());
+        }
+        extra
+    }
+}
+
+/// One server's round, its CPU time beside it.
+fn round(
+    rounds: &mut Rounds,
+    process: &Process,
+    client: &mut Client,
+    workload: &mut impl Workload,
+    bounds: Bounds,
+) -> Result<()> {
+    let before = process.cpu_seconds()?;
+    let done = client.run(workload, bounds)?;
+    rounds.add(&done, process.cpu_seconds()? - before);
+    Ok(())
+}
+
+fn get_warm(bench: &Bench<'_>, case: &str) -> Result<()> {
+    let keys = NODE_KEYS;
+    let count = bench.options.connections;
+    let ours = bench.ours("get", &[])?;
+    let etcd = bench.etcd("get")?;
+    Client::connect(ours.address, LOADERS)?
+        .run(&mut OursLoad { server: &ours, next: 0 }, Bounds::count(keys))?;
+    if let Some(etcd) = &etcd {
+        Client::connect(etcd.address, LOADERS)?
+            .run(&mut EtcdLoad { address: etcd.address, next: 0 }, Bounds::count(keys))?;
+    }
+    let mut get = OursGet { server: &ours, keys: Keys::any(keys) };
+    let idle = Idle::start(&bench.folder("get/idle"), &ours.sample(&mut get)?)?;
+
+    let mut sides =
+        Sides { limit: Some(Rounds::default()), etcd: etcd.as_ref().map(|_| Rounds::default()), ..Sides::default() };
+    let mut to_ours = Client::connect(ours.address, count)?;
+    let mut to_idle = Client::connect(idle.address, count)?;
+    let mut to_etcd = etcd.as_ref().map(|etcd| Client::connect(etcd.address, count)).transpose()?;
+    for nth in 0..=bench.options.rounds {
+        // The first round warms caches and branch predictors, and counts for nothing.
+        if nth == 1 {
+            sides.ours = Rounds::default();
+            sides.limit = Some(Rounds::default());
+            sides.etcd = etcd.as_ref().map(|_| Rounds::default());
+        }
+        let bounds = bench.lasts();
+        round(&mut sides.ours, &ours.process, &mut to_ours, &mut get, bounds)?;
+        let limit = sides.limit.get_or_insert_default();
+        round(limit, &idle.process, &mut to_idle, &mut get, bounds)?;
+        if let (Some(etcd), Some(client)) = (&etcd, &mut to_etcd) {
+            let mut get = EtcdGet { address: etcd.address, keys: Keys::any(keys) };
+            let rounds = sides.etcd.get_or_insert_default();
+            round(rounds, &etcd.process, client, &mut get, bounds)?;
+        }
+    }
+    sides.print(bench, case, "requests", &bench.note());
+    Ok(())
+}
+
+fn put_durable(bench: &Bench<'_>, case: &str, writers: usize, keys: u64) -> Result<()> {
+    let name = format!("put{writers}");
+    let ours = bench.ours(&name, &[])?;
+    let etcd = bench.etcd(&name)?;
+    let mut sides = Sides { limit: Some(Rounds::default()), etcd: etcd.as_ref().map(|_| Rounds::default()), ..Sides::default() };
+    let mut batches = Vec::new();
+    for nth in 0..bench.options.rounds {
+        let node = format!("r{nth}w");
+        // Each round begins with keys that are not there yet and goes on to overwrite them.
+        let mut put = OursPut { server: &ours, node: node.clone(), keys };
+        let mut client = Client::connect(ours.address, writers)?;
+        let before = ours.commits()?;
+        round(&mut sides.ours, &ours.process, &mut client, &mut put, bench.lasts())?;
+        let after = ours.commits()?;
+        let batch = (after.1 - before.1) / (after.0 - before.0);
+        batches.push(batch);
+
+        let engine = engine(bench, &bench.folder(&format!("{name}/redb-{nth}")), writers, keys, batch)?;
+        let limit = sides.limit.get_or_insert_default();
+        limit.per_cpu_second.push(engine.puts as f64 / engine.cpu_seconds);
+        limit.per_second.push(engine.puts as f64 / engine.seconds);
+
+        if let Some(etcd) = &etcd {
+            let mut put = EtcdPut { address: etcd.address, node, keys };
+            let mut client = Client::connect(etcd.address, writers)?;
+            let rounds = sides.etcd.get_or_insert_default();
+            round(rounds, &etcd.process, &mut client, &mut put, bench.lasts())?;
+        }
+    }
+    let mut extra = bench.note();
+    extra.insert("puts_per_commit".to_owned(), number(median(&batches)));
+    let mut put = OursPut { server: &ours, node: "traced".to_owned(), keys: TRACED_PUTS };
+    let syncs = traced(bench, &ours.process, &mut Client::connect(ours.address, 1)?, &mut put)?;
+    extra.insert("unsynced_answers_ours".to_owned(), syncs);
+    if let Some(etcd) = &etcd {
+        let mut put =
+            EtcdPut { address: etcd.address, node: "traced".to_owned(), keys: TRACED_PUTS };
+        let syncs = traced(bench, &etcd.process, &mut Client::connect(etcd.address, 1)?, &mut put)?;
+        extra.insert("unsynced_answers_etcd".to_owned(), syncs);
+    }
+    sides.print(bench, case, "durable puts", &extra);
+    Ok(())
+}
+
+fn engine(bench: &Bench<'_>, file: &Path, writers: usize, keys: u64, batch: f64) -> Result<Outcome> {
+    let done = Command::new(std::env::current_exe()?)
+        .arg("engine")
+        .arg(file)
+        .args([writers.to_string(), keys.to_string(), batch.to_string()])
+        .arg(bench.options.seconds.to_string())
+        .output()?;
+    let _ = std::fs::remove_file(file);
+    if !done.status.success() {
+        bail!("redb alone: {}", String::from_utf8_lossy(&done.stderr));
+    }
+    Ok(serde_json::from_slice(&done.stdout)?)
+}
+
+/// Watches a server by strace while one writer puts: how many answers went out without a finished
+/// sync since the answer before. A text when it cannot be watched.
+fn traced(
+    bench: &Bench<'_>,
+    process: &Process,
+    client: &mut Client,
+    workload: &mut impl Workload,
+) -> Result<Value> {
+    let file = bench.folder(&format!("trace-{}", process.id()));
+    let mut command = Command::new("strace");
+    command
+        .args(["-f", "-q", "-s", "20", "-e", "trace=fsync,fdatasync,write,writev,sendto,sendmsg"])
+        .arg("-o")
+        .arg(&file)
+        .args(["-p", &process.id().to_string()]);
+    let log = bench.folder("strace.log");
+    let Ok(strace) = Process::start(&mut command, &log) else {
+        return Ok("no strace".into());
+    };
+    // It is attached when it shows up in the process's status.
+    let status = format!("/proc/{}/status", process.id());
+    let attached = (0..200).any(|_| {
+        std::thread::sleep(Duration::from_millis(10));
+        std::fs::read_to_string(&status)
+            .is_ok_and(|status| !status.contains("TracerPid:\t0\n"))
+    });
+    if !attached {
+        return Ok(format!("strace: {}", std::fs::read_to_string(&log)?).into());
+    }
+    std::thread::sleep(Duration::from_millis(200));
+    client.run(workload, Bounds::count(TRACED_PUTS))?;
+    #[expect(unsafe_code, reason = "strace detaches when it is asked to end")]
+    // SAFETY: a signal to a child that has not been waited for.
+    unsafe {
+        libc::kill(strace.id().cast_signed(), libc::SIGINT);
+    }
+    std::thread::sleep(Duration::from_millis(200));
+    drop(strace);
+    let (mut answers, mut unsynced, mut is_synced) = (0, 0, false);
+    for line in std::fs::read_to_string(&file)?.lines() {
+        let is_sync = line.contains("fsync(") || line.contains("fdatasync");
+        if is_sync && line.ends_with("= 0") {
+            is_synced = true;
+        }
+        if line.contains("\"HTTP/1.1 200") {
+            answers += 1;
+            unsynced += u64::from(!std::mem::take(&mut is_synced));
+        }
+    }
+    ensure!(answers >= TRACED_PUTS, "strace saw {answers} answers of {TRACED_PUTS}");
+    Ok(json!(unsynced))
+}
+
+fn range_series(bench: &Bench<'_>, case: &str) -> Result<()> {
+    let ours = bench.ours("series", &[])?;
+    let etcd = bench.etcd("series")?;
+    let mut put = OursPut { server: &ours, node: "series".to_owned(), keys: 1 };
+    // One writer's node, so one key: every put after the first adds a version to its series.
+    Client::connect(ours.address, 1)?.run(&mut put, Bounds::count(SERIES_VERSIONS))?;
+    let year = 1970 + std::time::UNIX_EPOCH.elapsed()?.as_secs() / 31_556_952;
+    let target = format!(
+        "/_data/bench/series0?k={}&time_series=1&gs={year}&ge={year}&limit={SERIES_ROWS}",
+        crate::servers::key(0)
+    );
+    let mut request = Vec::new();
+    ours.push(&mut request, "GET", &target, "");
+    let mut read = Same { request, mark: b"bench", rows: SERIES_ROWS };
+    let sample = ours.sample(&mut read)?;
+    let rows: Value = serde_json::from_str(&sample.body)?;
+    let rows = rows["v"].as_array().map_or(0, Vec::len);
+    ensure!(rows == SERIES_ROWS, "ours gave {rows} rows");
+    debug_assert_eq!(WHO.as_bytes(), read.mark);
+    let idle = Idle::start(&bench.folder("series/idle"), &sample)?;
+    let mut sides = Sides { limit: Some(Rounds::default()), etcd: etcd.as_ref().map(|_| Rounds::default()), ..Sides::default() };
+    let count = bench.options.connections;
+    let mut to_ours = Client::connect(ours.address, count)?;
+    let mut to_idle = Client::connect(idle.address, count)?;
+    let mut to_etcd = etcd.as_ref().map(|etcd| Client::connect(etcd.address, count)).transpose()?;
+    let mut etcd_read = None;
+    if let Some(etcd) = &etcd {
+        let mut load = EtcdLoad { address: etcd.address, next: 0 };
+        Client::connect(etcd.address, LOADERS)?.run(&mut load, Bounds::count(SERIES_VERSIONS))?;
+        let request = etcd_range(etcd.address, "/bench/n5/", "/bench/n50", SERIES_ROWS);
+        let (_, body) = crate::load::ask(etcd.address, &request)?;
+        let rows = body.windows(11).filter(|window| window == b"mod_revisio").count();
+        ensure!(rows == SERIES_ROWS, "etcd gave {rows} rows");
+        etcd_read = Some(Same { request, mark: b"\"kvs\"", rows: SERIES_ROWS });
+    }
+    for nth in 0..=bench.options.rounds {
+        if nth == 1 {
+            sides = Sides { limit: Some(Rounds::default()), etcd: etcd.as_ref().map(|_| Rounds::default()), ..Sides::default() };
+        }
+        round(&mut sides.ours, &ours.process, &mut to_ours, &mut read, bench.lasts())?;
+        let limit = sides.limit.get_or_insert_default();
+        round(limit, &idle.process, &mut to_idle, &mut read, bench.lasts())?;
+        if let (Some(etcd), Some(client), Some(read)) = (&etcd, &mut to_etcd, &mut etcd_read) {
+            let rounds = sides.etcd.get_or_insert_default();
+            round(rounds, &etcd.process, client, read, bench.lasts())?;
+        }
+    }
+    sides.print(bench, case, "ranges of 100 rows", &bench.note());
+    Ok(())
+}
+
+/// Memory, and the price of a read, as keys grow tenfold.
+fn memory(bench: &Bench<'_>, case: &str) -> Result<()> {
+    // Views are to hold all of it, as they would on a machine that is meant for it.
+    let ours = bench.ours("memory", &[("GANGLION_VIEWS__BYTES", "4GiB")])?;
+    let etcd = bench.etcd("memory")?;
+    let mut to_ours = Client::connect(ours.address, bench.options.connections)?;
+    let mut to_etcd = etcd
+        .as_ref()
+        .map(|etcd| Client::connect(etcd.address, bench.options.connections))
+        .transpose()?;
+    let empty = (ours.process.memory()?, etcd.as_ref().map(|it| it.process.memory()).transpose()?);
+    let mut ours_load = OursLoad { server: &ours, next: 0 };
+    let mut etcd_load = etcd.as_ref().map(|etcd| EtcdLoad { address: etcd.address, next: 0 });
+    let mut by_size: Vec<(u64, Sides)> = Vec::new();
+    let mut keys = 1_000;
+    while keys <= bench.options.keys {
+        let more = Bounds::count(keys - ours_load.next);
+        Client::connect(ours.address, LOADERS)?.run(&mut ours_load, more)?;
+        if let (Some(etcd), Some(load)) = (&etcd, &mut etcd_load) {
+            Client::connect(etcd.address, LOADERS)?.run(load, more)?;
+        }
+        // Every node is read once, which loads its view.
+        let nodes = keys.div_ceil(NODE_KEYS);
+        to_ours.run(&mut Touch { server: &ours, node: 0 }, Bounds::count(nodes))?;
+        let mut sides = Sides { etcd: etcd.as_ref().map(|_| Rounds::default()), ..Sides::default() };
+        let mut get = OursGet { server: &ours, keys: Keys::any(keys) };
+        let mut etcd_get =
+            etcd.as_ref().map(|etcd| EtcdGet { address: etcd.address, keys: Keys::any(keys) });
+        for _ in 0..bench.options.rounds {
+            round(&mut sides.ours, &ours.process, &mut to_ours, &mut get, bench.lasts())?;
+            if let (Some(etcd), Some(client), Some(get)) = (&etcd, &mut to_etcd, &mut etcd_get) {
+                let rounds = sides.etcd.get_or_insert_default();
+                round(rounds, &etcd.process, client, get, bench.lasts())?;
+            }
+        }
+        sides.print(bench, &format!("get at {keys} keys"), "requests", &bench.note());
+        by_size.push((keys, sides));
+        keys *= 10;
+    }
+    let millions = ours_load.next as f64 / 1e6;
+    let per_million = |now: u64, before: u64| (now as f64 - before as f64) / millions / 1e6;
+    let now = (ours.process.memory()?, etcd.as_ref().map(|it| it.process.memory()).transpose()?);
+    type Part = fn(&crate::process::Memory) -> u64;
+    for (metric, part) in [
+        ("resident MB per million keys", (|memory| memory.resident) as Part),
+        ("anonymous MB per million keys", |memory| memory.anonymous),
+    ] {
+        let rivals = match (&now.1, &empty.1) {
+            (Some(now), Some(empty)) => vec![("etcd", vec![per_million(part(now), part(empty))])],
+            _ => Vec::new(),
+        };
+        bench.report.figure(Figure {
+            case,
+            metric,
+            better: Better::Less,
+            ours: vec![per_million(part(&now.0), part(&empty.0))],
+            rivals,
+            limit: None,
+            extra: bench.note(),
+        });
+    }
+    if let (Some((few, first)), Some((many, last))) = (by_size.first(), by_size.last()) {
+        let grown = |first: &Rounds, last: &Rounds| {
+            vec![median(&first.per_cpu_second) / median(&last.per_cpu_second)]
+        };
+        let etcd = first.etcd.as_ref().zip(last.etcd.as_ref());
+        bench.report.figure(Figure {
+            case: "get as keys grow",
+            metric: &format!("cost at {many} keys / cost at {few}"),
+            better: Better::Less,
+            ours: grown(&first.ours, &last.ours),
+            rivals: etcd.map(|(first, last)| ("etcd", grown(first, last))).into_iter().collect(),
+            limit: Some(vec![1.0]),
+            extra: bench.note(),
+        });
+    }
+    Ok(())
+}
+
+/// Reads the first key of each node in turn.
+struct Touch<'a> {
+    server: &'a Ganglion,
+    node: u64,
+}
+
+impl Workload for Touch<'_> {
+    fn request(&mut self, _connection: usize, _nth: u64, out: &mut Vec<u8>) {
+        let mut get =
+            OursGet { server: self.server, keys: Keys::InTurn(self.node * NODE_KEYS) };
+        self.node += 1;
+        get.request(0, 0, out);
+    }
+
+    fn is_right(&self, body: &[u8]) -> bool {
+        body.ends_with(b"\"s\":\"ok\"}")
+    }
+}
+
+/// Builds the program beside this one.
+fn build_ganglion() -> Result<PathBuf> {
+    let own = std::env::current_exe()?;
+    let built = own.parent().context("this program is nowhere")?.join("ganglion");
+    let target = own.ancestors().nth(2).context("this program is nowhere")?;
+    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
+    let status = Command::new(cargo)
+        .args(["build", "--quiet", "--release", "-p", "ganglion"])
+        .current_dir(env!("CARGO_MANIFEST_DIR"))
+        .env("CARGO_TARGET_DIR", target)
+        .status()?;
+    ensure!(status.success() && built.exists(), "ganglion could not be built");
+    Ok(built)
+}

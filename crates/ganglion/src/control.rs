@@ -1,0 +1,107 @@
+//! The control socket: what the owner of the data folder asks of its running neuron.
+//!
+//! A Unix socket in the data folder that only its owner can open; one line of JSON each way. It
+//! serves `ganglion backup`, which must not be reachable by whoever reaches a port.
+
+use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+use store::embedded::{EmbeddedStore, Options};
+use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::net::{UnixListener, UnixStream};
+
+use crate::serve::STORE_FILE;
+
+const SOCKET: &str = "control.sock";
+/// Longest line, in bytes.
+const LINE_BYTES_MAX: u64 = 16 << 10;
+
+#[derive(Debug, Deserialize, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Request {
+    /// Copy the store to a file that does not exist.
+    Backup(PathBuf),
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+struct Answer {
+    error: Option<String>,
+}
+
+/// A folder that is held open, so that a socket in it can be named however long its path is.
+struct Folder(std::fs::File);
+
+impl Folder {
+    fn open(path: &Path) -> Result<Folder> {
+        let file = std::fs::File::open(path);
+        Ok(Folder(file.with_context(|| format!("opening the data folder {}", path.display()))?))
+    }
+
+    fn socket(&self) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}/{SOCKET}", self.0.as_raw_fd()))
+    }
+}
+
+/// Listens in a data folder whose store is open, and so has no other neuron.
+pub(crate) fn bind(data_dir: &Path) -> Result<UnixListener> {
+    let folder = Folder::open(data_dir)?;
+    let socket = folder.socket();
+    let _ = std::fs::remove_file(&socket);
+    let listener = UnixListener::bind(&socket).context("binding the control socket")?;
+    std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o600))?;
+    Ok(listener)
+}
+
+/// Answers requests, one at a time, until the task is dropped.
+pub(crate) async fn serve(listener: UnixListener, store: Arc<EmbeddedStore>) {
+    loop {
+        let done = match listener.accept().await {
+            Ok((stream, _)) => answer(stream, &store).await,
+            Err(error) => Err(error.into()),
+        };
+        if let Err(error) = done {
+            tracing::warn!(%error, "control socket");
+        }
+    }
+}
+
+async fn answer(stream: UnixStream, store: &Arc<EmbeddedStore>) -> Result<()> {
+    let (read, mut write) = stream.into_split();
+    let mut line = String::new();
+    BufReader::new(read.take(LINE_BYTES_MAX)).read_line(&mut line).await?;
+    let done = match serde_json::from_str(&line)? {
+        Request::Backup(to) => {
+            let store = store.clone();
+            tokio::task::spawn_blocking(move || store.backup(&to)).await?
+        }
+    };
+    let answer = Answer { error: done.err().map(|error| error.to_string()) };
+    write.write_all(serde_json::to_string(&answer)?.as_bytes()).await?;
+    Ok(())
+}
+
+/// Copies the store of a data folder: by its running neuron when there is one, else by itself.
+pub(crate) async fn backup(data_dir: &Path, file: &Path) -> Result<()> {
+    let to = std::path::absolute(file)?;
+    let folder = Folder::open(data_dir)?;
+    let Ok(mut stream) = UnixStream::connect(folder.socket()).await else {
+        let path = data_dir.join(STORE_FILE);
+        if !path.exists() {
+            bail!("there is no store in {}", data_dir.display());
+        }
+        return Ok(EmbeddedStore::open(&path, Options::default())?.backup(&to)?);
+    };
+    let line = format!("{}\n", serde_json::to_string(&Request::Backup(to))?);
+    stream.write_all(line.as_bytes()).await?;
+    let mut text = String::new();
+    stream.take(LINE_BYTES_MAX).read_to_string(&mut text).await?;
+    let answer: Answer = serde_json::from_str(&text).context("the neuron ended meanwhile")?;
+    match answer.error {
+        None => Ok(()),
+        Some(error) => bail!("{error}"),
+    }
+}

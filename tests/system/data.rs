@@ -1,0 +1,221 @@
+//! The data suite: the HTTP API and the program around it, asked with curl.
+//!
+//! Most tests share one neuron and keep apart by accounts of their own; what fails to log in does so
+//! from an address of its own, since failures are counted by address.
+
+mod attack;
+mod errors;
+mod pattern;
+mod program;
+mod resolutions;
+mod seed;
+mod shapes;
+
+use std::net::TcpStream;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, Once, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+use tests::curl::{self, Request};
+use tests::neuron::{Neuron, SYS_SECRET};
+use tungstenite::{Message, WebSocket};
+
+/// How long a condition may take to come true on a busy machine.
+const PATIENCE: Duration = Duration::from_secs(20);
+/// Pause between two looks at a condition.
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+
+static SHARED: Mutex<Option<Arc<Neuron>>> = Mutex::new(None);
+
+/// The neuron that tests of this suite share; it ends with the test program.
+fn shared() -> Result<Arc<Neuron>> {
+    static AT_EXIT: Once = Once::new();
+    let mut shared = SHARED.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(neuron) = &*shared {
+        return Ok(neuron.clone());
+    }
+    AT_EXIT.call_once(|| {
+        #[allow(unsafe_code)]
+        // SAFETY: the handler touches only a static that lives as long as the process.
+        unsafe {
+            libc::atexit(end_shared);
+        }
+    });
+    let neuron = Arc::new(Neuron::start()?);
+    *shared = Some(neuron.clone());
+    Ok(neuron)
+}
+
+extern "C" fn end_shared() {
+    drop(SHARED.lock().unwrap_or_else(PoisonError::into_inner).take());
+}
+
+/// Somebody who calls a neuron with credentials.
+#[derive(Clone, Debug)]
+struct Caller {
+    url: String,
+    credentials: String,
+}
+
+impl Caller {
+    fn new(neuron: &Neuron, credentials: impl Into<String>) -> Caller {
+        Caller { url: neuron.url(), credentials: credentials.into() }
+    }
+
+    fn sys(neuron: &Neuron) -> Caller {
+        Caller::new(neuron, format!("$sys:{SYS_SECRET}"))
+    }
+
+    /// A request that is to be completed.
+    fn request(&self, method: &str, path: &str) -> Request {
+        Request::new(method, format!("{}{path}", self.url)).user(&self.credentials)
+    }
+
+    fn call(&self, method: &str, path: &str, body: Option<&Value>) -> Result<Value> {
+        curl::json(method, &self.url, path, &self.credentials, body)
+    }
+
+    fn get(&self, path: &str) -> Result<Value> {
+        self.call("GET", path, None)
+    }
+
+    fn put(&self, path: &str, body: Value) -> Result<Value> {
+        self.call("PUT", path, Some(&body))
+    }
+
+    fn post(&self, path: &str, body: Value) -> Result<Value> {
+        self.call("POST", path, Some(&body))
+    }
+
+    fn delete(&self, path: &str) -> Result<Value> {
+        self.call("DELETE", path, None)
+    }
+}
+
+/// An account of its own for a test, with its secret and name.
+#[derive(Clone, Debug)]
+struct Account {
+    name: String,
+    secret: String,
+    caller: Caller,
+}
+
+impl Account {
+    fn new(neuron: &Neuron) -> Result<Account> {
+        static NEXT: AtomicU32 = AtomicU32::new(0);
+        let name = format!("account{}", NEXT.fetch_add(1, Ordering::Relaxed));
+        let body = json!({ "k": name, "v": { "email": format!("{name}@example.org") } });
+        let made = v(Caller::sys(neuron).put("/_acc/accounts", body))?;
+        let secret = made["secret"].as_str().context("a new account has a secret")?.to_owned();
+        let caller = Caller::new(neuron, format!("{name}:{secret}"));
+        Ok(Account { name, secret, caller })
+    }
+
+    /// A sub-account of this one.
+    fn sub(&self, name: &str) -> Result<Account> {
+        let body = json!({ "k": name, "v": { "email": format!("{name}@example.org") } });
+        let made = v(self.put("/_acc/accounts", body))?;
+        let secret = made["secret"].as_str().context("a new account has a secret")?.to_owned();
+        let credentials = format!("{}#{name}:{secret}", self.name);
+        let caller = Caller { credentials, ..self.caller.clone() };
+        Ok(Account { name: name.to_owned(), secret, caller })
+    }
+
+    /// The same account with other credentials.
+    fn with(&self, credentials: impl Into<String>) -> Caller {
+        Caller { credentials: credentials.into(), ..self.caller.clone() }
+    }
+}
+
+impl std::ops::Deref for Account {
+    type Target = Caller;
+    fn deref(&self) -> &Caller {
+        &self.caller
+    }
+}
+
+/// `v` of an answer that is not an error.
+fn v(answer: Result<Value>) -> Result<Value> {
+    let mut answer = answer?;
+    if answer["s"] != "ok" {
+        bail!("refused: {answer}");
+    }
+    Ok(answer["v"].take())
+}
+
+/// The word of an answer that is an error.
+fn word(answer: Result<Value>) -> Result<String> {
+    let answer = answer?;
+    match (answer["s"].as_str(), answer["v"].as_str()) {
+        (Some("error"), Some(word)) => Ok(word.to_owned()),
+        _ => bail!("not an error: {answer}"),
+    }
+}
+
+/// Looks again until something is so; says what was seen last when it never is.
+fn until<T: std::fmt::Debug>(look: impl Fn() -> Result<T>, so: impl Fn(&T) -> bool) -> Result<T> {
+    let begun = Instant::now();
+    loop {
+        let seen = look()?;
+        if so(&seen) {
+            return Ok(seen);
+        }
+        if begun.elapsed() > PATIENCE {
+            bail!("not so within {PATIENCE:?}; seen last: {seen:?}");
+        }
+        std::thread::sleep(LOOK_AGAIN);
+    }
+}
+
+/// A user on a path, connected by WebSocket.
+struct Chatter(WebSocket<TcpStream>);
+
+impl Chatter {
+    /// Connects with a token and waits for the first frame.
+    fn join(neuron: &Neuron, token: &str) -> Result<Chatter> {
+        let mut chatter = Chatter::connect(neuron, token)?;
+        let first = chatter.frame()?;
+        if first["m"]["o"] != "peers" {
+            bail!("the first frame was {first}");
+        }
+        Ok(chatter)
+    }
+
+    fn connect(neuron: &Neuron, token: &str) -> Result<Chatter> {
+        let address = neuron.address("http")?;
+        let stream = TcpStream::connect(&address)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        let url = format!("ws://{address}/ws/v2/{token}");
+        let (socket, _) = tungstenite::client(url, stream)
+            .map_err(|error| anyhow::anyhow!("connecting a chatter: {error}"))?;
+        Ok(Chatter(socket))
+    }
+
+    /// Sends a message to everybody else on the path.
+    fn say(&mut self, text: &str) -> Result<()> {
+        let frame = json!({ "t": "u", "m": { "o": "message" }, "p": { "msg": text } });
+        Ok(self.0.send(Message::text(frame.to_string()))?)
+    }
+
+    /// The next frame of JSON.
+    fn frame(&mut self) -> Result<Value> {
+        loop {
+            match self.0.read()? {
+                Message::Text(text) => return Ok(serde_json::from_str(&text)?),
+                Message::Close(frame) => bail!("closed: {frame:?}"),
+                _ => {}
+            }
+        }
+    }
+
+    /// The code with which the neuron closes; frames before it are passed over.
+    fn close_code(&mut self) -> Result<u16> {
+        loop {
+            if let Message::Close(frame) = self.0.read()? {
+                return Ok(frame.context("closed without a code")?.code.into());
+            }
+        }
+    }
+}
