@@ -22,7 +22,9 @@ pub fn program() -> Result<PathBuf> {
     let built = test.ancestors().nth(2).map(|folder| folder.join("ganglion"));
     match built {
         Some(built) if built.exists() => Ok(built),
-        _ => bail!("there is no ganglion to test: run `cargo build -p ganglion`, or use `cargo xtask test`"),
+        _ => bail!(
+            "there is no ganglion to test: run `cargo build -p ganglion`, or use `cargo xtask test`"
+        ),
     }
 }
 
@@ -189,7 +191,8 @@ impl Drop for Neuron {
 /// A folder for what a test leaves to be looked at: screenshots and reports.
 pub fn artifacts(name: &str) -> Result<PathBuf> {
     let base = std::env::var_os("GANGLION_ARTIFACTS").map(PathBuf::from);
-    let base = base.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/tests"));
+    let base =
+        base.unwrap_or_else(|| Path::new(env!("CARGO_MANIFEST_DIR")).join("../target/tests"));
     let folder = base.join(name);
     std::fs::create_dir_all(&folder)?;
     Ok(folder)

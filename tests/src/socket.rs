@@ -30,7 +30,7 @@ impl Client {
     }
 
     /// The next text frame, as JSON.
-    pub fn next(&mut self) -> Result<Value> {
+    pub fn frame(&mut self) -> Result<Value> {
         let text = self.next_text()?;
         serde_json::from_str(&text).with_context(|| format!("{text:?} is not JSON"))
     }

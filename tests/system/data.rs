@@ -11,7 +11,6 @@ mod resolutions;
 mod seed;
 mod shapes;
 
-use std::net::TcpStream;
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, Once, PoisonError};
 use std::time::{Duration, Instant};
@@ -20,7 +19,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use tests::curl::{self, Request};
 use tests::neuron::{Neuron, SYS_SECRET};
-use tungstenite::{Message, WebSocket};
+use tests::socket::Client;
 
 /// How long a condition may take to come true on a busy machine.
 const PATIENCE: Duration = Duration::from_secs(20);
@@ -169,53 +168,17 @@ fn until<T: std::fmt::Debug>(look: impl Fn() -> Result<T>, so: impl Fn(&T) -> bo
     }
 }
 
-/// A user on a path, connected by WebSocket.
-struct Chatter(WebSocket<TcpStream>);
+/// A socket of the user that a token names; `token` may go on with a query.
+fn connect(neuron: &Neuron, token: &str) -> Result<Client> {
+    Client::connect(&format!("ws://{}/ws/v2/{token}", neuron.address("http")?))
+}
 
-impl Chatter {
-    /// Connects with a token and waits for the first frame.
-    fn join(neuron: &Neuron, token: &str) -> Result<Chatter> {
-        let mut chatter = Chatter::connect(neuron, token)?;
-        let first = chatter.frame()?;
-        if first["m"]["o"] != "peers" {
-            bail!("the first frame was {first}");
-        }
-        Ok(chatter)
+/// The same, once it is in its room.
+fn join(neuron: &Neuron, token: &str) -> Result<Client> {
+    let mut chatter = connect(neuron, token)?;
+    let first = chatter.frame()?;
+    if first["m"]["o"] != "peers" {
+        bail!("the first frame was {first}");
     }
-
-    fn connect(neuron: &Neuron, token: &str) -> Result<Chatter> {
-        let address = neuron.address("http")?;
-        let stream = TcpStream::connect(&address)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        let url = format!("ws://{address}/ws/v2/{token}");
-        let (socket, _) = tungstenite::client(url, stream)
-            .map_err(|error| anyhow::anyhow!("connecting a chatter: {error}"))?;
-        Ok(Chatter(socket))
-    }
-
-    /// Sends a message to everybody else on the path.
-    fn say(&mut self, text: &str) -> Result<()> {
-        let frame = json!({ "t": "u", "m": { "o": "message" }, "p": { "msg": text } });
-        Ok(self.0.send(Message::text(frame.to_string()))?)
-    }
-
-    /// The next frame of JSON.
-    fn frame(&mut self) -> Result<Value> {
-        loop {
-            match self.0.read()? {
-                Message::Text(text) => return Ok(serde_json::from_str(&text)?),
-                Message::Close(frame) => bail!("closed: {frame:?}"),
-                _ => {}
-            }
-        }
-    }
-
-    /// The code with which the neuron closes; frames before it are passed over.
-    fn close_code(&mut self) -> Result<u16> {
-        loop {
-            if let Message::Close(frame) = self.0.read()? {
-                return Ok(frame.context("closed without a code")?.code.into());
-            }
-        }
-    }
+    Ok(chatter)
 }

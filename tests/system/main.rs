@@ -1,5 +1,7 @@
 //! System tests, one binary: a module a suite.
 
+mod crash;
 mod data;
 mod demo;
+mod edge;
 mod signal;

@@ -60,14 +60,14 @@ fn presence(op: &str, name: &str) -> Value {
 fn members_see_each_other_come_talk_and_go() -> Result<()> {
     let stage = Stage::new()?;
     let mut ann = stage.join("ann")?;
-    assert_eq!(ann.next()?, peers(&["ann"]));
+    assert_eq!(ann.frame()?, peers(&["ann"]));
     let mut bob = stage.join("bob")?;
-    assert_eq!(bob.next()?, peers(&["ann", "bob"]));
-    assert_eq!(ann.next()?, presence("peer_connected", "bob"));
+    assert_eq!(bob.frame()?, peers(&["ann", "bob"]));
+    assert_eq!(ann.frame()?, presence("peer_connected", "bob"));
     let mut cleo = stage.join("cleo")?;
-    assert_eq!(cleo.next()?, peers(&["ann", "bob", "cleo"]));
+    assert_eq!(cleo.frame()?, peers(&["ann", "bob", "cleo"]));
     for other in [&mut ann, &mut bob] {
-        assert_eq!(other.next()?, presence("peer_connected", "cleo"));
+        assert_eq!(other.frame()?, presence("peer_connected", "cleo"));
     }
 
     // A broadcast goes to everyone but its sender, with the true sender and the payload untouched.
@@ -83,7 +83,7 @@ fn members_see_each_other_come_talk_and_go() -> Result<()> {
     // A direct frame goes to one, by bare name or full path, and keeps `m.t`.
     for to in ["cleo", "/my/path/cleo"] {
         ann.say("session", Some(to), &json!("sdp"))?;
-        let frame = cleo.next()?;
+        let frame = cleo.frame()?;
         assert_eq!(frame["m"]["t"], to);
         assert_eq!(frame["m"]["f"], "/my/path/ann");
     }
@@ -91,14 +91,14 @@ fn members_see_each_other_come_talk_and_go() -> Result<()> {
 
     // System operations are the server's alone; a stranger is nobody.
     ann.say("peer_removed", None, &json!({}))?;
-    let refusal = ann.next()?;
+    let refusal = ann.frame()?;
     assert_eq!((&refusal["t"], &refusal["m"]), (&json!("e"), &json!({})), "{refusal}");
     ann.say("message", Some("nobody"), &json!(1))?;
     bob.hears_nothing()?;
 
     cleo.leave()?;
     for other in [&mut ann, &mut bob] {
-        assert_eq!(other.next()?, presence("peer_removed", "cleo"));
+        assert_eq!(other.frame()?, presence("peer_removed", "cleo"));
     }
     Ok(())
 }
@@ -107,14 +107,14 @@ fn members_see_each_other_come_talk_and_go() -> Result<()> {
 fn heartbeats_of_every_generation_are_taken() -> Result<()> {
     let stage = Stage::new()?;
     let mut ann = stage.join("ann")?;
-    ann.next()?;
+    ann.frame()?;
     for _ in 0..500 {
         ann.send_text("ping")?;
     }
     ann.send_text("{}")?;
     ann.hears_nothing()?;
     ann.send_text(r#"{"t":"ping","ts":12345}"#)?;
-    assert_eq!(ann.next()?, json!({ "t": "pong", "ts": 12345 }));
+    assert_eq!(ann.frame()?, json!({ "t": "pong", "ts": 12345 }));
     ann.send_text(r#"{"t":"tm","m":{"o":"pub"},"p":{}}"#)?;
     ann.hears_nothing()
 }
@@ -123,20 +123,20 @@ fn heartbeats_of_every_generation_are_taken() -> Result<()> {
 fn several_sockets_of_one_name_are_one_member() -> Result<()> {
     let stage = Stage::new()?;
     let mut ann = stage.join("ann")?;
-    ann.next()?;
+    ann.frame()?;
     let mut first = stage.join("bob")?;
-    first.next()?;
-    assert_eq!(ann.next()?, presence("peer_connected", "bob"));
+    first.frame()?;
+    assert_eq!(ann.frame()?, presence("peer_connected", "bob"));
     let mut second = stage.join("bob")?;
-    assert_eq!(second.next()?, peers(&["ann", "bob"]));
+    assert_eq!(second.frame()?, peers(&["ann", "bob"]));
     ann.hears_nothing()?;
     ann.say("message", Some("bob"), &json!("to both"))?;
-    assert_eq!(first.next()?["p"], "to both");
-    assert_eq!(second.next()?["p"], "to both");
+    assert_eq!(first.frame()?["p"], "to both");
+    assert_eq!(second.frame()?["p"], "to both");
     second.leave()?;
     ann.hears_nothing()?;
     first.leave()?;
-    assert_eq!(ann.next()?, presence("peer_removed", "bob"));
+    assert_eq!(ann.frame()?, presence("peer_removed", "bob"));
     Ok(())
 }
 
@@ -144,11 +144,11 @@ fn several_sockets_of_one_name_are_one_member() -> Result<()> {
 fn subscriptions_are_live_and_a_kick_ends_them() -> Result<()> {
     let stage = Stage::new()?;
     let mut ann = stage.join("ann")?;
-    ann.next()?;
+    ann.frame()?;
     let token = stage.token("/my/path?k=bob&expire=600")?;
     let mut bob = Client::connect(&stage.url(&token)?)?;
-    bob.next()?;
-    ann.next()?;
+    bob.frame()?;
+    ann.frame()?;
 
     assert_eq!(stage.ok("GET", "/_subs/my/path/topic", None)?, json!(["ann", "bob"]));
     assert_eq!(stage.ok("GET", "/_subs/my/path", None)?, json!(["ann", "bob"]));
@@ -168,13 +168,13 @@ fn subscriptions_are_live_and_a_kick_ends_them() -> Result<()> {
 
     assert_eq!(stage.ok("DELETE", "/_subs/my/path/topic?k=bob", None)?, json!(1));
     assert_eq!(bob.close_code()?, 4403);
-    assert_eq!(ann.next()?, presence("peer_removed", "bob"));
+    assert_eq!(ann.frame()?, presence("peer_removed", "bob"));
     // The token that was kicked is gone; the user is not.
     let mut again = Client::connect(&stage.url(&token)?)?;
     assert_eq!(again.close_code()?, 4401);
     let mut anew = stage.join("bob")?;
-    assert_eq!(anew.next()?, peers(&["ann", "bob"]));
-    assert_eq!(ann.next()?, presence("peer_connected", "bob"));
+    assert_eq!(anew.frame()?, peers(&["ann", "bob"]));
+    assert_eq!(ann.frame()?, presence("peer_connected", "bob"));
 
     assert_eq!(stage.ok("DELETE", "/_subs/my/path/topic", None)?, json!(2));
     assert_eq!(ann.close_code()?, 4403);
@@ -187,7 +187,7 @@ fn subscriptions_are_live_and_a_kick_ends_them() -> Result<()> {
 fn a_session_can_be_ended() -> Result<()> {
     let stage = Stage::new()?;
     let mut ann = stage.join("ann")?;
-    ann.next()?;
+    ann.frame()?;
     let keys = stage.ok("GET", "/_sess", None)?;
     let keys: Vec<&str> = keys.as_array().into_iter().flatten().filter_map(Value::as_str).collect();
     let socket = keys.iter().find(|key| key.starts_with("socket-")).context("a socket")?;
@@ -199,9 +199,8 @@ fn a_session_can_be_ended() -> Result<()> {
 #[test]
 fn tokens_open_what_they_say_for_as_long_as_they_say() -> Result<()> {
     let stage = Stage::new()?;
-    let refused = |token: &str| -> Result<u16> {
-        Client::connect(&stage.url(token)?)?.close_code()
-    };
+    let refused =
+        |token: &str| -> Result<u16> { Client::connect(&stage.url(token)?)?.close_code() };
     assert_eq!(refused("forged")?, 4401);
     let token = stage.token("/my/path?k=ann")?;
     // The first character of the signature; the last one holds bits that do not count.
@@ -223,11 +222,11 @@ fn tokens_open_what_they_say_for_as_long_as_they_say() -> Result<()> {
 
     // Revoking a user closes what is open, and leaves what is made afterwards.
     let mut ann = Client::connect(&stage.url(&stage.token("/my/path?k=ann&expire=0")?)?)?;
-    ann.next()?;
+    ann.frame()?;
     assert_eq!(stage.ok("DELETE", "/_token/my/path?k=ann", None)?, json!(1));
     assert_eq!(ann.close_code()?, 4401);
     let mut ann = stage.join("ann")?;
-    assert_eq!(ann.next()?, peers(&["ann"]));
+    assert_eq!(ann.frame()?, peers(&["ann"]));
 
     // A universal token joins the root, or the path that it asks for.
     let universal = stage.token("?k=zoe")?;
@@ -235,9 +234,9 @@ fn tokens_open_what_they_say_for_as_long_as_they_say() -> Result<()> {
     let expected = json!({
         "t": "u", "m": { "f": "/__sys__", "o": "peers" }, "p": { "users": ["zoe"] }
     });
-    assert_eq!(root.next()?, expected);
+    assert_eq!(root.frame()?, expected);
     let mut asked = Client::connect(&format!("{}?path=/my/path", stage.url(&universal)?))?;
-    assert_eq!(asked.next()?, peers(&["ann", "zoe"]));
+    assert_eq!(asked.frame()?, peers(&["ann", "zoe"]));
     let other = stage.token("/my/path?k=x")?;
     let mut elsewhere = Client::connect(&format!("{}?path=/my", stage.url(&other)?))?;
     assert_eq!(elsewhere.close_code()?, 4401);
@@ -248,10 +247,10 @@ fn tokens_open_what_they_say_for_as_long_as_they_say() -> Result<()> {
 fn topics_are_rooms_of_their_own() -> Result<()> {
     let stage = Stage::new()?;
     let mut ann = stage.join("ann")?;
-    ann.next()?;
+    ann.frame()?;
     let token = stage.token("/my/path/side?k=bob")?;
     let mut bob = Client::connect(&stage.url(&token)?)?;
-    assert_eq!(bob.next()?, peers(&["bob"]));
+    assert_eq!(bob.frame()?, peers(&["bob"]));
     ann.hears_nothing()?;
     assert_eq!(stage.ok("GET", "/_subs/my/path/side", None)?, json!(["bob"]));
     assert_eq!(stage.ok("GET", "/_subs/my/path", None)?, json!(["ann"]));
@@ -262,14 +261,14 @@ fn topics_are_rooms_of_their_own() -> Result<()> {
 fn a_ban_closes_what_is_open_and_keeps_it_out() -> Result<()> {
     let stage = Stage::new()?;
     let mut ann = stage.join("ann")?;
-    ann.next()?;
+    ann.frame()?;
     let token = stage.token("/my/path?k=bob")?;
     let url = stage.url(&token)?;
     stage.ok("PUT", "/_auth/my", Some(&json!({ "k": "127.0.0.0/8" })))?;
     assert_eq!(ann.close_code()?, 4403);
     assert_eq!(Client::connect(&url)?.close_code()?, 4401);
     assert_eq!(stage.ok("DELETE", "/_auth/my?k=127.0.0.0/8", None)?, json!(1));
-    assert_eq!(Client::connect(&url)?.next()?, peers(&["bob"]));
+    assert_eq!(Client::connect(&url)?.frame()?, peers(&["bob"]));
     Ok(())
 }
 
@@ -282,13 +281,14 @@ fn the_second_generation_finds_its_way() -> Result<()> {
     let form = format!(
         "ident={ident}&secret={secret}&domain=a.com&application=app&room=room&username=ann&secure=1"
     );
-    let token: Value = serde_json::from_str(&curl::run(&["-d", &form, &format!("{url}/getToken")])?)?;
+    let token: Value =
+        serde_json::from_str(&curl::run(&["-d", &form, &format!("{url}/getToken")])?)?;
     assert_eq!((&token["s"], &token["e"]), (&json!(200), &Value::Null), "{token}");
     let list: Value = serde_json::from_str(&curl::run(&[&format!("{url}/wsList")])?)?;
     let base = list["d"]["value"].as_str().context("a URL")?;
     let token = token["d"]["token"].as_str().context("a token")?;
     let mut ann = Client::connect(&format!("{base}/v2/{token}"))?;
-    assert_eq!(ann.next()?["m"]["f"], "/a.com/app/room/__sys__");
+    assert_eq!(ann.frame()?["m"]["f"], "/a.com/app/room/__sys__");
     Ok(())
 }
 
@@ -296,7 +296,7 @@ fn the_second_generation_finds_its_way() -> Result<()> {
 fn packets_and_subscriptions_are_counted() -> Result<()> {
     let stage = Stage::new()?;
     let mut ann = stage.join("ann")?;
-    ann.next()?;
+    ann.frame()?;
     for _ in 0..5 {
         ann.say("message", None, &json!("x"))?;
     }

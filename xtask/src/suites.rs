@@ -56,6 +56,13 @@ const SUITES: &[Suite] = &[
         soak: &[("GANGLION_KILLS", "100")],
     },
     Suite {
+        name: "edge",
+        what: "TLS, HTTP/2, proxies, health, draining, idempotency, the API's document",
+        needs: &[needs::CURL, needs::OPENSSL],
+        tests: &["-p", "tests", "--test", "system", "edge::"],
+        soak: &[],
+    },
+    Suite {
         name: "demo",
         what: "two Chromium pages in a call",
         needs: &[needs::CHROMIUM],
@@ -113,7 +120,12 @@ pub(crate) fn list_soaks() -> Result<()> {
 
 /// Runs one benchmark; its arguments are those of the `bench` program.
 pub(crate) fn bench(root: &Path, name: &str, rest: &[&str]) -> Result<()> {
-    run_with(root, "cargo", &["build", "--release", "-p", "ganglion", "-p", "bench", "--locked"], &[])?;
+    run_with(
+        root,
+        "cargo",
+        &["build", "--release", "-p", "ganglion", "-p", "bench", "--locked"],
+        &[],
+    )?;
     let program = root.join("target/release/ganglion").display().to_string();
     let mut arguments = vec![name, "--ganglion", &program];
     arguments.extend(rest);

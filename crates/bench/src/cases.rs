@@ -1,5 +1,6 @@
 //! The cases of `bench kv`, each with its servers side by side and rounds in turn.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::Duration;
@@ -169,14 +170,15 @@ impl Bench<'_> {
     }
 }
 
-/// One server's round, its CPU time beside it.
+/// One server's round, its CPU time beside it. Its connections are new: servers close idle ones.
 fn round(
     rounds: &mut Rounds,
-    process: &Process,
-    client: &mut Client,
+    (process, address): (&Process, SocketAddr),
+    connections: usize,
     workload: &mut impl Workload,
     bounds: Bounds,
 ) -> Result<()> {
+    let mut client = Client::connect(address, connections)?;
     let before = process.cpu_seconds()?;
     let done = client.run(workload, bounds)?;
     rounds.add(&done, process.cpu_seconds()? - before);
@@ -197,26 +199,19 @@ fn get_warm(bench: &Bench<'_>, case: &str) -> Result<()> {
     let mut get = OursGet { server: &ours, keys: Keys::any(keys) };
     let idle = Idle::start(&bench.folder("get/idle"), &ours.sample(&mut get)?)?;
 
-    let mut sides =
-        Sides { limit: Some(Rounds::default()), etcd: etcd.as_ref().map(|_| Rounds::default()), ..Sides::default() };
-    let mut to_ours = Client::connect(ours.address, count)?;
-    let mut to_idle = Client::connect(idle.address, count)?;
-    let mut to_etcd = etcd.as_ref().map(|etcd| Client::connect(etcd.address, count)).transpose()?;
+    let mut sides = Sides::default();
     for nth in 0..=bench.options.rounds {
-        // The first round warms caches and branch predictors, and counts for nothing.
+        // The first round warms caches, and counts for nothing.
         if nth == 1 {
-            sides.ours = Rounds::default();
-            sides.limit = Some(Rounds::default());
-            sides.etcd = etcd.as_ref().map(|_| Rounds::default());
+            sides = Sides::default();
         }
         let bounds = bench.lasts();
-        round(&mut sides.ours, &ours.process, &mut to_ours, &mut get, bounds)?;
-        let limit = sides.limit.get_or_insert_default();
-        round(limit, &idle.process, &mut to_idle, &mut get, bounds)?;
-        if let (Some(etcd), Some(client)) = (&etcd, &mut to_etcd) {
+        round(&mut sides.ours, ours.at(), count, &mut get, bounds)?;
+        round(sides.limit.get_or_insert_default(), idle.at(), count, &mut get, bounds)?;
+        if let Some(etcd) = &etcd {
             let mut get = EtcdGet { address: etcd.address, keys: Keys::any(keys) };
             let rounds = sides.etcd.get_or_insert_default();
-            round(rounds, &etcd.process, client, &mut get, bounds)?;
+            round(rounds, etcd.at(), count, &mut get, bounds)?;
         }
     }
     sides.print(bench, case, "requests", &bench.note());
@@ -227,29 +222,28 @@ fn put_durable(bench: &Bench<'_>, case: &str, writers: usize, keys: u64) -> Resu
     let name = format!("put{writers}");
     let ours = bench.ours(&name, &[])?;
     let etcd = bench.etcd(&name)?;
-    let mut sides = Sides { limit: Some(Rounds::default()), etcd: etcd.as_ref().map(|_| Rounds::default()), ..Sides::default() };
+    let mut sides = Sides::default();
     let mut batches = Vec::new();
     for nth in 0..bench.options.rounds {
         let node = format!("r{nth}w");
         // Each round begins with keys that are not there yet and goes on to overwrite them.
         let mut put = OursPut { server: &ours, node: node.clone(), keys };
-        let mut client = Client::connect(ours.address, writers)?;
         let before = ours.commits()?;
-        round(&mut sides.ours, &ours.process, &mut client, &mut put, bench.lasts())?;
+        round(&mut sides.ours, ours.at(), writers, &mut put, bench.lasts())?;
         let after = ours.commits()?;
         let batch = (after.1 - before.1) / (after.0 - before.0);
         batches.push(batch);
 
-        let engine = engine(bench, &bench.folder(&format!("{name}/redb-{nth}")), writers, keys, batch)?;
+        let engine =
+            engine(bench, &bench.folder(&format!("{name}/redb-{nth}")), writers, keys, batch)?;
         let limit = sides.limit.get_or_insert_default();
         limit.per_cpu_second.push(engine.puts as f64 / engine.cpu_seconds);
         limit.per_second.push(engine.puts as f64 / engine.seconds);
 
         if let Some(etcd) = &etcd {
             let mut put = EtcdPut { address: etcd.address, node, keys };
-            let mut client = Client::connect(etcd.address, writers)?;
             let rounds = sides.etcd.get_or_insert_default();
-            round(rounds, &etcd.process, &mut client, &mut put, bench.lasts())?;
+            round(rounds, etcd.at(), writers, &mut put, bench.lasts())?;
         }
     }
     let mut extra = bench.note();
@@ -267,7 +261,13 @@ fn put_durable(bench: &Bench<'_>, case: &str, writers: usize, keys: u64) -> Resu
     Ok(())
 }
 
-fn engine(bench: &Bench<'_>, file: &Path, writers: usize, keys: u64, batch: f64) -> Result<Outcome> {
+fn engine(
+    bench: &Bench<'_>,
+    file: &Path,
+    writers: usize,
+    keys: u64,
+    batch: f64,
+) -> Result<Outcome> {
     let done = Command::new(std::env::current_exe()?)
         .arg("engine")
         .arg(file)
@@ -304,8 +304,7 @@ fn traced(
     let status = format!("/proc/{}/status", process.id());
     let attached = (0..200).any(|_| {
         std::thread::sleep(Duration::from_millis(10));
-        std::fs::read_to_string(&status)
-            .is_ok_and(|status| !status.contains("TracerPid:\t0\n"))
+        std::fs::read_to_string(&status).is_ok_and(|status| !status.contains("TracerPid:\t0\n"))
     });
     if !attached {
         return Ok(format!("strace: {}", std::fs::read_to_string(&log)?).into());
@@ -354,11 +353,8 @@ fn range_series(bench: &Bench<'_>, case: &str) -> Result<()> {
     ensure!(rows == SERIES_ROWS, "ours gave {rows} rows");
     debug_assert_eq!(WHO.as_bytes(), read.mark);
     let idle = Idle::start(&bench.folder("series/idle"), &sample)?;
-    let mut sides = Sides { limit: Some(Rounds::default()), etcd: etcd.as_ref().map(|_| Rounds::default()), ..Sides::default() };
+    let mut sides = Sides::default();
     let count = bench.options.connections;
-    let mut to_ours = Client::connect(ours.address, count)?;
-    let mut to_idle = Client::connect(idle.address, count)?;
-    let mut to_etcd = etcd.as_ref().map(|etcd| Client::connect(etcd.address, count)).transpose()?;
     let mut etcd_read = None;
     if let Some(etcd) = &etcd {
         let mut load = EtcdLoad { address: etcd.address, next: 0 };
@@ -371,14 +367,14 @@ fn range_series(bench: &Bench<'_>, case: &str) -> Result<()> {
     }
     for nth in 0..=bench.options.rounds {
         if nth == 1 {
-            sides = Sides { limit: Some(Rounds::default()), etcd: etcd.as_ref().map(|_| Rounds::default()), ..Sides::default() };
+            sides = Sides::default();
         }
-        round(&mut sides.ours, &ours.process, &mut to_ours, &mut read, bench.lasts())?;
+        round(&mut sides.ours, ours.at(), count, &mut read, bench.lasts())?;
         let limit = sides.limit.get_or_insert_default();
-        round(limit, &idle.process, &mut to_idle, &mut read, bench.lasts())?;
-        if let (Some(etcd), Some(client), Some(read)) = (&etcd, &mut to_etcd, &mut etcd_read) {
+        round(limit, idle.at(), count, &mut read, bench.lasts())?;
+        if let (Some(etcd), Some(read)) = (&etcd, &mut etcd_read) {
             let rounds = sides.etcd.get_or_insert_default();
-            round(rounds, &etcd.process, client, read, bench.lasts())?;
+            round(rounds, etcd.at(), count, read, bench.lasts())?;
         }
     }
     sides.print(bench, case, "ranges of 100 rows", &bench.note());
@@ -390,11 +386,7 @@ fn memory(bench: &Bench<'_>, case: &str) -> Result<()> {
     // Views are to hold all of it, as they would on a machine that is meant for it.
     let ours = bench.ours("memory", &[("GANGLION_VIEWS__BYTES", "4GiB")])?;
     let etcd = bench.etcd("memory")?;
-    let mut to_ours = Client::connect(ours.address, bench.options.connections)?;
-    let mut to_etcd = etcd
-        .as_ref()
-        .map(|etcd| Client::connect(etcd.address, bench.options.connections))
-        .transpose()?;
+    let count = bench.options.connections;
     let empty = (ours.process.memory()?, etcd.as_ref().map(|it| it.process.memory()).transpose()?);
     let mut ours_load = OursLoad { server: &ours, next: 0 };
     let mut etcd_load = etcd.as_ref().map(|etcd| EtcdLoad { address: etcd.address, next: 0 });
@@ -408,16 +400,17 @@ fn memory(bench: &Bench<'_>, case: &str) -> Result<()> {
         }
         // Every node is read once, which loads its view.
         let nodes = keys.div_ceil(NODE_KEYS);
-        to_ours.run(&mut Touch { server: &ours, node: 0 }, Bounds::count(nodes))?;
-        let mut sides = Sides { etcd: etcd.as_ref().map(|_| Rounds::default()), ..Sides::default() };
+        Client::connect(ours.address, count)?
+            .run(&mut Touch { server: &ours, node: 0 }, Bounds::count(nodes))?;
+        let mut sides = Sides::default();
         let mut get = OursGet { server: &ours, keys: Keys::any(keys) };
         let mut etcd_get =
             etcd.as_ref().map(|etcd| EtcdGet { address: etcd.address, keys: Keys::any(keys) });
         for _ in 0..bench.options.rounds {
-            round(&mut sides.ours, &ours.process, &mut to_ours, &mut get, bench.lasts())?;
-            if let (Some(etcd), Some(client), Some(get)) = (&etcd, &mut to_etcd, &mut etcd_get) {
+            round(&mut sides.ours, ours.at(), count, &mut get, bench.lasts())?;
+            if let (Some(etcd), Some(get)) = (&etcd, &mut etcd_get) {
                 let rounds = sides.etcd.get_or_insert_default();
-                round(rounds, &etcd.process, client, get, bench.lasts())?;
+                round(rounds, etcd.at(), count, get, bench.lasts())?;
             }
         }
         sides.print(bench, &format!("get at {keys} keys"), "requests", &bench.note());
@@ -472,8 +465,7 @@ struct Touch<'a> {
 
 impl Workload for Touch<'_> {
     fn request(&mut self, _connection: usize, _nth: u64, out: &mut Vec<u8>) {
-        let mut get =
-            OursGet { server: self.server, keys: Keys::InTurn(self.node * NODE_KEYS) };
+        let mut get = OursGet { server: self.server, keys: Keys::InTurn(self.node * NODE_KEYS) };
         self.node += 1;
         get.request(0, 0, out);
     }

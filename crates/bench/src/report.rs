@@ -41,8 +41,10 @@ impl Report {
             Better::More => ours / other,
             Better::Less => other / ours,
         };
-        let mut ratio: Map<String, Value> =
-            rivals.iter().map(|(name, value)| ((*name).to_owned(), number(times(*value)))).collect();
+        let mut ratio: Map<String, Value> = rivals
+            .iter()
+            .map(|(name, value)| ((*name).to_owned(), number(times(*value))))
+            .collect();
         if let Some(limit) = limit {
             ratio.insert("limit".to_owned(), number(times(limit)));
         }
@@ -61,8 +63,7 @@ impl Report {
             println!("{line}");
             return;
         }
-        let mut text =
-            format!("{:24} {:38} ours {:>10}", figure.case, figure.metric, short(ours));
+        let mut text = format!("{:24} {:38} ours {:>10}", figure.case, figure.metric, short(ours));
         for (name, value) in &rivals {
             text += &format!("  {name} {:>9} ({}x)", short(*value), short(times(*value)));
         }

@@ -38,6 +38,10 @@ pub(crate) struct Ganglion {
 }
 
 impl Ganglion {
+    pub(crate) fn at(&self) -> (&Process, SocketAddr) {
+        (&self.process, self.address)
+    }
+
     pub(crate) fn start(
         program: &Path,
         folder: &Path,
@@ -81,10 +85,19 @@ impl Ganglion {
 
     pub(crate) fn push(&self, out: &mut Vec<u8>, method: &str, target: &str, body: &str) {
         let (address, authorization) = (self.address, &self.authorization);
-        push(out, &[
-            method, " ", target, " HTTP/1.1\r\nhost: ", &address.to_string(),
-            "\r\nauthorization: ", authorization, "\r\n",
-        ]);
+        push(
+            out,
+            &[
+                method,
+                " ",
+                target,
+                " HTTP/1.1\r\nhost: ",
+                &address.to_string(),
+                "\r\nauthorization: ",
+                authorization,
+                "\r\n",
+            ],
+        );
         push_body(out, body);
     }
 
@@ -126,6 +139,10 @@ pub(crate) struct Idle {
 }
 
 impl Idle {
+    pub(crate) fn at(&self) -> (&Process, SocketAddr) {
+        (&self.process, self.address)
+    }
+
     pub(crate) fn start(folder: &Path, answer: &Answer) -> Result<Idle> {
         std::fs::create_dir_all(folder)?;
         let (file, ready) = (folder.join("answer.json"), folder.join("ready"));
@@ -147,6 +164,10 @@ pub(crate) struct Etcd {
 }
 
 impl Etcd {
+    pub(crate) fn at(&self) -> (&Process, SocketAddr) {
+        (&self.process, self.address)
+    }
+
     pub(crate) fn start(program: &Path, folder: &Path) -> Result<Etcd> {
         std::fs::create_dir_all(folder)?;
         let free = || -> Result<u16> {

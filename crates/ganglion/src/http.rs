@@ -33,6 +33,8 @@ type HttpResponse = hyper::Response<Full<Bytes>>;
 
 /// Seconds for which a browser may keep the answer to a preflight.
 const PREFLIGHT_MAX_AGE: &str = "86400";
+/// draft-ietf-httpapi-idempotency-key-header.
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 /// Most headers of a request.
 const HEADERS_MAX: usize = 100;
 /// Most streams of one HTTP/2 connection at a time.
@@ -181,6 +183,7 @@ impl Connection {
             origin: text(header::ORIGIN),
             if_match: text(header::IF_MATCH),
             if_none_match: text(header::IF_NONE_MATCH),
+            idempotency_key: text(IDEMPOTENCY_KEY),
             authority,
             is_tls: self.is_tls,
             address,

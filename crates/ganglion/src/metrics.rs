@@ -31,7 +31,11 @@ pub(crate) fn render(shared: &Shared) -> String {
     let gate = &shared.gate;
     out.gauge("connections", "Open connections.", gate.open());
     out.counter("connections_accepted_total", "Connections accepted.", load(&gate.accepted));
-    out.counter("connections_refused_total", "Connections closed at once, over a limit.", load(&gate.refused));
+    out.counter(
+        "connections_refused_total",
+        "Connections closed at once, over a limit.",
+        load(&gate.refused),
+    );
 
     let views = shared.neuron.services.kv.view_stats();
     out.counter("view_hits_total", "Reads that found their node loaded.", views.hits);

@@ -1,4 +1,4 @@
-//! The pages that the neuron serves itself: a front page and the demo, embedded in the program.
+//! The pages that the neuron serves itself: a front page, the API's description, the demo, embedded in the program.
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, StatusCode, header};
@@ -33,9 +33,13 @@ pub(crate) struct DemoAccess {
 }
 
 impl Pages {
-    /// The front page, and the demo when there is an account for it.
+    /// The front page, the API's description, and the demo when there is an account for it.
     pub(crate) fn new(demo: Option<&DemoAccess>) -> Pages {
-        let mut pages = vec![("/", page("text/plain; charset=utf-8", FRONT))];
+        let openapi = services::describe::openapi(env!("CARGO_PKG_VERSION")).to_string();
+        let mut pages = vec![
+            ("/", page("text/plain; charset=utf-8", FRONT)),
+            ("/openapi.json", page("application/json", &openapi)),
+        ];
         if let Some(access) = demo {
             // `<` is the only character that could end the script element early.
             let access = serde_json::to_string(access).unwrap_or_default().replace('<', "\\u003c");

@@ -255,11 +255,7 @@ impl Bound {
         Ok(Bound(bound))
     }
 
-    fn spawn(
-        self,
-        jobs: &mut tokio::task::JoinSet<()>,
-        shared: &Arc<Shared>,
-    ) -> Addresses {
+    fn spawn(self, jobs: &mut tokio::task::JoinSet<()>, shared: &Arc<Shared>) -> Addresses {
         let mut addresses = Addresses { http: Vec::new(), https: Vec::new(), admin: Vec::new() };
         for (name, listener, kind) in self.0 {
             let of_kind = match name {

@@ -17,11 +17,14 @@ use crate::version::Head;
 /// Buckets whose compiled form is held; beyond it all are forgotten and compiled again on use.
 const BUCKETS_MAX: usize = 10_000;
 
+/// Makes a compiled form of every live entry of a layer, in order of path and key.
+pub type Compile<T> = fn(&[(Path, Arc<Head>)]) -> T;
+
 /// Compiled forms `T` of one layer, by bucket.
 #[derive(Debug)]
 pub struct Derived<T> {
     layer: Layer,
-    compile: fn(&[(Path, Arc<Head>)]) -> T,
+    compile: Compile<T>,
     compiled: RwLock<HashMap<Bucket, Arc<T>>>,
     /// Raised by every commit that touches the layer, so that a form compiled from rows that were
     /// read before it is not kept.
@@ -30,7 +33,7 @@ pub struct Derived<T> {
 
 impl<T: Send + Sync + std::fmt::Debug + 'static> Derived<T> {
     /// Begins to follow `layer`.
-    pub fn new(kv: &Kv4, layer: Layer, compile: fn(&[(Path, Arc<Head>)]) -> T) -> Arc<Derived<T>> {
+    pub fn new(kv: &Kv4, layer: Layer, compile: Compile<T>) -> Arc<Derived<T>> {
         let derived = Arc::new(Derived {
             layer,
             compile,

@@ -26,7 +26,8 @@ pub struct MemoryStore {
 struct Inner {
     /// Every version of every entry, oldest first; the last is the newest.
     series: BTreeMap<Entry, Vec<Version>>,
-    /// Per bucket, in order: which entry, which generation.
+    /// Per bucket, in order: which entry, which generation; 0 for a version that is gone, since an
+    /// erased entry's generations begin anew.
     feed: BTreeMap<Bucket, Vec<(Entry, u64)>>,
     stats: BTreeMap<StatCell, Stat>,
     listener: Option<Arc<dyn Listener>>,
@@ -85,6 +86,18 @@ impl Inner {
         };
         self.tell(Event::Changed(change));
         Ok(Written { version, created })
+    }
+
+    /// Marks the feed rows of versions that are gone.
+    fn forget_told(&mut self) {
+        for (entry, generation) in self.feed.values_mut().flatten() {
+            let is_there = self.series.get(entry).is_some_and(|series| {
+                series.iter().any(|version| version.ver.generation == *generation)
+            });
+            if !is_there {
+                *generation = 0;
+            }
+        }
     }
 
     fn tell(&self, event: Event) {
@@ -221,6 +234,7 @@ impl Store for MemoryStore {
         let mut inner = self.inner();
         let found = inner.series.remove(entry).is_some();
         if found {
+            inner.forget_told();
             inner.tell(Event::Erased(entry.clone()));
         }
         ready(Ok(found))
@@ -244,6 +258,7 @@ impl Store for MemoryStore {
             });
         }
         inner.series.retain(|_, series| !series.is_empty());
+        inner.forget_told();
         ready(Ok(gone))
     }
 

@@ -49,7 +49,8 @@ pub trait Listener: Send + Sync {
     fn committed(&self, events: &[Event]);
 }
 
-/// An engine's failure. Nothing was changed.
+/// An engine's failure. Nothing was changed, as far as anybody sees while the process lives; should
+/// it die before a failed sync is undone, the write may be found whole at the next opening.
 #[derive(Clone, Debug, Eq, PartialEq, thiserror::Error)]
 #[non_exhaustive]
 pub enum StoreError {
@@ -211,7 +212,8 @@ pub trait Store: Send + Sync {
     /// Removes what retention lets go in one node; answers how many versions went.
     fn prune(&self, node: &Node, retention: Retention) -> BoxFuture<'_, Result<u64, StoreError>>;
 
-    /// Removes a bucket: entries, series, feed and statistics.
+    /// Removes a bucket: entries, series, feed and statistics. One that is not there is told as
+    /// [`Event::Dropped`] all the same.
     fn drop_bucket(&self, bucket: &Bucket) -> BoxFuture<'_, Result<(), StoreError>>;
 
     /// Every bucket that was ever written and not dropped, in order.

@@ -7,7 +7,7 @@
 //! Not here: when to load (`kv.rs`), where rows come from ([`crate::store::Store`]). Input: lookups,
 //! loaded rows, committed events, and the time as whole seconds.
 
-use std::collections::HashMap;
+use std::collections::{BinaryHeap, HashMap};
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -297,6 +297,7 @@ impl Views {
                 }
             }
         }
+        self.make_room();
     }
 
     /// Tells the time; drops nodes that were not read for [`Limits::idle_s`].
@@ -370,30 +371,29 @@ impl Views {
         }
         let target = self.limits.bytes_max / 10 * 9;
         let slots = self.slots.pin();
-        let mut by_bucket: HashMap<&Bucket, (usize, Vec<(u32, &Node, &Arc<Slot>)>)> =
-            HashMap::new();
+        let mut by_bucket: HashMap<&Bucket, Held<'_>> = HashMap::new();
         for (node, slot) in &slots {
             if is_loading(slot) {
                 continue;
             }
             let held = by_bucket.entry(&node.bucket).or_default();
-            held.0 += slot.bytes.load(Ordering::Relaxed);
-            held.1.push((slot.used_s.load(Ordering::Relaxed), node, slot));
+            held.bytes += slot.bytes.load(Ordering::Relaxed);
+            held.nodes.push((slot.used_s.load(Ordering::Relaxed), node, slot));
         }
-        let mut queue: std::collections::BinaryHeap<_> = by_bucket
+        let mut fullest: BinaryHeap<Held<'_>> = by_bucket
             .into_values()
-            .map(|(bytes, mut nodes)| {
-                nodes.sort_unstable_by(|a, b| (b.0, b.1).cmp(&(a.0, a.1)));
-                ByBytes(bytes, nodes)
+            .map(|mut held| {
+                held.nodes.sort_unstable_by(|a, b| (b.0, b.1).cmp(&(a.0, a.1)));
+                held
             })
             .collect();
         while self.bytes.load(Ordering::Relaxed) > target
-            && let Some(ByBytes(bytes, mut nodes)) = queue.pop()
+            && let Some(mut held) = fullest.pop()
         {
-            if let Some((_, node, slot)) = nodes.pop() {
-                let freed = slot.bytes.load(Ordering::Relaxed);
+            if let Some((_, node, slot)) = held.nodes.pop() {
+                held.bytes = held.bytes.saturating_sub(slot.bytes.load(Ordering::Relaxed));
                 self.discard(node, slot);
-                queue.push(ByBytes(bytes.saturating_sub(freed), nodes));
+                fullest.push(held);
             }
         }
     }
@@ -419,25 +419,31 @@ impl Views {
     }
 }
 
-struct ByBytes<'a>(usize, Vec<(u32, &'a Node, &'a Arc<Slot>)>);
+/// What one bucket holds, ordered by bytes.
+#[derive(Default)]
+struct Held<'a> {
+    bytes: usize,
+    /// By time of last read, the longest ago at the end.
+    nodes: Vec<(u32, &'a Node, &'a Arc<Slot>)>,
+}
 
-impl Ord for ByBytes<'_> {
+impl Ord for Held<'_> {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.0.cmp(&other.0)
+        self.bytes.cmp(&other.bytes)
     }
 }
 
-impl PartialOrd for ByBytes<'_> {
+impl PartialOrd for Held<'_> {
     fn partial_cmp(&self, other: &Self) -> Option<std::cmp::Ordering> {
         Some(self.cmp(other))
     }
 }
 
-impl Eq for ByBytes<'_> {}
+impl Eq for Held<'_> {}
 
-impl PartialEq for ByBytes<'_> {
+impl PartialEq for Held<'_> {
     fn eq(&self, other: &Self) -> bool {
-        self.0 == other.0
+        self.bytes == other.bytes
     }
 }
 

@@ -65,7 +65,8 @@ pub enum WriteError {
     Conflict,
     #[error("an update here must name the version it read")]
     VerMissing,
-    /// Another live entry of this layer and path has that value in `k2`, `k3` or `k4`.
+    /// Another live entry of this layer and path has that value in `k2`, `k3` or `k4`; when several
+    /// are taken, one of them.
     #[error("secondary key k{0} is taken")]
     KeyTaken(u8),
     #[error(transparent)]

@@ -9,6 +9,7 @@ use std::sync::{Arc, OnceLock};
 use kv4::Bucket;
 use kv4::store::BoxFuture;
 use services::access::{self, Wish};
+use services::idempotency::{self, Begun};
 use services::legacy::{self, Route};
 use services::principal::{self, Caller};
 use services::statistics::Measured;
@@ -32,6 +33,7 @@ pub struct Request<'a> {
     pub origin: Option<&'a str>,
     pub if_match: Option<&'a str>,
     pub if_none_match: Option<&'a str>,
+    pub idempotency_key: Option<&'a str>,
     /// `host:port` as the client wrote it.
     pub authority: &'a str,
     pub is_tls: bool,
@@ -164,7 +166,7 @@ async fn service_request(
             authority: request.authority,
             is_tls: request.is_tls,
         };
-        services::call(services, service, &call).await
+        carry_out(services, service, &call, request).await
     }
     .await;
     count(services, caller, service, admitted.method);
@@ -175,6 +177,28 @@ async fn service_request(
     response.allow_origin = admitted.allow_origin;
     response.caller = Some(admitted.caller);
     response
+}
+
+/// Calls the service, once for each idempotency key.
+async fn carry_out(
+    services: &Services,
+    service: Service,
+    call: &Call<'_>,
+    request: &Request<'_>,
+) -> Result<Answer, Fault> {
+    let Some(key) = request.idempotency_key.filter(|_| call.method != Method::Get) else {
+        return services::call(services, service, call).await;
+    };
+    let parts = [request.method, request.path, request.query].map(str::as_bytes).into_iter();
+    let parts: Vec<&[u8]> = parts.chain([request.body]).collect();
+    match idempotency::begin(services, call.caller, key, &parts).await? {
+        Begun::Done(answer) => Ok(answer),
+        Begun::New(guard) => {
+            let answer = services::call(services, service, call).await?;
+            guard.finish(&answer).await?;
+            Ok(answer)
+        }
+    }
 }
 
 async fn turn(admission: &dyn Admission, caller: &Caller) -> Result<Box<dyn Send + Sync>, Fault> {

@@ -11,7 +11,7 @@ use wire::errors::Code;
 use wire::json::{Json, push_string};
 use wire::names::{Layer, Path};
 
-use crate::{Answer, Call, Method, Services, accounts, entries, layer, store_fault, token};
+use crate::{Answer, Call, Services, accounts, entries, idempotency, layer, store_fault, token};
 
 /// Most changes in one answer.
 const CHANGES_MAX: usize = 1_000;
@@ -21,9 +21,6 @@ pub(crate) const STATS_PREFIX: &str = "*stats:";
 const SUBS_PREFIX: &str = "*subs:";
 
 pub(crate) async fn call(services: &Services, call: &Call<'_>) -> Result<Answer, Fault> {
-    if call.method != Method::Get {
-        return Err(entries::no_method(call));
-    }
     let action = call.params.text("a");
     let has_key = entries::key(call)?.is_some();
     match action.as_deref() {
@@ -57,7 +54,7 @@ fn asked_layer(call: &Call<'_>) -> Result<Layer, Fault> {
 }
 
 fn is_hidden(name: &str) -> bool {
-    name == token::KEYS_LAYER || name == token::LAYER
+    [token::KEYS_LAYER, token::LAYER, idempotency::LAYER].contains(&name)
 }
 
 fn subs_layer(services: &Services) -> String {

@@ -5,12 +5,9 @@
 use wire::envelope::Fault;
 use wire::errors::Code;
 
-use crate::{Answer, Call, Method, Services, entries};
+use crate::{Answer, Call, Services};
 
 pub(crate) fn call(services: &Services, call: &Call<'_>) -> Result<Answer, Fault> {
-    if call.method != Method::Get {
-        return Err(entries::no_method(call));
-    }
     let mut segments = call.path.segments();
     let of_path = match (segments.next(), segments.next(), segments.next()) {
         (Some("best"), Some(kind), None) => Some(kind.to_owned()),

@@ -10,9 +10,11 @@ mod accounts;
 mod authorization;
 mod configuration;
 mod data;
+pub mod describe;
 mod discovery;
 pub mod entries;
 mod host;
+pub mod idempotency;
 pub mod legacy;
 pub mod limits;
 pub mod logs;
@@ -172,6 +174,7 @@ pub struct Services {
     pub failures: limits::Failures,
     pub keys: token::Keys,
     pub graces: token::Graces,
+    pub idempotent: idempotency::UnderWay,
 }
 
 impl std::fmt::Debug for Services {
@@ -223,6 +226,7 @@ impl Services {
             failures: limits::Failures::default(),
             keys: token::Keys::default(),
             graces: token::Graces::default(),
+            idempotent: idempotency::UnderWay::default(),
         }
     }
 
@@ -374,6 +378,9 @@ impl Answer {
 /// # Errors
 /// The refusal, as it goes on the wire.
 pub async fn call(services: &Services, service: Service, call: &Call<'_>) -> Result<Answer, Fault> {
+    if !service.offers(call.method) {
+        return Err(entries::no_method(call));
+    }
     match service {
         Service::Accounts => accounts::call(services, call).await,
         Service::Authorization => authorization::call(services, call).await,

@@ -126,6 +126,7 @@ impl Services {
         }
         for bucket in self.kv.buckets().await? {
             gone += crate::token::forget_expired(self, &bucket).await?;
+            gone += crate::idempotency::forget_old(self, &bucket).await?;
         }
         Ok(gone)
     }

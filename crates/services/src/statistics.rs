@@ -16,7 +16,7 @@ use wire::errors::Code;
 use wire::names::{Key, Layer, Path};
 use wire::timegroup::TimeGroup;
 
-use crate::{Answer, Call, Method, Services, entries, store_fault};
+use crate::{Answer, Call, Services, entries, store_fault};
 
 /// Cells kept in memory between flushes; values of further ones are counted as lost.
 const CELLS_MAX: usize = 200_000;
@@ -168,9 +168,6 @@ impl Services {
 }
 
 pub(crate) async fn call(services: &Services, call: &Call<'_>) -> Result<Answer, Fault> {
-    if call.method != Method::Get {
-        return Err(entries::no_method(call));
-    }
     let name = call.params.text("l").ok_or_else(|| {
         Fault::with(Code::BadLayerPrefix, "the parameter `l` names the measure, such as api:3")
     })?;
@@ -199,7 +196,7 @@ pub(crate) async fn call(services: &Services, call: &Call<'_>) -> Result<Answer,
         let total = cells.iter().fold(Stat::default(), |sum, (_, stat)| sum.merge(*stat));
         return Ok(Answer::json(figures(total)));
     }
-    let depth = span.map_or(3, |(first, last)| first.depth().max(last.depth())).min(5);
+    let depth = span.map_or(3, |(first, _)| first.depth()).min(5);
     let mut groups: BTreeMap<TimeGroup, Stat> = BTreeMap::new();
     for (cell, stat) in &cells {
         let group = groups.entry(TimeGroup::at(u64::from(cell.minute) * 60, depth)).or_default();

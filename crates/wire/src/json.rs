@@ -42,6 +42,11 @@ impl Json {
         Ok(Json(Arc::from(text)))
     }
 
+    /// A value by the text that [`Json::as_str`] gave, as a store keeps it; not looked at again.
+    pub fn from_stored(text: &str) -> Json {
+        Json(Arc::from(text))
+    }
+
     pub fn null() -> Json {
         Json(Arc::from("null"))
     }

@@ -40,7 +40,7 @@ pub enum NameError {
     )]
     BadLayer,
     #[error(
-        "the name is empty, longer than {IDENT_BYTES_MAX} bytes, starts with `!` or `$`, or holds one of `/ # : )` or a control character"
+        "the name is empty or `sys`, longer than {IDENT_BYTES_MAX} bytes, starts with `!` or `$`, or holds one of `/ # : )` or a control character"
     )]
     BadIdent,
 }
@@ -243,14 +243,16 @@ impl Ident {
         &*self.0 == "$sys"
     }
 
-    /// Reads a name that a caller may give to an account. `$` is kept for the system, and `!`, `#`,
-    /// `:`, `)` and `/` are punctuation of credentials, bucket names and paths.
+    /// Reads a name that a caller may give to an account. `$` is kept for the system, as is `sys`,
+    /// whose bucket would be that of `$sys`; `!`, `#`, `:`, `)` and `/` are punctuation of
+    /// credentials, bucket names and paths.
     ///
     /// # Errors
     /// [`NameError::BadIdent`].
     pub fn parse(text: &str) -> Result<Ident, NameError> {
         let bad = text.is_empty()
             || text.len() > IDENT_BYTES_MAX
+            || text == "sys"
             || text.starts_with(['!', '$'])
             || text.contains(|c: char| matches!(c, '/' | '#' | ':' | ')') || c.is_control());
         if bad { Err(NameError::BadIdent) } else { Ok(Ident(Arc::from(text))) }

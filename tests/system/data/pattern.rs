@@ -104,7 +104,8 @@ fn stands_for(name: &str, seen: &Value, found: &mut Found) -> bool {
                 && text.bytes().all(|byte| byte.is_ascii_alphanumeric() || b"-_.~".contains(&byte))
         }
         _ => {
-            let is_uuid = text.len() == 36 && text.bytes().filter(|byte| *byte == b'-').count() == 4;
+            let is_uuid =
+                text.len() == 36 && text.bytes().filter(|byte| *byte == b'-').count() == 4;
             if let Some(name) = name.strip_prefix("secret:") {
                 found.insert(name.to_owned(), text.to_owned());
             }

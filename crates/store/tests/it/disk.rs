@@ -44,7 +44,10 @@ pub(crate) struct Fault {
     pub(crate) reads: bool,
 }
 
-pub(crate) struct Boundary(pub(crate) Box<dyn FnMut(&[u8], &[Unsynced]) + Send>);
+pub(crate) struct Boundary(pub(crate) Box<Look>);
+
+/// Is shown what is durable, and what was done since.
+type Look = dyn FnMut(&[u8], &[Unsynced]) + Send;
 
 impl std::fmt::Debug for Boundary {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {

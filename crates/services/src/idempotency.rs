@@ -1,0 +1,176 @@
+//! `Idempotency-Key`: a request that is sent again is answered as the first one was, and not carried
+//! out again.
+//!
+//! The answer of a success is kept for a day, sealed, as a row of the account's bucket; a refusal has
+//! changed nothing and is decided anew. A neuron that dies between carrying out a request and
+//! keeping its answer will carry it out again.
+
+use std::collections::HashSet;
+use std::sync::{Mutex, PoisonError};
+
+use aws_lc_rs::digest::{Context, SHA256};
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use kv4::store::StoreError;
+use kv4::write::{Condition, Op, Write};
+use kv4::{Bucket, Node};
+use serde::{Deserialize, Serialize};
+use wire::envelope::Fault;
+use wire::errors::Code;
+use wire::json::Json;
+use wire::names::{Key, Path};
+
+use crate::principal::Caller;
+use crate::{Answer, Services, layer, store_fault};
+
+pub(crate) const LAYER: &str = "*idem";
+const SEAL_PURPOSE: &str = "idempotent answer";
+/// How long an answer is kept, in seconds.
+const KEPT_S: u64 = 86_400;
+/// Longest key, in bytes.
+const KEY_BYTES_MAX: usize = 255;
+/// Requests with a key that are under way at a time.
+const UNDER_WAY_MAX: usize = 10_000;
+
+/// Requests with a key that are under way.
+#[derive(Debug, Default)]
+pub struct UnderWay(Mutex<HashSet<(Bucket, Key)>>);
+
+/// What to do with a request that has a key.
+#[derive(Debug)]
+pub enum Begun<'a> {
+    /// It was done before; this was the answer.
+    Done(Answer),
+    /// It is new: carry it out, then finish this with its answer.
+    New(Guard<'a>),
+}
+
+/// The right to carry out the request of one key.
+#[derive(Debug)]
+pub struct Guard<'a> {
+    services: &'a Services,
+    bucket: Bucket,
+    key: Key,
+    fingerprint: String,
+}
+
+#[derive(Debug, Deserialize, Serialize)]
+struct Row {
+    fingerprint: String,
+    /// The answer's `v`, sealed: it may show a secret that is shown once.
+    answer: String,
+    ver: Option<String>,
+    no_store: bool,
+    until_s: u64,
+}
+
+/// Looks a key up. `parts` are what makes two requests the same: method, path, query, body.
+///
+/// # Errors
+/// `idempotency_conflict` when the key was used for another request, `locked` while that is under
+/// way, `bad_request` for a key that is empty or too long.
+pub async fn begin<'a>(
+    services: &'a Services,
+    caller: &Caller,
+    key: &str,
+    parts: &[&[u8]],
+) -> Result<Begun<'a>, Fault> {
+    if key.is_empty() || key.len() > KEY_BYTES_MAX {
+        return Err(Fault::with(
+            Code::BadRequest,
+            format!("an Idempotency-Key has 1 to {KEY_BYTES_MAX} bytes"),
+        ));
+    }
+    let fingerprint = hash(parts);
+    let key =
+        Key::parse(&hash(&[caller.who.as_bytes(), key.as_bytes()])).expect("base64 is a legal key");
+    let bucket = caller.bucket.clone();
+    {
+        let mut under_way = services.idempotent.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if under_way.len() >= UNDER_WAY_MAX {
+            return Err(Code::Overloaded.into());
+        }
+        if !under_way.insert((bucket.clone(), key.clone())) {
+            return Err(Fault::with(Code::Locked, "the first request of this key is under way"));
+        }
+    }
+    let guard = Guard { services, bucket, key, fingerprint };
+    let head = services.kv.get(&node(&guard.bucket), &guard.key).await.map_err(store_fault)?;
+    let row = head.and_then(|head| head.value.read::<Row>().ok());
+    let Some(row) = row.filter(|row| row.until_s > services.now_s()) else {
+        return Ok(Begun::New(guard));
+    };
+    if row.fingerprint != guard.fingerprint {
+        return Err(Code::IdempotencyConflict.into());
+    }
+    let opened = services.sealer.open(SEAL_PURPOSE, &row.answer);
+    let v = opened.and_then(|bytes| String::from_utf8(bytes).ok()).ok_or_else(|| {
+        Fault::with(Code::Internal, "the kept answer is sealed with another cluster key")
+    })?;
+    let ver = row.ver.and_then(|ver| ver.parse().ok());
+    Ok(Begun::Done(Answer { v, ver, no_store: row.no_store }))
+}
+
+impl Guard<'_> {
+    /// Keeps the answer of a request that was carried out.
+    ///
+    /// # Errors
+    /// The store's; the request itself is done.
+    pub async fn finish(self, answer: &Answer) -> Result<(), Fault> {
+        let services = self.services;
+        let row = Row {
+            fingerprint: self.fingerprint.clone(),
+            answer: services.sealer.seal(SEAL_PURPOSE, answer.v.as_bytes(), &*services.rng),
+            ver: answer.ver.map(|ver| ver.to_string()),
+            no_store: answer.no_store,
+            until_s: services.now_s() + KEPT_S,
+        };
+        let value =
+            serde_json::to_value(&row).map_err(|e| Fault::with(Code::Internal, e.to_string()))?;
+        let write = Write {
+            entry: node(&self.bucket).entry(self.key.clone()),
+            op: Op::Put { value: Json::from(value), keys: Default::default() },
+            condition: Condition::Any,
+            who: "$sys".into(),
+            stamp: services.stamp(),
+        };
+        services.kv.write(write).await.map_err(crate::write_fault)?;
+        Ok(())
+    }
+}
+
+impl Drop for Guard<'_> {
+    fn drop(&mut self) {
+        let mut under_way =
+            self.services.idempotent.0.lock().unwrap_or_else(PoisonError::into_inner);
+        under_way.remove(&(self.bucket.clone(), self.key.clone()));
+    }
+}
+
+/// Lets go of answers that were kept long enough; answers how many went.
+pub(crate) async fn forget_old(services: &Services, bucket: &Bucket) -> Result<u64, StoreError> {
+    let now_s = services.now_s();
+    let node = node(bucket);
+    let mut gone = 0;
+    for key in services.kv.keys(&node).await? {
+        let head = services.kv.get(&node, &key).await?;
+        let row = head.and_then(|head| head.value.read::<Row>().ok());
+        if row.is_none_or(|row| row.until_s <= now_s) {
+            gone += u64::from(services.kv.erase(&node.entry(key)).await?);
+        }
+    }
+    Ok(gone)
+}
+
+fn node(bucket: &Bucket) -> Node {
+    Node::new(bucket.clone(), layer(LAYER), Path::root())
+}
+
+fn hash(parts: &[&[u8]]) -> String {
+    let mut context = Context::new(&SHA256);
+    for part in parts {
+        context.update(&(part.len() as u64).to_be_bytes());
+        context.update(part);
+    }
+    URL_SAFE_NO_PAD.encode(context.finish())
+}

@@ -1,0 +1,51 @@
+//! The crash suite: what a neuron keeps when its process is killed, its disk fills, or its store is
+//! copied while it is written to.
+//!
+//! Everything is judged by what was acknowledged: an acknowledged version is in its series, in its
+//! place in the feed, and is what a read shows until a newer one. `GANGLION_KILLS` sets how often a
+//! neuron is killed (100 in the soak), `GANGLION_SEED` what writers do; who comes first is up to the
+//! machine.
+
+mod backup;
+mod client;
+mod disk;
+mod feed;
+mod kill;
+mod writers;
+
+/// A number from the environment, or `default`.
+fn number(name: &str, default: u64) -> u64 {
+    std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(default)
+}
+
+/// Runs a test under the seed of this run; a failure says how to run it again.
+fn seeded(test: &str, run: impl FnOnce(u64) -> anyhow::Result<()>) -> anyhow::Result<()> {
+    let seed = number("GANGLION_SEED", 1);
+    run(seed).map_err(|error| {
+        error.context(format!(
+            "seed {seed}: GANGLION_SEED={seed} cargo test -p tests --test system {test}"
+        ))
+    })
+}
+
+/// SplitMix64: what each writer does is decided by the seed and its number.
+#[derive(Clone, Copy, Debug)]
+struct Random(u64);
+
+impl Random {
+    fn new(seed: u64, stream: u64) -> Random {
+        Random(seed ^ stream.wrapping_mul(0x9e37_79b9_7f4a_7c15))
+    }
+
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut mixed = self.0;
+        mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
+        mixed ^ mixed >> 31
+    }
+
+    fn below(&mut self, bound: u64) -> u64 {
+        self.next() % bound
+    }
+}

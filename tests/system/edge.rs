@@ -1,0 +1,296 @@
+//! The edge of the program: TLS, HTTP/2, proxies, health, draining, idempotency, the API's document.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::path::{Path, PathBuf};
+use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde_json::{Value, json};
+use tests::curl;
+use tests::neuron::{Neuron, SYS_SECRET};
+
+const DEADLINE: Duration = Duration::from_secs(20);
+
+/// A certificate for localhost that openssl made, and its key.
+struct Certificate {
+    folder: tempfile::TempDir,
+}
+
+impl Certificate {
+    fn make(name: &str) -> Result<Certificate> {
+        let certificate = Certificate { folder: tempfile::TempDir::new()? };
+        let status = Command::new("openssl")
+            .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"])
+            .args(["-nodes", "-days", "2", "-subj", &format!("/CN={name}")])
+            .args(["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"])
+            .arg("-keyout")
+            .arg(certificate.key())
+            .arg("-out")
+            .arg(certificate.chain())
+            .stderr(Stdio::null())
+            .status()?;
+        if !status.success() {
+            bail!("openssl req ended with {status}");
+        }
+        Ok(certificate)
+    }
+
+    fn chain(&self) -> PathBuf {
+        self.folder.path().join("cert.pem")
+    }
+
+    fn key(&self) -> PathBuf {
+        self.folder.path().join("key.pem")
+    }
+
+    fn copy_over(&self, other: &Certificate) -> Result<()> {
+        std::fs::copy(self.key(), other.key())?;
+        std::fs::copy(self.chain(), other.chain())?;
+        Ok(())
+    }
+}
+
+fn tls_neuron(certificate: &Certificate) -> Result<Neuron> {
+    Neuron::start_with(
+        &[
+            ("GANGLION_LISTEN__HTTPS", "[\"127.0.0.1:0\"]"),
+            ("GANGLION_TLS__CERT", &certificate.chain().display().to_string()),
+            ("GANGLION_TLS__KEY", &certificate.key().display().to_string()),
+        ],
+        &[],
+    )
+}
+
+/// The subject of the certificate that a new connection is shown.
+fn subject(address: &str) -> Result<String> {
+    let shown = Command::new("openssl")
+        .args(["s_client", "-connect", address])
+        .stdin(Stdio::null())
+        .stderr(Stdio::null())
+        .output()?;
+    let text = String::from_utf8_lossy(&shown.stdout).into_owned();
+    let line = text.lines().find_map(|line| line.strip_prefix("subject="));
+    Ok(line.with_context(|| format!("no subject in {text}"))?.trim().to_owned())
+}
+
+/// A TLS connection that stays open, made by openssl.
+struct Open {
+    child: Child,
+    write: ChildStdin,
+    read: BufReader<ChildStdout>,
+}
+
+impl Open {
+    fn connect(address: &str) -> Result<Open> {
+        let mut child = Command::new("openssl")
+            .args(["s_client", "-quiet", "-ign_eof", "-alpn", "http/1.1", "-connect", address])
+            .stdin(Stdio::piped())
+            .stdout(Stdio::piped())
+            .stderr(Stdio::null())
+            .spawn()?;
+        let write = child.stdin.take().context("stdin")?;
+        let read = BufReader::new(child.stdout.take().context("stdout")?);
+        Ok(Open { child, write, read })
+    }
+
+    /// Asks for the front page; answers the status line.
+    fn ask(&mut self) -> Result<String> {
+        self.write.write_all(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n")?;
+        let mut status = String::new();
+        self.read.read_line(&mut status)?;
+        let mut length = 0;
+        loop {
+            let mut line = String::new();
+            self.read.read_line(&mut line)?;
+            if let Some(value) = line.to_lowercase().strip_prefix("content-length:") {
+                length = value.trim().parse()?;
+            }
+            if line.trim().is_empty() {
+                break;
+            }
+        }
+        let mut body = vec![0; length];
+        self.read.read_exact(&mut body)?;
+        Ok(status.trim().to_owned())
+    }
+}
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn wait_until(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
+    let begun = Instant::now();
+    while !is_so()? {
+        if begun.elapsed() > DEADLINE {
+            bail!("{what}: not within {DEADLINE:?}");
+        }
+        std::thread::sleep(Duration::from_millis(50));
+    }
+    Ok(())
+}
+
+#[test]
+fn a_certificate_is_replaced_without_dropping_a_connection() -> Result<()> {
+    let certificate = Certificate::make("before")?;
+    let neuron = tls_neuron(&certificate)?;
+    let address = neuron.address("https")?;
+    let chain = certificate.chain();
+    let ca = chain.to_str().context("a path")?;
+    let front =
+        curl::run(&["--cacert", ca, "-w", "\n%{http_version}", &format!("https://{address}/")])?;
+    assert!(front.ends_with("\n2"), "TLS agrees on HTTP/2: {front}");
+
+    let mut open = Open::connect(&address)?;
+    assert_eq!(open.ask()?, "HTTP/1.1 200 OK");
+    assert!(subject(&address)?.contains("before"));
+    Certificate::make("after")?.copy_over(&certificate)?;
+    wait_until("the new certificate", || Ok(subject(&address)?.contains("after")))?;
+    assert_eq!(open.ask()?, "HTTP/1.1 200 OK", "the connection of before goes on");
+
+    // Half a pair leaves what there is.
+    std::fs::write(certificate.key(), "not a key")?;
+    wait_until("the complaint", || Ok(neuron.log()?.contains("cannot be read")))?;
+    assert!(subject(&address)?.contains("after"));
+    Ok(())
+}
+
+#[test]
+fn a_development_certificate_needs_no_files() -> Result<()> {
+    let neuron = Neuron::start_with(
+        &[("GANGLION_LISTEN__HTTPS", "[\"127.0.0.1:0\"]"), ("GANGLION_TLS__SELF_SIGNED", "true")],
+        &[],
+    )?;
+    let url = format!("https://{}", neuron.address("https")?);
+    let credentials = format!("$sys:{SYS_SECRET}");
+    let host = curl::run(&["-k", "-u", &credentials, &format!("{url}/_host/best/signal")])?;
+    assert!(host.contains("\"wss://"), "{host}");
+    Ok(())
+}
+
+#[test]
+fn http_2_carries_the_api_in_the_clear() -> Result<()> {
+    let neuron = Neuron::start()?;
+    let url = format!("{}/_ds", neuron.url());
+    let credentials = format!("$sys:{SYS_SECRET}");
+    let answer = curl::run(&[
+        "--http2-prior-knowledge",
+        "-u",
+        &credentials,
+        "-w",
+        "\n%{http_version}",
+        &url,
+    ])?;
+    let (body, version) = answer.rsplit_once('\n').context("two lines")?;
+    assert_eq!(version, "2");
+    assert_eq!(serde_json::from_str::<Value>(body)?["s"], "ok");
+    Ok(())
+}
+
+#[test]
+fn only_trusted_proxies_say_who_the_client_is() -> Result<()> {
+    for (trusted, proxied) in [("[]", "ok"), ("[\"127.0.0.0/8\"]", "error")] {
+        let neuron = Neuron::start_with(&[("GANGLION_LISTEN__TRUSTED_PROXIES", trusted)], &[])?;
+        let secret = neuron.account("elena")?;
+        let credentials = format!("elena:{secret}");
+        let body = json!({ "k": "203.0.113.7" });
+        curl::json("PUT", &neuron.url(), "/_auth/", &credentials, Some(&body))?;
+        let url = format!("{}/_data/x", neuron.url());
+        for header in [
+            "x-forwarded-for: 198.51.100.1, 203.0.113.7",
+            "forwarded: for=198.51.100.1, for=\"203.0.113.7:4711\";proto=http",
+        ] {
+            let answer = curl::run(&["-u", &credentials, "-H", header, &url])?;
+            let answer: Value = serde_json::from_str(&answer)?;
+            assert_eq!(answer["s"], proxied, "{trusted} {header}: {answer}");
+        }
+    }
+    Ok(())
+}
+
+#[test]
+fn health_readiness_and_drain_are_three_answers() -> Result<()> {
+    let mut neuron = Neuron::start()?;
+    let admin = format!("http://{}", neuron.address("admin")?);
+    let ask = |url: String, method: &str| -> Result<(String, String)> {
+        let answer = curl::run(&["-X", method, "-w", "\n%{http_code}", &url])?;
+        let (body, status) = answer.rsplit_once('\n').context("two lines")?;
+        Ok((status.to_owned(), body.to_owned()))
+    };
+    assert_eq!(ask(format!("{admin}/livez"), "GET")?.0, "200");
+    assert_eq!(ask(format!("{admin}/readyz"), "GET")?.0, "200");
+    assert_eq!(ask(format!("{admin}/drainz"), "GET")?.0, "503");
+    let metrics = ask(format!("{admin}/metrics"), "GET")?.1;
+    assert!(metrics.contains("\nganglion_store_commits_total "), "{metrics}");
+    assert_eq!(ask(format!("{}/metrics", neuron.url()), "GET")?.0, "404", "not on the public port");
+
+    assert_eq!(ask(format!("{admin}/drainz"), "POST")?.0, "200");
+    assert_eq!(ask(format!("{admin}/livez"), "GET")?.0, "200");
+    let (status, why) = ask(format!("{admin}/readyz"), "GET")?;
+    assert!(status == "503" && why.contains("draining"), "{status} {why}");
+    let (status, why) = ask(format!("{}/readyz", neuron.url()), "GET")?;
+    assert!(status == "503" && !why.contains("draining"), "reasons are private: {why}");
+    assert_eq!(neuron.stop()?, Some(0));
+    Ok(())
+}
+
+#[test]
+fn a_request_with_an_idempotency_key_is_carried_out_once() -> Result<()> {
+    let neuron = Neuron::start()?;
+    let credentials = format!("elena:{}", neuron.account("elena")?);
+    let send = |neuron: &Neuron, key: &str, body: &str| -> Result<Value> {
+        let header = format!("idempotency-key: {key}");
+        let url = format!("{}/_data/x", neuron.url());
+        let answer =
+            curl::run(&["-u", &credentials, "-X", "PUT", "-H", &header, "-d", body, &url])?;
+        Ok(serde_json::from_str(&answer)?)
+    };
+    let first = send(&neuron, "one", r#"{"k":"a","v":{"n":1}}"#)?;
+    assert_eq!(first["s"], "ok");
+    assert_eq!(send(&neuron, "one", r#"{"k":"a","v":{"n":1}}"#)?, first);
+    assert_eq!(send(&neuron, "one", r#"{"k":"a","v":{"n":2}}"#)?["v"], "idempotency_conflict");
+    let neuron = neuron.restart()?;
+    assert_eq!(send(&neuron, "one", r#"{"k":"a","v":{"n":1}}"#)?, first, "kept over a restart");
+    let series =
+        curl::json("GET", &neuron.url(), "/_data/x?k=a&time_series=1", &credentials, None)?;
+    assert_eq!(series["v"].as_array().map(Vec::len), Some(1), "{series}");
+    let long = "x".repeat(256);
+    assert_eq!(send(&neuron, &long, r#"{"k":"a","v":1}"#)?["v"], "bad_request");
+    let layers = curl::json("GET", &neuron.url(), "/_ds", &credentials, None)?;
+    assert_eq!(layers["v"], json!(["*data"]), "kept answers are not shown");
+    Ok(())
+}
+
+/// `docs/reference/openapi.json` is what the neuron serves; `GANGLION_BLESS=1` writes it anew.
+#[test]
+fn the_api_describes_itself() -> Result<()> {
+    let neuron = Neuron::start()?;
+    let served: Value =
+        serde_json::from_str(&curl::run(&[&format!("{}/openapi.json", neuron.url())])?)?;
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/reference/openapi.json");
+    let text = format!("{}\n", serde_json::to_string_pretty(&served)?);
+    if std::env::var_os("GANGLION_BLESS").is_some() {
+        std::fs::write(&file, &text)?;
+    }
+    let committed = std::fs::read_to_string(&file).unwrap_or_default();
+    assert!(committed == text, "the API has changed: look, then run this with GANGLION_BLESS=1");
+
+    // What is described is there, and what is not is refused.
+    let credentials = format!("elena:{}", neuron.account("elena")?);
+    let paths = served["paths"].as_object().context("paths")?;
+    for (path, item) in paths.iter().filter(|(path, _)| !path.ends_with("{path}")) {
+        for method in ["GET", "PUT", "POST", "DELETE"] {
+            let is_described = item.get(method.to_lowercase()).is_some();
+            let answer =
+                curl::json(method, &neuron.url(), &format!("{path}/nowhere"), &credentials, None)?;
+            // Who writes statistics is a matter of rights, which come first.
+            let is_refused = answer["v"] == "method_not_found" || answer["v"] == "not_allowed";
+            assert_eq!(is_described, !is_refused, "{method} {path}: {answer}");
+        }
+    }
+    Ok(())
+}
