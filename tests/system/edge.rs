@@ -265,19 +265,29 @@ fn a_request_with_an_idempotency_key_is_carried_out_once() -> Result<()> {
     Ok(())
 }
 
-/// `docs/reference/openapi.json` is what the neuron serves; `GANGLION_BLESS=1` writes it anew.
+/// Asserts that a file of `docs/reference` holds a text; `GANGLION_BLESS=1` writes it anew.
+fn is_committed(name: &str, text: &str) -> Result<()> {
+    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/reference").join(name);
+    if std::env::var_os("GANGLION_BLESS").is_some() {
+        std::fs::write(&file, text)?;
+    }
+    let committed = std::fs::read_to_string(&file).unwrap_or_default();
+    assert!(committed == text, "{name} is stale: look, then run this with GANGLION_BLESS=1");
+    Ok(())
+}
+
+#[test]
+fn the_configuration_reference_is_committed() -> Result<()> {
+    let shown = Command::new(tests::neuron::program()?).args(["config", "reference"]).output()?;
+    is_committed("ganglion.toml", &String::from_utf8(shown.stdout)?)
+}
+
 #[test]
 fn the_api_describes_itself() -> Result<()> {
     let neuron = Neuron::start()?;
     let served: Value =
         serde_json::from_str(&curl::run(&[&format!("{}/openapi.json", neuron.url())])?)?;
-    let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/reference/openapi.json");
-    let text = format!("{}\n", serde_json::to_string_pretty(&served)?);
-    if std::env::var_os("GANGLION_BLESS").is_some() {
-        std::fs::write(&file, &text)?;
-    }
-    let committed = std::fs::read_to_string(&file).unwrap_or_default();
-    assert!(committed == text, "the API has changed: look, then run this with GANGLION_BLESS=1");
+    is_committed("openapi.json", &format!("{}\n", serde_json::to_string_pretty(&served)?))?;
 
     // What is described is there, and what is not is refused.
     let credentials = format!("elena:{}", neuron.account("elena")?);

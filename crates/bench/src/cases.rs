@@ -86,6 +86,7 @@ struct Rounds {
     per_second: Vec<f64>,
     p50: Vec<f64>,
     p99: Vec<f64>,
+    refused: u64,
 }
 
 impl Rounds {
@@ -94,10 +95,16 @@ impl Rounds {
         self.per_second.push(done.per_second());
         self.p50.push(done.percentile(0.5));
         self.p99.push(done.percentile(0.99));
+        self.refused += done.refused;
     }
 
     fn latency(&self) -> Value {
-        json!({ "p50": number(median(&self.p50)), "p99": number(median(&self.p99)) })
+        let mut latency =
+            json!({ "p50": number(median(&self.p50)), "p99": number(median(&self.p99)) });
+        if self.refused > 0 {
+            latency["refused"] = json!(self.refused);
+        }
+        latency
     }
 }
 

@@ -16,6 +16,8 @@ const STALL: Duration = Duration::from_secs(30);
 /// Latencies kept of one run; further ones are not recorded.
 const LATENCIES_MAX: usize = 4_000_000;
 const READ_BYTES: usize = 64 << 10;
+/// Requests of a run that a server may put off with 503; each is sent again.
+const REFUSED_MAX: u64 = 1_000;
 
 /// What is sent, and what has to come back.
 pub(crate) trait Workload {
@@ -47,6 +49,8 @@ impl Bounds {
 pub(crate) struct Done {
     pub(crate) requests: u64,
     pub(crate) seconds: f64,
+    /// Answers of 503, after which the request was sent again; its latency includes that.
+    pub(crate) refused: u64,
     /// Of every request in µs, sorted.
     latencies: Vec<u32>,
 }
@@ -109,7 +113,7 @@ impl Client {
         let begun = Instant::now();
         let mut events = Events::with_capacity(self.connections.len().max(16));
         let mut latencies = Vec::new();
-        let (mut issued, mut done) = (0, 0);
+        let (mut issued, mut done, mut refused) = (0, 0, 0);
         for (at, connection) in self.connections.iter_mut().enumerate() {
             if issued < bounds.requests {
                 issued += 1;
@@ -128,7 +132,19 @@ impl Client {
                 if connection.out.is_empty() || !connection.receive(&mut self.buffer)? {
                     continue;
                 }
-                let Some(body) = answer(&connection.input)? else { continue };
+                let body = match answer(&connection.input)? {
+                    Answer::Partial => continue,
+                    Answer::Whole(body) => body,
+                    Answer::Unavailable => {
+                        refused += 1;
+                        let text = String::from_utf8_lossy(&connection.input);
+                        ensure!(refused <= REFUSED_MAX, "refused again and again: {text:.1000}");
+                        connection.input.clear();
+                        connection.sent = 0;
+                        connection.flush()?;
+                        continue;
+                    }
+                };
                 if !workload.is_right(body) {
                     let text = String::from_utf8_lossy(&connection.input);
                     bail!("not the answer that was wanted: {:.2000}", text);
@@ -148,7 +164,8 @@ impl Client {
             }
         }
         latencies.sort_unstable();
-        Ok(Done { requests: done, seconds: begun.elapsed().as_secs_f64(), latencies })
+        let seconds = begun.elapsed().as_secs_f64();
+        Ok(Done { requests: done, seconds, refused, latencies })
     }
 }
 
@@ -197,26 +214,39 @@ impl Connection {
     }
 }
 
-/// The body of a whole answer with status 200; `None` while it is on its way. A chunked body is
-/// given with its framing.
-fn answer(input: &[u8]) -> Result<Option<&[u8]>> {
-    let Some(end) = find(input, b"\r\n\r\n") else { return Ok(None) };
+/// What has come back so far.
+enum Answer<'a> {
+    Partial,
+    /// Status 200; a chunked body is given with its framing.
+    Whole(&'a [u8]),
+    /// Status 503.
+    Unavailable,
+}
+
+fn answer(input: &[u8]) -> Result<Answer<'_>> {
+    let Some(end) = find(input, b"\r\n\r\n") else { return Ok(Answer::Partial) };
     let (head, body) = (&input[..end], &input[end + 4..]);
-    if !head.starts_with(b"HTTP/1.1 200") {
+    let is_unavailable = head.starts_with(b"HTTP/1.1 503");
+    if !is_unavailable && !head.starts_with(b"HTTP/1.1 200") {
         bail!("refused: {:.2000}", String::from_utf8_lossy(input));
     }
     for line in head.split(|byte| *byte == b'\n').skip(1) {
         let line = line.trim_ascii();
-        if let Some(length) = value(line, b"content-length:") {
+        let body = if let Some(length) = value(line, b"content-length:") {
             let length: usize = std::str::from_utf8(length)?.parse()?;
-            return Ok((body.len() >= length).then(|| &body[..length]));
-        }
-        if let Some(coding) = value(line, b"transfer-encoding:") {
+            body.get(..length)
+        } else if let Some(coding) = value(line, b"transfer-encoding:") {
             ensure!(coding == b"chunked", "a coding that is not chunked");
             // One request in flight: nothing follows the last chunk.
-            let is_whole = body.ends_with(b"\r\n0\r\n\r\n");
-            return Ok(is_whole.then_some(body));
-        }
+            body.ends_with(b"\r\n0\r\n\r\n").then_some(body)
+        } else {
+            continue;
+        };
+        return Ok(match body {
+            None => Answer::Partial,
+            Some(_) if is_unavailable => Answer::Unavailable,
+            Some(body) => Answer::Whole(body),
+        });
     }
     bail!("an answer without length: {:.500}", String::from_utf8_lossy(head))
 }
@@ -239,7 +269,7 @@ pub(crate) fn ask(address: SocketAddr, request: &[u8]) -> Result<(String, Vec<u8
     let mut input = Vec::new();
     let mut buffer = [0; 4096];
     loop {
-        if let Some(body) = answer(&input)? {
+        if let Answer::Whole(body) = answer(&input)? {
             let head = find(&input, b"\r\n\r\n").unwrap_or(0);
             return Ok((String::from_utf8(input[..head].to_vec())?, body.to_vec()));
         }

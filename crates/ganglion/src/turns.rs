@@ -3,13 +3,12 @@
 //! An account that floods waits for itself, and past a bound is refused, so that its requests do not
 //! fill the queues that others use.
 
-use std::collections::HashMap;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use kv4::Bucket;
-use kv4::store::BoxFuture;
 use neuron::requests::Admission;
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 /// Accounts remembered; idle ones are forgotten beyond it.
 const ACCOUNTS_MAX: usize = 10_000;
@@ -18,46 +17,59 @@ const ACCOUNTS_MAX: usize = 10_000;
 #[derive(Debug)]
 pub(crate) struct Turns {
     at_once: usize,
-    waiting: usize,
-    accounts: Mutex<HashMap<Bucket, Arc<Account>>>,
+    waiting_max: usize,
+    accounts: papaya::HashMap<Bucket, Arc<Account>>,
 }
 
 #[derive(Debug)]
 struct Account {
     running: Arc<Semaphore>,
-    admitted: Arc<Semaphore>,
+    waiting: AtomicUsize,
+}
+
+/// Counts a request as waiting for as long as this is held.
+struct Waiting<'a>(&'a AtomicUsize);
+
+impl Drop for Waiting<'_> {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
 }
 
 impl Turns {
-    pub(crate) fn new(at_once: usize, waiting: usize) -> Turns {
-        Turns { at_once, waiting, accounts: Mutex::new(HashMap::new()) }
+    pub(crate) fn new(at_once: usize, waiting_max: usize) -> Turns {
+        Turns { at_once, waiting_max, accounts: papaya::HashMap::new() }
     }
 
     fn account(&self, bucket: &Bucket) -> Arc<Account> {
-        let mut accounts = self.accounts.lock().unwrap_or_else(PoisonError::into_inner);
+        let accounts = self.accounts.pin();
         if let Some(account) = accounts.get(bucket) {
             return account.clone();
         }
         if accounts.len() >= ACCOUNTS_MAX {
-            accounts.retain(|_, account| Arc::strong_count(account) > 1);
+            accounts.retain(|_, account| account.running.available_permits() < self.at_once);
         }
-        let account = Arc::new(Account {
-            running: Arc::new(Semaphore::new(self.at_once)),
-            admitted: Arc::new(Semaphore::new(self.at_once + self.waiting)),
-        });
-        accounts.insert(bucket.clone(), account.clone());
-        account
+        let fresh = || {
+            let running = Arc::new(Semaphore::new(self.at_once));
+            Arc::new(Account { running, waiting: AtomicUsize::new(0) })
+        };
+        accounts.get_or_insert_with(bucket.clone(), fresh).clone()
     }
 }
 
 impl Admission for Turns {
-    fn turn(&self, bucket: &Bucket) -> BoxFuture<'static, Option<Box<dyn Send + Sync>>> {
+    type Turn = OwnedSemaphorePermit;
+
+    async fn turn(&self, bucket: &Bucket) -> Option<OwnedSemaphorePermit> {
         let account = self.account(bucket);
-        Box::pin(async move {
-            let admitted = account.admitted.clone().try_acquire_owned().ok()?;
-            let running = account.running.clone().acquire_owned().await.ok()?;
-            let turn: Box<dyn Send + Sync> = Box::new((admitted, running, account));
-            Some(turn)
-        })
+        if let Ok(turn) = account.running.clone().try_acquire_owned() {
+            return Some(turn);
+        }
+        let before = account.waiting.fetch_add(1, Ordering::Relaxed);
+        let _waiting = Waiting(&account.waiting);
+        if before >= self.waiting_max {
+            return None;
+        }
+        account.running.clone().acquire_owned().await.ok()
     }
 }

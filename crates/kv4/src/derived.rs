@@ -3,9 +3,8 @@
 //! Compiled on first use from every live entry of the layer, forgotten when a commit touches that
 //! layer in that bucket. Meant for layers that are read on every request and seldom written.
 
-use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use wire::names::{Layer, Path};
 
@@ -25,7 +24,9 @@ pub type Compile<T> = fn(&[(Path, Arc<Head>)]) -> T;
 pub struct Derived<T> {
     layer: Layer,
     compile: Compile<T>,
-    compiled: RwLock<HashMap<Bucket, Arc<T>>>,
+    compiled: papaya::HashMap<Bucket, Arc<T>>,
+    /// Serialises those who keep or forget a form; readers never take it.
+    keeping: Mutex<()>,
     /// Raised by every commit that touches the layer, so that a form compiled from rows that were
     /// read before it is not kept.
     touched: AtomicU64,
@@ -37,7 +38,8 @@ impl<T: Send + Sync + std::fmt::Debug + 'static> Derived<T> {
         let derived = Arc::new(Derived {
             layer,
             compile,
-            compiled: RwLock::new(HashMap::new()),
+            compiled: papaya::HashMap::new(),
+            keeping: Mutex::new(()),
             touched: AtomicU64::new(0),
         });
         kv.on_commit(derived.clone());
@@ -49,10 +51,8 @@ impl<T: Send + Sync + std::fmt::Debug + 'static> Derived<T> {
     /// # Errors
     /// The store's, when it has to be compiled.
     pub async fn of(&self, kv: &Kv4, bucket: &Bucket) -> Result<Arc<T>, StoreError> {
-        if let Some(known) =
-            self.compiled.read().unwrap_or_else(PoisonError::into_inner).get(bucket).cloned()
-        {
-            return Ok(known);
+        if let Some(known) = self.compiled.pin().get(bucket) {
+            return Ok(known.clone());
         }
         loop {
             let before = self.touched.load(Ordering::SeqCst);
@@ -64,8 +64,9 @@ impl<T: Send + Sync + std::fmt::Debug + 'static> Derived<T> {
                 }
             }
             let compiled = Arc::new((self.compile)(&rows));
-            let mut kept = self.compiled.write().unwrap_or_else(PoisonError::into_inner);
+            let _keeping = self.keeping.lock().unwrap_or_else(PoisonError::into_inner);
             if self.touched.load(Ordering::SeqCst) == before {
+                let kept = self.compiled.pin();
                 if kept.len() >= BUCKETS_MAX {
                     kept.clear();
                 }
@@ -76,9 +77,9 @@ impl<T: Send + Sync + std::fmt::Debug + 'static> Derived<T> {
     }
 
     fn forget(&self, bucket: &Bucket) {
-        let mut kept = self.compiled.write().unwrap_or_else(PoisonError::into_inner);
+        let _keeping = self.keeping.lock().unwrap_or_else(PoisonError::into_inner);
         self.touched.fetch_add(1, Ordering::SeqCst);
-        kept.remove(bucket);
+        self.compiled.pin().remove(bucket);
     }
 }
 

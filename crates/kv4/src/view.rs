@@ -30,9 +30,11 @@ const NODE_BYTES: usize = 512;
 pub struct Limits {
     /// Bytes of all views together; beyond it the fullest bucket gives up its least used nodes.
     pub bytes_max: usize,
-    /// A node with more bytes than this is not held: its reads go to the store.
+    /// A node with more bytes than this is not held: its reads go to the store. At most half of
+    /// `bytes_max`, so that a node that is held does not push itself out.
     pub node_bytes_max: usize,
-    /// Seconds without a read after which a node is dropped.
+    /// Seconds without a read after which a node is dropped, and after which one that was too large
+    /// is tried again.
     pub idle_s: u32,
 }
 
@@ -106,6 +108,10 @@ impl Table {
             }
         }
     }
+}
+
+fn node_bytes(node: &Node) -> usize {
+    NODE_BYTES + node.path.as_str().len() + node.layer.as_str().len()
 }
 
 fn head_bytes(head: &Head) -> usize {
@@ -196,6 +202,8 @@ pub struct Views {
 
 impl Views {
     pub fn new(limits: Limits) -> Views {
+        let node_bytes_max = limits.node_bytes_max.min(limits.bytes_max / 2);
+        let limits = Limits { node_bytes_max, ..limits };
         Views {
             slots: papaya::HashMap::new(),
             limits,
@@ -215,16 +223,17 @@ impl Views {
     /// The node as it is held; counts a hit or a miss.
     pub fn lookup(&self, node: &Node) -> Lookup {
         let slots = self.slots.pin();
-        let found = slots.get(node).map_or(Lookup::Absent, |slot| {
-            let now_s = self.now_s.load(Ordering::Relaxed);
-            if slot.used_s.load(Ordering::Relaxed) != now_s {
-                slot.used_s.store(now_s, Ordering::Relaxed);
+        let found = slots.get(node).map_or(Lookup::Absent, |slot| match &**slot.state.load() {
+            State::Ready(table) => {
+                let now_s = self.now_s.load(Ordering::Relaxed);
+                if slot.used_s.load(Ordering::Relaxed) != now_s {
+                    slot.used_s.store(now_s, Ordering::Relaxed);
+                }
+                Lookup::Ready(table.clone())
             }
-            match &**slot.state.load() {
-                State::Ready(table) => Lookup::Ready(table.clone()),
-                State::Large => Lookup::Large,
-                State::Loading(_) | State::Gone => Lookup::Absent,
-            }
+            // Not a use: it may have shrunk, and is tried again when it has aged.
+            State::Large => Lookup::Large,
+            State::Loading(_) | State::Gone => Lookup::Absent,
         });
         let counter = if matches!(found, Lookup::Ready(_)) { &self.hits } else { &self.misses };
         counter.fetch_add(1, Ordering::Relaxed);
@@ -305,7 +314,9 @@ impl Views {
         self.now_s.store(now_s, Ordering::Relaxed);
         let slots = self.slots.pin();
         for (node, slot) in &slots {
-            let idle_s = now_s.saturating_sub(slot.used_s.load(Ordering::Relaxed));
+            // The clock may have been set back: what was used later than now was used now.
+            let used_s = slot.used_s.fetch_min(now_s, Ordering::Relaxed).min(now_s);
+            let idle_s = now_s - used_s;
             if idle_s >= self.limits.idle_s && !is_loading(slot) {
                 self.discard(node, slot);
             }
@@ -323,12 +334,27 @@ impl Views {
         }
     }
 
+    /// Bytes counted anew from all that is held, for checkers: [`Stats::bytes`] is the same number
+    /// whenever nobody loads or writes.
+    pub fn recount(&self) -> usize {
+        let slots = self.slots.pin();
+        let bytes = slots.iter().map(|(node, slot)| match &**slot.state.load() {
+            State::Ready(table) => {
+                node_bytes(node) + table.iter().map(|head| head_bytes(head)).sum::<usize>()
+            }
+            State::Large => node_bytes(node),
+            State::Loading(_) | State::Gone => 0,
+        });
+        bytes.sum()
+    }
+
     fn change(&self, node: &Node, told: &[Told]) {
         let slots = self.slots.pin();
         let Some(slot) = slots.get(node) else { return };
         let _writer = slot.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let next = match &**slot.state.load() {
-            State::Large | State::Gone => return,
+            State::Gone => return,
+            State::Large => State::Large,
             State::Loading(before) => {
                 let mut all = before.clone();
                 all.extend_from_slice(told);
@@ -349,17 +375,20 @@ impl Views {
 
     /// Accounts for a table that is about to stand in its slot, or finds that it is too large.
     fn settle(&self, node: &Node, slot: &Slot, table: Table) -> State {
-        let names = node.path.as_str().len() + node.layer.as_str().len();
-        let (state, bytes) = if table.bytes > self.limits.node_bytes_max {
-            (State::Large, NODE_BYTES + names)
-        } else {
-            let bytes = NODE_BYTES + names + table.bytes;
-            (State::Ready(Arc::new(table)), bytes)
-        };
+        if table.bytes > self.limits.node_bytes_max {
+            slot.used_s.store(self.now_s.load(Ordering::Relaxed), Ordering::Relaxed);
+            self.account(slot, node_bytes(node));
+            return State::Large;
+        }
+        self.account(slot, node_bytes(node) + table.bytes);
+        State::Ready(Arc::new(table))
+    }
+
+    /// Sets what is counted for a slot; whoever calls this holds the slot's writer lock.
+    fn account(&self, slot: &Slot, bytes: usize) {
         let before = slot.bytes.swap(bytes, Ordering::Relaxed);
         self.bytes.fetch_add(bytes, Ordering::Relaxed);
         self.bytes.fetch_sub(before, Ordering::Relaxed);
-        state
     }
 
     /// Makes room down to nine tenths of the budget: always the bucket that holds most gives up the
@@ -403,7 +432,7 @@ impl Views {
         if matches!(slots.remove_if(node, |_, held| Arc::ptr_eq(held, slot)), Ok(Some(_))) {
             let _writer = slot.writer.lock().unwrap_or_else(PoisonError::into_inner);
             slot.state.store(Arc::new(State::Gone));
-            self.bytes.fetch_sub(slot.bytes.swap(0, Ordering::Relaxed), Ordering::Relaxed);
+            self.account(slot, 0);
             self.evicted.fetch_add(1, Ordering::Relaxed);
             slot.moved.notify(usize::MAX);
         }
@@ -486,10 +515,16 @@ impl Ticket<'_> {
 
     /// Marks the node as too large to be held.
     pub fn too_large(mut self) {
-        if let Some(slot) = self.slot.take() {
-            slot.state.store(Arc::new(State::Large));
-            slot.moved.notify(usize::MAX);
+        let Some(slot) = self.slot.take() else { return };
+        {
+            let _writer = slot.writer.lock().unwrap_or_else(PoisonError::into_inner);
+            if !matches!(&**slot.state.load(), State::Gone) {
+                self.views.account(&slot, node_bytes(&self.node));
+                slot.state.store(Arc::new(State::Large));
+            }
         }
+        slot.moved.notify(usize::MAX);
+        self.views.make_room();
     }
 }
 

@@ -7,7 +7,6 @@ use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 
 use kv4::Bucket;
-use kv4::store::BoxFuture;
 use services::access::{self, Wish};
 use services::idempotency::{self, Begun};
 use services::legacy::{self, Route};
@@ -80,9 +79,11 @@ impl Response {
 
 /// Each account's share of the requests that are carried out at a time.
 pub trait Admission: Send + Sync {
-    /// Waits for the account's turn, which lasts until what comes back is dropped; `None` when too
-    /// many of its requests wait already.
-    fn turn(&self, bucket: &Bucket) -> BoxFuture<'static, Option<Box<dyn Send + Sync>>>;
+    /// Lasts as long as the request is carried out.
+    type Turn: Send;
+
+    /// Waits for the account's turn; `None` when too many of its requests wait already.
+    fn turn(&self, bucket: &Bucket) -> impl Future<Output = Option<Self::Turn>> + Send;
 }
 
 impl Neuron {
@@ -90,7 +91,7 @@ impl Neuron {
     pub async fn request(
         &self,
         request: &Request<'_>,
-        admission: &dyn Admission,
+        admission: &impl Admission,
     ) -> Option<Response> {
         let target = Target::of(request.path)?;
         if request.method == "OPTIONS" {
@@ -138,7 +139,7 @@ struct Admitted {
 async fn service_request(
     services: &Arc<Services>,
     request: &Request<'_>,
-    admission: &dyn Admission,
+    admission: &impl Admission,
     service: Service,
     rest: &str,
 ) -> Response {
@@ -201,7 +202,7 @@ async fn carry_out(
     }
 }
 
-async fn turn(admission: &dyn Admission, caller: &Caller) -> Result<Box<dyn Send + Sync>, Fault> {
+async fn turn<A: Admission>(admission: &A, caller: &Caller) -> Result<A::Turn, Fault> {
     admission.turn(&caller.bucket).await.ok_or_else(|| {
         Fault::with(Code::Overloaded, "this account has too many requests under way")
     })
@@ -268,7 +269,7 @@ async fn by_params(
 async fn legacy_request(
     services: &Arc<Services>,
     request: &Request<'_>,
-    admission: &dyn Admission,
+    admission: &impl Admission,
     route: Route,
     adds: bool,
 ) -> Response {

@@ -27,8 +27,8 @@ impl fmt::Debug for Json {
 pub enum JsonError {
     #[error("not JSON: {0}")]
     Syntax(String),
-    #[error("nested deeper than {DEPTH_MAX} levels")]
-    TooDeep,
+    #[error("nested deeper than {DEPTH_MAX} levels at byte {0}")]
+    TooDeep(usize),
 }
 
 impl Json {
@@ -268,7 +268,7 @@ fn check_depth(text: &str) -> Result<(), JsonError> {
     let mut depth = 0usize;
     let mut in_string = false;
     let mut escaped = false;
-    for byte in text.bytes() {
+    for (at, byte) in text.bytes().enumerate() {
         if in_string {
             match byte {
                 _ if escaped => escaped = false,
@@ -283,7 +283,7 @@ fn check_depth(text: &str) -> Result<(), JsonError> {
             b'[' | b'{' => {
                 depth += 1;
                 if depth > DEPTH_MAX {
-                    return Err(JsonError::TooDeep);
+                    return Err(JsonError::TooDeep(at));
                 }
             }
             b']' | b'}' => depth = depth.saturating_sub(1),

@@ -1,1 +1,255 @@
-//! To come.
+//! The program as an operator meets it: starting, stopping, configuration, the client verbs.
+
+use std::path::Path;
+use std::process::{Command, Output};
+
+use anyhow::{Context, Result, ensure};
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tests::curl;
+use tests::neuron::{Neuron, program};
+
+use super::{Account, Caller, shared, until, v};
+
+/// A version that nobody writes: a read that asks for it lasts five seconds.
+const FUTURE: &str = "1000000-7fffffffffffff00000001";
+/// Starts of which the quickest counts, since other tests run beside.
+const STARTS: usize = 3;
+/// What a release build may take.
+const READY_MS_MAX: u128 = 300;
+const IDLE_KIB_MAX: u64 = 40 << 10;
+
+/// Runs a verb, with nothing of this machine's configuration.
+fn verb(home: &Path, arguments: &[&str], variables: &[(&str, &str)]) -> Result<Output> {
+    Command::new(program()?)
+        .args(arguments)
+        .env("XDG_CONFIG_HOME", home)
+        .env("XDG_STATE_HOME", home)
+        .envs(variables.iter().copied())
+        .current_dir(home)
+        .output()
+        .with_context(|| format!("running ganglion {arguments:?}"))
+}
+
+/// What a verb that succeeded printed.
+fn printed(output: Output) -> Result<String> {
+    ensure!(output.status.success(), "{output:?}");
+    Ok(String::from_utf8(output.stdout)?)
+}
+
+/// What a verb that failed said.
+fn complaint(output: Output) -> Result<String> {
+    ensure!(output.status.code() == Some(1), "{output:?}");
+    Ok(String::from_utf8(output.stderr)?)
+}
+
+#[test]
+fn the_two_commands_that_dev_prints_work_when_pasted() -> Result<()> {
+    let log = shared()?.log()?;
+    let commands: Vec<&str> =
+        log.lines().map(str::trim).filter(|line| line.starts_with("curl ")).collect();
+    assert_eq!(commands.len(), 2, "{log}");
+    let mut answers = Vec::new();
+    for command in commands {
+        let output = Command::new("sh").args(["-c", command]).output()?;
+        ensure!(output.status.success(), "{command}: {output:?}");
+        answers.push(v(Ok(serde_json::from_slice(&output.stdout)?))?);
+    }
+    assert_eq!(answers[0]["greeting"], "hello");
+    assert_eq!(answers[0], answers[1]);
+    Ok(())
+}
+
+#[test]
+fn the_ready_file_names_every_address_that_was_bound() -> Result<()> {
+    let neuron = shared()?;
+    for kind in ["http", "admin"] {
+        let address: std::net::SocketAddr = neuron.address(kind)?.parse()?;
+        assert!(address.port() != 0 && address.ip().is_loopback(), "{kind}: {address}");
+        assert_eq!(curl::run(&[&format!("http://{address}/readyz")])?, "ok\n", "{kind}");
+    }
+    assert!(neuron.address("https").is_err(), "none was asked for");
+    Ok(())
+}
+
+#[test]
+fn a_stop_answers_what_is_under_way_writes_what_was_counted_and_keeps_the_data() -> Result<()> {
+    let mut neuron = Neuron::start_with(&[("GANGLION_STATS__FLUSH", "1h")], &[])?;
+    let top = Account::new(&neuron)?;
+    let stored = v(top.put("/_data/p", json!({ "k": "a", "v": { "n": 1 } })))?;
+    assert_eq!(v(top.get("/_stats/data/PUT?l=api:3"))?, json!([]), "not flushed yet");
+
+    let lasting = top.clone();
+    let under_way = std::thread::spawn(move || lasting.get(&format!("/_data/p?k=a&at={FUTURE}")));
+    let metrics = format!("http://{}/metrics", neuron.address("admin")?);
+    // The request for metrics is one of them.
+    let requests = || {
+        let text = curl::run(&[&metrics])?;
+        let line =
+            text.lines().find_map(|line| line.strip_prefix("ganglion_http_requests_under_way "));
+        Ok(line.context("the gauge")?.parse::<u32>()?)
+    };
+    until(requests, |count| *count >= 2)?;
+    assert_eq!(neuron.stop()?, Some(0));
+    let answer = under_way.join().map_err(|_| anyhow::anyhow!("the thread panicked"))??;
+    assert_eq!(answer["v"], "store_unavailable", "answered and not cut: {answer}");
+
+    let mut neuron = neuron.restart()?;
+    let top = Caller { url: neuron.url(), ..top.caller };
+    assert_eq!(v(top.get("/_data/p?k=a"))?, stored);
+    assert_eq!(v(top.get("/_stats/data/PUT?l=api:3"))?["count"], 1);
+
+    let stored = v(top.put("/_data/p", json!({ "k": "a", "v": { "n": 2 } })))?;
+    neuron.kill()?;
+    let neuron = neuron.restart()?;
+    let top = Caller { url: neuron.url(), ..top };
+    assert_eq!(v(top.get("/_data/p?k=a"))?, stored, "what was answered survives SIGKILL");
+    assert_eq!(v(top.get("/_data/p?k=a&time_series=1"))?.as_array().map(Vec::len), Some(2));
+    Ok(())
+}
+
+#[test]
+fn a_second_neuron_on_the_same_data_or_port_fails_and_says_so() -> Result<()> {
+    let neuron = shared()?;
+    let home = TempDir::new()?;
+    let data_dir = neuron.data_dir().display().to_string();
+    let on_data = verb(
+        home.path(),
+        &["serve", "--dev", "--listen", "127.0.0.1:0", "--data-dir", &data_dir],
+        &[],
+    )?;
+    let said = complaint(on_data)?;
+    assert!(said.contains("ganglion.redb"), "names the file: {said}");
+
+    let config = home.path().join("ganglion.toml");
+    let taken = neuron.address("http")?;
+    std::fs::write(
+        &config,
+        format!(
+            "[neuron]\nsys_secret = \"s\"\n[listen]\nhttp = [\"{taken}\"]\nadmin = [\"127.0.0.1:0\"]\n"
+        ),
+    )?;
+    let own = home.path().join("data").display().to_string();
+    let config = config.display().to_string();
+    let said =
+        complaint(verb(home.path(), &["serve", "--config", &config, "--data-dir", &own], &[])?)?;
+    assert!(said.contains(&taken) && said.to_lowercase().contains("in use"), "{said}");
+
+    std::fs::write(&config, "[listen]\nhttp = [\"127.0.0.1:0\"]\n")?;
+    let said =
+        complaint(verb(home.path(), &["serve", "--config", &config, "--data-dir", &own], &[])?)?;
+    assert!(said.contains("sys_secret"), "outside --dev no secret is made up: {said}");
+    Ok(())
+}
+
+#[test]
+fn the_configuration_is_checked_explained_and_printed() -> Result<()> {
+    let home = TempDir::new()?;
+    let home = home.path();
+    let config = |arguments: &[&str], variables: &[(&str, &str)]| {
+        verb(home, &[&["config"], arguments].concat(), variables)
+    };
+    assert!(printed(config(&["check"], &[])?)?.contains("no file; defaults"));
+    let reference = printed(config(&["reference"], &[])?)?;
+    for key in ["flush = \"15s\"", "header_time = \"10s\"", "[store]", "data_dir = "] {
+        assert!(reference.contains(key), "{key} is not in the reference");
+    }
+    let file = home.join("ganglion.toml");
+    std::fs::write(&file, &reference)?;
+    assert!(printed(config(&["check"], &[])?)?.contains("ganglion.toml"), "the reference is legal");
+
+    let explained =
+        printed(config(&["explain", "stats.flush"], &[("GANGLION_STATS__FLUSH", "3s")])?)?;
+    for part in ["default: \"15s\"", "here:    \"3s\"", "GANGLION_STATS__FLUSH"] {
+        assert!(explained.contains(part), "{part}: {explained}");
+    }
+    for (text, hint) in [
+        ("[stats]\nflsh = \"1s\"", "`stats.flush`"),
+        ("[stat]\nflush = \"1s\"", "`stats`"),
+        ("[stats]\nflush = \"soon\"", "soon"),
+        ("[stats]\nflush = 1", "flush"),
+        ("[limits]\nbody = \"huge\"", "huge"),
+        ("[stats", "not TOML"),
+        ("[log]\nformat = \"xml\"", "xml"),
+        ("[listen]\nhttps = [\"127.0.0.1:0\"]", "tls.cert"),
+    ] {
+        std::fs::write(&file, text)?;
+        let said = complaint(config(&["check"], &[])?)?;
+        assert!(said.contains(hint), "{text:?}: {said:?} does not say {hint:?}");
+    }
+    std::fs::remove_file(&file)?;
+    let said = complaint(config(&["check"], &[("GANGLION_STATS__FLSH", "1s")])?)?;
+    assert!(said.contains("`stats.flsh`") && said.contains("`stats.flush`"), "{said}");
+    let said = complaint(config(&["explain", "limits.bodi"], &[])?)?;
+    assert!(said.contains("`limits.body`"), "{said}");
+    assert!(complaint(config(&["check", "--config", "none.toml"], &[])?)?.contains("none.toml"));
+    Ok(())
+}
+
+#[test]
+fn the_client_verbs_ask_with_contexts() -> Result<()> {
+    let neuron = shared()?;
+    let (top, other) = (Account::new(&neuron)?, Account::new(&neuron)?);
+    let home = TempDir::new()?;
+    let run = |arguments: &[&str]| verb(home.path(), arguments, &[]);
+    let value = |arguments: &[&str]| -> Result<Value> {
+        v(Ok(serde_json::from_str(&printed(run(arguments)?)?)?))
+    };
+    assert!(complaint(run(&["get", "/_data"])?)?.contains("context add"), "says what to do");
+    for (name, account) in [("mine", &top), ("other", &other)] {
+        printed(run(&[
+            "context",
+            "add",
+            name,
+            "--url",
+            &top.url,
+            "--user",
+            &account.credentials,
+        ])?)?;
+    }
+    printed(run(&["context", "use", "mine"])?)?;
+    let listed = printed(run(&["context", "list"])?)?;
+    assert!(listed.contains("* mine") && listed.contains("  other"), "{listed}");
+    assert!(!listed.contains(&top.secret), "a list shows no secrets: {listed}");
+    let file = home.path().join("ganglion/contexts.toml");
+    let mode = std::os::unix::fs::PermissionsExt::mode(&std::fs::metadata(&file)?.permissions());
+    assert_eq!(mode & 0o777, 0o600, "{}", file.display());
+
+    let put = value(&["put", "/_data/my path", r#"{"k":"a","v":{"n":1}}"#])?;
+    assert_eq!(value(&["get", "/_data/my path?k=a"])?, put);
+    assert_eq!(value(&["post", "/_data/my path", r#"{"k":"b","v":2}"#])?, 2);
+    assert_eq!(value(&["get", "_data/my path"])?, json!(["a", "b"]));
+    assert_eq!(value(&["get", "/_data/my path", "--context", "other"])?, json!([]));
+    assert_eq!(value(&["get", "/_data/my path", "--user", &other.credentials])?, json!([]));
+    assert_eq!(value(&["delete", "/_data/my path?k=a"])?, 1);
+    assert!(complaint(run(&["get", "/_data/my path?k=a"])?)?.contains("not_found"));
+    value(&["put", "/_ns/room", "{}"])?;
+    for arguments in [&["token", "/room", "--k", "bob", "--expire", "600"][..], &["token"]] {
+        assert!(value(arguments)?.as_str().is_some_and(|token| token.len() > 40), "{arguments:?}");
+    }
+
+    printed(run(&["context", "remove", "other"])?)?;
+    assert!(complaint(run(&["context", "use", "other"])?)?.contains("`other`"));
+    assert!(complaint(run(&["get", "/_data", "--context", "other"])?)?.contains("`other`"));
+    let nowhere = ["get", "/_data", "--url", "http://127.0.0.1:1", "--user", "a:b"];
+    assert!(complaint(run(&nowhere)?)?.contains("127.0.0.1:1"));
+    Ok(())
+}
+
+#[test]
+fn a_start_is_quick_and_an_idle_neuron_is_small() -> Result<()> {
+    let mut neuron = Neuron::start()?;
+    let mut quickest = neuron.ready_after;
+    for _ in 1..STARTS {
+        neuron.stop()?;
+        neuron = neuron.restart()?;
+        quickest = quickest.min(neuron.ready_after);
+    }
+    let rss_kib = neuron.rss_kib()?;
+    println!("start to ready {} ms, idle RSS {rss_kib} KiB", quickest.as_millis());
+    if program()?.components().any(|part| part.as_os_str() == "release") {
+        assert!(quickest.as_millis() < READY_MS_MAX, "{quickest:?}");
+        assert!(rss_kib < IDLE_KIB_MAX, "{rss_kib} KiB");
+    }
+    Ok(())
+}
