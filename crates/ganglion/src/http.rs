@@ -4,7 +4,7 @@
 
 use std::convert::Infallible;
 use std::net::IpAddr;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
@@ -72,6 +72,8 @@ struct Connection {
     /// Whether this is a private listener, with metrics and reasons.
     is_admin: bool,
     login: Mutex<Option<LoginGuard>>,
+    /// Whether a request has come; a connection without one is cut.
+    has_begun: AtomicBool,
 }
 
 /// Serves one connection until it ends or the neuron stops.
@@ -100,18 +102,38 @@ pub(crate) async fn serve_connection<IO>(
         .keep_alive_interval(std::time::Duration::from_secs(20));
     let lifecycle = shared.lifecycle.clone();
     let connection =
-        Arc::new(Connection { shared, peer, is_tls, is_admin, login: Mutex::new(None) });
+        Arc::new(Connection {
+        shared,
+        peer,
+        is_tls,
+        is_admin,
+        login: Mutex::new(None),
+        has_begun: AtomicBool::new(false),
+    });
+    let header_time = connection.shared.config.limits.header_time.0;
+    let served = connection.clone();
     let service = hyper::service::service_fn(move |request| {
-        let connection = connection.clone();
+        let connection = served.clone();
         async move { Ok::<_, Infallible>(connection.handle(request).await) }
     });
     let serving = builder.serve_connection_with_upgrades(TokioIo::new(io), service);
     let mut serving = std::pin::pin!(serving);
-    tokio::select! {
-        done = serving.as_mut() => log_end(peer, done),
-        () = lifecycle.stopping() => {
-            serving.as_mut().graceful_shutdown();
-            log_end(peer, serving.await);
+    // hyper's own limit begins with a connection's first byte, and this one may never come.
+    let beginning = tokio::time::sleep(header_time);
+    let mut beginning = std::pin::pin!(beginning);
+    loop {
+        tokio::select! {
+            done = serving.as_mut() => return log_end(peer, done),
+            () = beginning.as_mut(), if !beginning.is_elapsed() => {
+                if !connection.has_begun.load(Ordering::Relaxed) {
+                    tracing::debug!(%peer, "no request came");
+                    return;
+                }
+            }
+            () = lifecycle.stopping() => {
+                serving.as_mut().graceful_shutdown();
+                return log_end(peer, serving.await);
+            }
         }
     }
 }
@@ -124,6 +146,7 @@ fn log_end(peer: IpAddr, done: Result<(), Box<dyn std::error::Error + Send + Syn
 
 impl Connection {
     async fn handle(self: &Arc<Self>, request: hyper::Request<Incoming>) -> HttpResponse {
+        self.has_begun.store(true, Ordering::Relaxed);
         let _busy = self.shared.lifecycle.busy();
         self.shared.counters.requests.fetch_add(1, Ordering::Relaxed);
         let path = request.uri().path();

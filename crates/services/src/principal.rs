@@ -56,6 +56,9 @@ pub struct Proven {
     key: hmac::Key,
     sys_hash: String,
     proofs: papaya::HashMap<[u8; 32], Arc<Proof>>,
+    /// Which address has presented what: elsewhere a proof does not stand in for the limit on
+    /// failures, or a blocked address would learn from it which of its guesses is right.
+    presented: papaya::HashSet<([u8; 32], IpAddr)>,
 }
 
 impl std::fmt::Debug for Proven {
@@ -79,7 +82,20 @@ impl Proven {
             key: hmac::Key::new(hmac::HMAC_SHA256, &key),
             sys_hash: secrets::hash_random(sys_secret),
             proofs: papaya::HashMap::new(),
+            presented: papaya::HashSet::new(),
         }
+    }
+
+    fn was_presented(&self, digest: [u8; 32], address: IpAddr) -> bool {
+        self.presented.pin().contains(&(digest, address))
+    }
+
+    fn note_presented(&self, digest: [u8; 32], address: IpAddr) {
+        let presented = self.presented.pin();
+        if presented.len() >= PROOFS_MAX {
+            presented.clear();
+        }
+        presented.insert((digest, address));
     }
 
     fn digest(&self, presented: &str) -> [u8; 32] {
@@ -101,20 +117,31 @@ pub async fn from_header(
 ) -> Result<Arc<Caller>, Fault> {
     let digest = services.proven.digest(header);
     let known = services.proven.proofs.pin().get(&digest).cloned();
-    if let Some(proof) = known
-        && proof.still_holds(services).await?
+    let known = match known {
+        Some(proof) if proof.still_holds(services).await? => Some(proof),
+        _ => None,
+    };
+    if let Some(proof) = &known
+        && services.proven.was_presented(digest, address)
     {
         return Ok(proof.caller.clone());
     }
     let credentials = Credentials::from_basic(header)
         .map_err(|error| Fault::with(error.code(), error.to_string()))?;
-    let proof = prove_limited(services, &credentials, address).await?;
+    let proof = match known {
+        Some(proof) => {
+            refuse_blocked(services, &credentials, address)?;
+            proof
+        }
+        None => Arc::new(prove_limited(services, &credentials, address).await?),
+    };
+    let caller = proof.caller.clone();
     let proofs = services.proven.proofs.pin();
     if proofs.len() >= PROOFS_MAX {
         proofs.clear();
     }
-    let caller = proof.caller.clone();
-    proofs.insert(digest, Arc::new(proof));
+    proofs.insert(digest, proof);
+    services.proven.note_presented(digest, address);
     Ok(caller)
 }
 
@@ -150,21 +177,31 @@ async fn prove_limited(
     credentials: &Credentials,
     address: IpAddr,
 ) -> Result<Proof, Fault> {
-    let now_micros = services.clock.now_micros();
-    let blocked_s = services.failures.blocked_s(address, &credentials.account, now_micros);
-    if let Some(seconds) = blocked_s {
-        return Err(Fault::with(
-            Code::TooManyRequests,
-            format!("too many failed logins from this address; try again in {seconds} s"),
-        ));
-    }
+    refuse_blocked(services, credentials, address)?;
     match prove(services, credentials).await {
         Ok(Some(proof)) => Ok(proof),
         Ok(None) => {
+            let now_micros = services.clock.now_micros();
             services.failures.failed(address, &credentials.account, now_micros);
             Err(Fault::new(Code::Unauthorized))
         }
         Err(fault) => Err(fault),
+    }
+}
+
+/// Refuses an address with too many failures, before its secret is looked at.
+fn refuse_blocked(
+    services: &Services,
+    credentials: &Credentials,
+    address: IpAddr,
+) -> Result<(), Fault> {
+    let now_micros = services.clock.now_micros();
+    match services.failures.blocked_s(address, &credentials.account, now_micros) {
+        None => Ok(()),
+        Some(seconds) => Err(Fault::with(
+            Code::TooManyRequests,
+            format!("too many failed logins from this address; try again in {seconds} s"),
+        )),
     }
 }
 

@@ -119,7 +119,7 @@ fn a_second_neuron_on_the_same_data_or_port_fails_and_says_so() -> Result<()> {
         &[],
     )?;
     let said = complaint(on_data)?;
-    assert!(said.contains("ganglion.redb"), "names the file: {said}");
+    assert!(said.contains("open in another process"), "{said}");
 
     let config = home.path().join("ganglion.toml");
     let taken = neuron.address("http")?;

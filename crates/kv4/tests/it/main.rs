@@ -12,11 +12,13 @@ mod waiting;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, Thread};
+use std::time::{Duration, Instant};
 
 use kv4::address::{Bucket, Entry, Node};
 use kv4::version::Stamp;
 use kv4::write::{Condition, KeyChange, Op, Write};
-use proptest::test_runner::{Config, TestCaseResult, TestRunner};
+use proptest::test_runner::{Config, RngSeed, TestCaseResult, TestRunner};
 use wire::json::Json;
 use wire::names::{Ident, Key, Layer, Path};
 
@@ -30,22 +32,17 @@ fn try_cases<S: proptest::strategy::Strategy>(
 ) {
     let variable = |name: &str| std::env::var(name).ok().and_then(|text| text.parse::<u64>().ok());
     let cases = variable("GANGLION_CASES").and_then(|cases| u32::try_from(cases).ok());
+    let seed = variable("GANGLION_SEED").unwrap_or(1);
     let config = Config {
         cases: cases.unwrap_or(CASES),
         failure_persistence: None,
         max_shrink_iters: 5_000,
-        rng_seed: variable("GANGLION_SEED").map_or(config_seed(), proptest::test_runner::RngSeed::Fixed),
+        rng_seed: RngSeed::Fixed(seed),
         ..Config::default()
     };
-    let seed = config.rng_seed;
     if let Err(error) = TestRunner::new(config).run(strategy, property) {
-        panic!("{error}\nagain by GANGLION_SEED of {seed:?} and cargo test -p kv4");
+        panic!("{error}\nagain: GANGLION_SEED={seed} cargo test -p kv4");
     }
-}
-
-/// The seed of a run that is given none.
-fn config_seed() -> proptest::test_runner::RngSeed {
-    proptest::test_runner::RngSeed::Fixed(1)
 }
 
 /// `account<nth>`'s bucket.
@@ -117,4 +114,27 @@ impl<'a, T> Held<'a, T> {
 /// The output of a future that never waits, as over a [`kv4::memory::MemoryStore`].
 fn now<T>(future: impl Future<Output = T>) -> T {
     Held::new(future).poll().expect("it waits for nothing")
+}
+
+/// Longest that anything waits in these tests before it counts as waiting for ever.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// Runs a future on this thread, beside others.
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    struct Unpark(Thread);
+    impl Wake for Unpark {
+        fn wake(self: Arc<Self>) {
+            self.0.unpark();
+        }
+    }
+    let waker = Waker::from(Arc::new(Unpark(thread::current())));
+    let mut future = std::pin::pin!(future);
+    let begun = Instant::now();
+    loop {
+        match future.as_mut().poll(&mut Context::from_waker(&waker)) {
+            Poll::Ready(done) => return done,
+            Poll::Pending => thread::park_timeout(DEADLINE),
+        }
+        assert!(begun.elapsed() < DEADLINE, "waits for ever");
+    }
 }

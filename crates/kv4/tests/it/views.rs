@@ -11,13 +11,13 @@ use event_listener::EventListener;
 use kv4::Head;
 use kv4::address::Node;
 use kv4::memory::MemoryStore;
-use kv4::store::{Event, Store, StoreError};
+use kv4::store::{Store, StoreError};
 use kv4::view::{Limits, Load, Lookup, Table, Ticket, Views};
 use proptest::collection::vec;
 use proptest::prelude::*;
 use proptest::test_runner::TestCaseResult;
 
-use super::model::{History, Untold, untold};
+use super::model::{Commit, Heard, History};
 use super::{Held, key, node, now, try_cases, write};
 
 const BUCKETS: usize = 2;
@@ -68,17 +68,16 @@ fn step() -> impl Strategy<Value = Step> {
 fn a_view_shows_what_was_told_or_committed_since() {
     let limits = (2_000usize..20_000, 400usize..4_000, 5u32..20);
     try_cases(&(limits, vec(step(), 1..120)), |((bytes_max, node_bytes_max, idle_s), steps)| {
-        Run::new(Limits { bytes_max, node_bytes_max, idle_s }).take(steps)
+        Run::new().take(Limits { bytes_max, node_bytes_max, idle_s }, steps)
     });
 }
 
 struct Run {
     store: MemoryStore,
-    untold: Arc<Untold>,
+    heard: Arc<Heard>,
     /// Commits that the views do not know, in order.
-    waiting: Vec<Event>,
+    untold: Vec<Commit>,
     history: History,
-    views: Views,
     now_s: u32,
 }
 
@@ -86,19 +85,20 @@ struct Run {
 struct Loading<'a> {
     node: Node,
     ticket: Ticket<'a>,
+    /// [`History::drops_told`] when it began.
+    drops_told: usize,
     rows: Option<Result<Vec<Head>, StoreError>>,
 }
 
 impl Run {
-    fn new(limits: Limits) -> Run {
-        let (store, untold) = (MemoryStore::new(), untold());
-        store.listen(untold.clone());
-        let (waiting, history) = (Vec::new(), History::default());
-        Run { store, untold, waiting, history, views: Views::new(limits), now_s: 1_000 }
+    fn new() -> Run {
+        let (store, heard) = (MemoryStore::new(), Arc::new(Heard::default()));
+        store.listen(heard.clone());
+        Run { store, heard, untold: Vec::new(), history: History::default(), now_s: 1_000 }
     }
 
-    fn take(mut self, steps: Vec<Step>) -> TestCaseResult {
-        let views = std::mem::replace(&mut self.views, Views::new(Limits::default()));
+    fn take(mut self, limits: Limits, steps: Vec<Step>) -> TestCaseResult {
+        let views = Views::new(limits);
         let mut loads: Vec<Loading<'_>> = Vec::new();
         let mut waits: Vec<(Node, Held<'_, ()>)> = Vec::new();
         for step in steps {
@@ -150,12 +150,11 @@ impl Run {
                 let node = node(of, nth);
                 match views.load(&node) {
                     Load::Mine(ticket) => {
-                        let other = loads.iter().find(|load| load.node == node);
-                        // A dropped bucket's load goes on without a slot; two may then be under way.
-                        if let Some(other) = other {
-                            prop_assert!(other.rows.is_none() || self.was_dropped(&node));
-                        }
-                        loads.push(Loading { node, ticket, rows: None });
+                        // The load of a dropped bucket goes on without a slot; else one at a time.
+                        let drops_told = self.history.drops_told;
+                        let rival = loads.iter().find(|load| load.node == node);
+                        prop_assert!(rival.is_none_or(|load| load.drops_told < drops_told));
+                        loads.push(Loading { node, ticket, drops_told, rows: None });
                     }
                     Load::Wait(listener) => waits.push((node, Held::new(wait(listener)))),
                     Load::Done => {}
@@ -188,14 +187,14 @@ impl Run {
     }
 
     /// Ends a load with the rows it has, or has now.
-    fn finish(&self, views: &Views, load: Loading<'_>) -> TestCaseResult {
+    fn finish(&mut self, views: &Views, load: Loading<'_>) -> TestCaseResult {
         let limit = views.limits().node_bytes_max;
         let rows = load.rows.unwrap_or_else(|| now(self.store.node(&load.node, limit)));
         match rows {
             Ok(rows) => {
                 let table = load.ticket.loaded(rows);
-                // The slot of a dropped bucket's load is gone, and what it read was so when it read.
-                if !self.was_dropped(&load.node) {
+                // What was read of a bucket before its drop was so when it was read.
+                if load.drops_told == self.history.drops_told {
                     self.check(&load.node, &table)?;
                 }
             }
@@ -205,43 +204,40 @@ impl Run {
         Ok(())
     }
 
-    fn look(&self, views: &Views, node: &Node) -> TestCaseResult {
+    fn look(&mut self, views: &Views, node: &Node) -> TestCaseResult {
         match views.lookup(node) {
             Lookup::Ready(table) => self.check(node, &table),
             Lookup::Large | Lookup::Absent => Ok(()),
         }
     }
 
-    fn check(&self, node: &Node, table: &Table) -> TestCaseResult {
+    fn check(&mut self, node: &Node, table: &Table) -> TestCaseResult {
         let entries = self.history.entries(node);
         prop_assert!(table.len() <= entries.len(), "{:?} shows entries that never were", node);
         for entry in entries {
             let shown = table.get(entry.key.as_str()).map(|head| &**head);
             let may = self.history.may_show(&entry, shown);
             prop_assert!(may, "{:?} shows {:?}\n{:#?}", entry, shown, self.history);
+            prop_assert!(self.history.goes_on(&entry, shown), "{:?} goes back", entry);
         }
         Ok(())
     }
 
     /// Takes note of what the store has committed.
     fn gather(&mut self) {
-        for event in self.untold.0.lock().unwrap().drain(..) {
-            self.history.commit(&event);
-            self.waiting.push(event);
+        for event in self.heard.take() {
+            self.untold.push(self.history.commit(event));
         }
     }
 
     fn tell(&mut self, views: &Views, count: usize) {
-        let count = count.min(self.waiting.len());
-        let told: Vec<Event> = self.waiting.drain(..count).collect();
-        views.apply(&told);
-        for event in &told {
-            self.history.tell(event);
+        let count = count.min(self.untold.len());
+        let told: Vec<Commit> = self.untold.drain(..count).collect();
+        let events: Vec<_> = told.iter().map(|commit| commit.event.clone()).collect();
+        views.apply(&events);
+        for commit in told {
+            self.history.tell(commit);
         }
-    }
-
-    fn was_dropped(&self, node: &Node) -> bool {
-        self.history.was_dropped(&node.bucket)
     }
 }
 
