@@ -3,6 +3,9 @@
 //! Most tests share one neuron and keep apart by accounts of their own; what fails to log in does so
 //! from an address of its own, since failures are counted by address.
 
+// Figures and seeds are printed for whoever reads a run's output.
+#![allow(clippy::print_stdout)]
+
 mod attack;
 mod errors;
 mod pattern;

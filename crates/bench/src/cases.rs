@@ -318,11 +318,8 @@ fn traced(
     }
     std::thread::sleep(Duration::from_millis(200));
     client.run(workload, Bounds::count(TRACED_PUTS))?;
-    #[expect(unsafe_code, reason = "strace detaches when it is asked to end")]
-    // SAFETY: a signal to a child that has not been waited for.
-    unsafe {
-        libc::kill(strace.id().cast_signed(), libc::SIGINT);
-    }
+    // Asked to end, strace writes what it has seen and detaches.
+    Command::new("kill").args(["-INT", &strace.id().to_string()]).status()?;
     std::thread::sleep(Duration::from_millis(200));
     drop(strace);
     let (mut answers, mut unsynced, mut is_synced) = (0, 0, false);

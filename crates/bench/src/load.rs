@@ -278,3 +278,34 @@ pub(crate) fn ask(address: SocketAddr, request: &[u8]) -> Result<(String, Vec<u8
         input.extend_from_slice(&buffer[..count]);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_answer_is_whole_when_its_length_or_its_last_chunk_is_there() -> Result<()> {
+        let body = |input: &'static [u8]| -> Result<Option<&'static [u8]>> {
+            Ok(match answer(input)? {
+                Answer::Whole(body) => Some(body),
+                _ => None,
+            })
+        };
+        assert_eq!(body(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n")?, None);
+        assert_eq!(body(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\no")?, None);
+        assert_eq!(body(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok")?, Some(&b"ok"[..]));
+        let chunked = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n2\r\nok\r\n0\r\n\r\n";
+        assert_eq!(body(chunked)?, Some(&b"2\r\nok\r\n0\r\n\r\n"[..]));
+        assert_eq!(body(&chunked[..chunked.len() - 1])?, None);
+        Ok(())
+    }
+
+    #[test]
+    fn a_refusal_is_not_an_answer() -> Result<()> {
+        let refused = b"HTTP/1.1 503 Service Unavailable\r\ncontent-length: 0\r\n\r\n";
+        assert!(matches!(answer(refused)?, Answer::Unavailable));
+        assert!(answer(b"HTTP/1.1 404 Not Found\r\ncontent-length: 0\r\n\r\n").is_err());
+        assert!(answer(b"HTTP/1.1 200 OK\r\n\r\n").is_err());
+        Ok(())
+    }
+}

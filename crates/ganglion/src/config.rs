@@ -122,7 +122,8 @@ sections! {
         header_time: Span = Span(Duration::from_secs(10)),
         /// How long a client may take to send a request's body.
         body_time: Span = Span(Duration::from_secs(20)),
-        /// Requests of one account that are carried out at the same time; more wait their turn.
+        /// Requests of one account that are carried out at the same time; more wait their turn. While
+        /// other accounts call too, its reads are as many as there are cores but one.
         requests_at_once: usize = 256,
         /// Requests of one account that wait their turn; more are refused as overloaded.
         requests_waiting: usize = 1_024,

@@ -101,8 +101,7 @@ pub(crate) async fn serve_connection<IO>(
         .max_header_list_size(u32::try_from(limits.headers.0).unwrap_or(u32::MAX))
         .keep_alive_interval(std::time::Duration::from_secs(20));
     let lifecycle = shared.lifecycle.clone();
-    let connection =
-        Arc::new(Connection {
+    let connection = Arc::new(Connection {
         shared,
         peer,
         is_tls,

@@ -156,7 +156,7 @@ fn assemble(config: &mut Config, store: Arc<EmbeddedStore>, sys_secret: &str) ->
         lifecycle: Lifecycle::new(),
         trusted_proxies: trusted.filter_map(|proxy| Network::parse(proxy)).collect(),
         gate: Gate::new(limits.connections, limits.connections_per_address),
-        turns: Turns::new(limits.requests_at_once, limits.requests_waiting),
+        turns: Turns::new(limits.requests_at_once, limits.requests_waiting, workers()),
         counters: Counters::default(),
         config: config.clone(),
     })
@@ -285,6 +285,7 @@ async fn flush(shared: Arc<Shared>) {
 async fn age(shared: Arc<Shared>) {
     loop {
         shared.neuron.tick();
+        shared.turns.tick();
         tokio::time::sleep(TICK).await;
     }
 }
@@ -333,6 +334,11 @@ fn write_ready_file(file: &Path, addresses: &Addresses) -> Result<()> {
     std::fs::write(&partial, serde_json::to_vec(addresses)?)
         .and_then(|()| std::fs::rename(&partial, file))
         .with_context(|| format!("writing the ready file {}", file.display()))
+}
+
+/// Worker threads of the runtime: tokio's default.
+fn workers() -> usize {
+    std::thread::available_parallelism().map_or(1, std::num::NonZero::get)
 }
 
 fn host_name() -> String {

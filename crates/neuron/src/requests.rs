@@ -83,7 +83,11 @@ pub trait Admission: Send + Sync {
     type Turn: Send;
 
     /// Waits for the account's turn; `None` when too many of its requests wait already.
-    fn turn(&self, bucket: &Bucket) -> impl Future<Output = Option<Self::Turn>> + Send;
+    fn turn(
+        &self,
+        bucket: &Bucket,
+        is_read: bool,
+    ) -> impl Future<Output = Option<Self::Turn>> + Send;
 }
 
 impl Neuron {
@@ -151,7 +155,7 @@ async fn service_request(
     real_status = admitted.real_status;
     let caller = &admitted.caller;
     let done = async {
-        let _turn = turn(admission, caller).await?;
+        let _turn = turn(admission, &admitted).await?;
         let path =
             Path::from_url(rest).map_err(|error| Fault::with(error.code(), error.to_string()))?;
         let (method, params) = (admitted.method, &admitted.params);
@@ -202,8 +206,10 @@ async fn carry_out(
     }
 }
 
-async fn turn<A: Admission>(admission: &A, caller: &Caller) -> Result<A::Turn, Fault> {
-    admission.turn(&caller.bucket).await.ok_or_else(|| {
+async fn turn<A: Admission>(admission: &A, admitted: &Admitted) -> Result<A::Turn, Fault> {
+    // A read that waits for a version is no work, and must not hold the others up.
+    let is_read = admitted.method == Method::Get && admitted.params.text("at").is_none();
+    admission.turn(&admitted.caller.bucket, is_read).await.ok_or_else(|| {
         Fault::with(Code::Overloaded, "this account has too many requests under way")
     })
 }
@@ -278,7 +284,7 @@ async fn legacy_request(
             return Ok(legacy::signal_list(services, request.authority, request.is_tls));
         }
         let admitted = admit(services, request, false).await?;
-        let _turn = turn(admission, &admitted.caller).await?;
+        let _turn = turn(admission, &admitted).await?;
         let is_listing = admitted.method == Method::Get && !adds;
         let path = legacy::path(route, is_listing, &admitted.params)?;
         let service = match route {

@@ -308,7 +308,8 @@ fn a_version_that_never_comes_and_an_account_without_turns_are_503() -> Result<(
     }
     std::thread::scope(|scope| {
         // A probe below may hold the only turn just when this comes.
-        let plain = scope.spawn(|| until(|| waits(&one).send(), |a| !a.body.contains("overloaded")));
+        let plain =
+            scope.spawn(|| until(|| waits(&one).send(), |a| !a.body.contains("overloaded")));
         let real = scope.spawn(|| waits(&other).header(&format!("accept: {PROBLEM}")).send());
         // While the account's only turn waits, everything else of it is refused.
         let refused =

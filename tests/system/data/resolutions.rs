@@ -36,6 +36,22 @@ fn token(caller: &Caller, path_and_query: &str) -> Result<String> {
     Ok(token.as_str().context("a token is a string")?.to_owned())
 }
 
+/// An account with one PUT of data, counted in the minute in which it was stamped, and that stamp.
+fn counted() -> Result<(Account, u64)> {
+    loop {
+        let top = account()?;
+        v(top.put("/_data/clock", json!({ "k": "now", "v": 1 })))?;
+        let series = v(top.get("/_data/clock?k=now&time_series=1"))?;
+        let now = series[0][0].as_u64().context("a row starts with its time")?;
+        let minute = minute_of(now)?;
+        until(|| v(top.get("/_stats/data/PUT?l=api:3")), |seen| seen["count"] == 1)?;
+        if v(top.get(&format!("/_stats/data/PUT?l=api:3&gs={minute}")))? != json!([]) {
+            return Ok((top, now));
+        }
+        // A minute ended between the two: another try has a whole one.
+    }
+}
+
 // §2, row by row.
 
 #[test]
@@ -49,7 +65,7 @@ fn row_1_a_new_namespace_answers_its_version() -> Result<()> {
 
 #[test]
 fn row_2_a_change_of_an_account_answers_its_public_view() -> Result<()> {
-    let (top, _) = (account()?, ());
+    let top = account()?;
     top.sub("lily")?;
     let body = json!({ "k": "lily", "v": { "company": "Async", "plan": "paid" } });
     let merged = v(top.post("/_acc/accounts", body))?;
@@ -118,11 +134,11 @@ fn row_6_discovery_lists_the_layers_that_there_are() -> Result<()> {
 
 #[test]
 fn row_7_figures_are_broken_down_by_break_or_where_neither_path_nor_key_is_named() -> Result<()> {
-    let top = account()?;
-    let today = cut(&minute_of(now_s(&top)?)?, 3);
+    let (top, now) = counted()?;
+    let today = cut(&minute_of(now)?, 3);
     let is_one = |figures: &Value| figures.get("count").is_some();
-    let figures = until(|| v(top.get("/_stats/data/PUT?l=api:3")), is_one)?;
-    assert!(figures["sum"].is_number(), "{figures}");
+    let figures = v(top.get("/_stats/data/PUT?l=api:3"))?;
+    assert_eq!(figures, json!({ "sum": 1, "min": 1, "max": 1, "count": 1 }));
     for query in ["&break=1", "&break=true"] {
         let groups = v(top.get(&format!("/_stats/data/PUT?l=api:3&gs={today}{query}")))?;
         assert!(groups[&today]["count"].is_number(), "{query}: {groups}");
@@ -136,9 +152,8 @@ fn row_7_figures_are_broken_down_by_break_or_where_neither_path_nor_key_is_named
 
 #[test]
 fn row_8_groups_are_as_deep_as_gs() -> Result<()> {
-    let top = account()?;
-    let minute = minute_of(now_s(&top)?)?;
-    until(|| v(top.get("/_stats/data/PUT?l=api:3")), |seen| seen.get("count").is_some())?;
+    let (top, now) = counted()?;
+    let minute = minute_of(now)?;
     for (gs, ge) in [(1, 1), (2, 2), (3, 3), (4, 4), (5, 5), (2, 4), (4, 2)] {
         let (gs, ge) = (cut(&minute, gs), cut(&minute, ge));
         let query = format!("/_stats/data/PUT?l=api:3&gs={gs}&ge={ge}&break=1");
@@ -149,20 +164,11 @@ fn row_8_groups_are_as_deep_as_gs() -> Result<()> {
     Ok(())
 }
 
-/// The neuron's clock, as the stamp of a write; counts as a PUT of data.
-fn now_s(top: &Account) -> Result<u64> {
-    v(top.put("/_data/clock", json!({ "k": "now", "v": 1 })))?;
-    let series = v(top.get("/_data/clock?k=now&time_series=1"))?;
-    series[0][0].as_u64().context("a row starts with its time")
-}
-
 #[test]
 fn row_9_ge_is_inclusive_at_its_depth() -> Result<()> {
-    let top = account()?;
-    let now = now_s(&top)?;
+    let (top, now) = counted()?;
     let this = minute_of(now)?;
     let (before, after) = (minute_of(now - 60)?, minute_of(now + 60)?);
-    until(|| v(top.get("/_stats/data/PUT?l=api:3")), |seen| seen.get("count").is_some())?;
     for (gs, ge, is_inside) in [
         (before.as_str(), this.as_str(), true),
         (&this, &this, true),
@@ -342,14 +348,13 @@ fn row_16_all_three_forms_of_host_answer() -> Result<()> {
 
 #[test]
 fn row_17_a_token_holds_sixty_seconds_or_as_long_as_it_says_and_zero_is_for_ever() -> Result<()> {
-    let top = account()?;
-    let now = now_s(&top)?;
+    let (top, now) = counted()?;
     for (query, expected) in [("", Some(60)), ("&expire=600", Some(600)), ("&expire=0", None)] {
         let made = v(top.put(&format!("/_token?k=bob&as=values{query}"), json!({})))?;
         let expires = made["expires_at"].as_u64().context("expires_at")?;
         match expected {
             None => assert_eq!(expires, 0, "{made}"),
-            Some(lifetime) => assert!(expires.abs_diff(now + lifetime) <= 5, "{query}: {made}"),
+            Some(lifetime) => assert!(expires.abs_diff(now + lifetime) < 30, "{query}: {made}"),
         }
     }
     Ok(())
@@ -471,6 +476,7 @@ fn row_23_tokens_and_relays_need_a_namespace_and_data_does_not() -> Result<()> {
     assert_eq!(v(top.get("/_stats/no/such?l=router:pkt"))?, json!([]));
     assert_eq!(v(top.get("/_subs/no/such"))?, json!([]));
     assert_eq!(word(top.put("/_turn", json!({})))?, "no_service", "the root is a namespace");
+    assert_eq!(word(top.post("/_turn", json!({})))?, "no_service", "some clients POST");
     Ok(())
 }
 

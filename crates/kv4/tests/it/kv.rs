@@ -24,7 +24,12 @@ const KEYS: usize = 4;
 
 #[derive(Clone, Debug)]
 enum Step {
-    Put { entry: (usize, usize, usize), chars: usize, keys: [KeyChange; 3], locked: Option<bool> },
+    Put {
+        entry: (usize, usize, usize),
+        chars: usize,
+        keys: [KeyChange; 3],
+        locked: Option<bool>,
+    },
     Delete(usize, usize, usize),
     Erase(usize, usize, usize),
     Drop(usize),
