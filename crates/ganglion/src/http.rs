@@ -174,25 +174,26 @@ impl Connection {
             .is_some_and(LoginGuard::is_ended)
         {
             let fault = Fault::with(Code::Unauthorized, "this session was ended");
-            let mut response = faulted(&fault, StatusCode::OK);
+            let mut response = faulted(&fault, StatusCode::OK, false);
             response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
             return response;
         }
         let address = self.address(&request);
         let (parts, body) = request.into_parts();
+        let text = |name: HeaderName| parts.headers.get(name).and_then(|v| v.to_str().ok());
         let body = match self.read_body(body).await {
             Ok(body) => body,
             Err(fault) => {
                 self.shared.counters.refused_body.fetch_add(1, Ordering::Relaxed);
                 let status =
                     StatusCode::from_u16(fault.code.status()).unwrap_or(StatusCode::BAD_REQUEST);
-                let mut response = faulted(&fault, status);
+                let wants_problem = requests::wants_problem(text(header::ACCEPT));
+                let mut response = faulted(&fault, status, wants_problem);
                 let close = HeaderValue::from_static("close");
                 response.headers_mut().insert(header::CONNECTION, close);
                 return response;
             }
         };
-        let text = |name: HeaderName| parts.headers.get(name).and_then(|v| v.to_str().ok());
         let authority = text(header::HOST)
             .or_else(|| parts.uri.authority().map(http::uri::Authority::as_str))
             .unwrap_or("localhost");
@@ -377,11 +378,15 @@ pub(crate) fn plain(status: StatusCode, text: impl Into<String>) -> HttpResponse
     response
 }
 
-fn faulted(fault: &Fault, status: StatusCode) -> HttpResponse {
-    let mut response = hyper::Response::new(Full::new(Bytes::from(envelope::error(fault))));
+fn faulted(fault: &Fault, status: StatusCode, wants_problem: bool) -> HttpResponse {
+    let (content_type, body) = match wants_problem {
+        true => ("application/problem+json", envelope::problem(fault)),
+        false => ("application/json", envelope::error(fault)),
+    };
+    let mut response = hyper::Response::new(Full::new(Bytes::from(body)));
     *response.status_mut() = status;
     let headers = response.headers_mut();
-    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static("application/json"));
+    headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
     response
 }

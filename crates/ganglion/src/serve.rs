@@ -58,7 +58,9 @@ pub(crate) async fn serve(start: Start) -> Result<()> {
 
     let options = Options { cache_bytes: config.store.cache.0, ..Options::default() };
     let path = data_dir.join(STORE_FILE);
-    let store = tokio::task::spawn_blocking(move || EmbeddedStore::open(&path, options)).await??;
+    let shown = path.display().to_string();
+    let opened = tokio::task::spawn_blocking(move || EmbeddedStore::open(&path, options)).await?;
+    let store = opened.with_context(|| format!("opening {shown}"))?;
     let store = Arc::new(store);
     let shared = assemble(&mut config, store.clone(), &sys_secret)?;
     let services = &shared.neuron.services;

@@ -147,7 +147,7 @@ async fn service_request(
     service: Service,
     rest: &str,
 ) -> Response {
-    let mut real_status = request.accept.is_some_and(|accept| accept.contains(PROBLEM));
+    let mut real_status = wants_problem(request.accept);
     let admitted = match admit(services, request, real_status).await {
         Ok(admitted) => admitted,
         Err(fault) => return refuse(&fault, real_status),
@@ -385,6 +385,11 @@ fn count(services: &Services, caller: &Caller, service: Service, method: Method)
         key,
     };
     services.stats.record(measured, 1, services.now_s());
+}
+
+/// Whether an `Accept` header asks for problem details and real statuses.
+pub fn wants_problem(accept: Option<&str>) -> bool {
+    accept.is_some_and(|accept| accept.contains(PROBLEM))
 }
 
 /// The token, and the path asked for, of a signalling URL: `/ws/v2/<t>`, `/v2/<t>`, and the same for

@@ -47,7 +47,8 @@ fn asked_layer(call: &Call<'_>) -> Result<Layer, Fault> {
     let text = call.params.text("l").ok_or_else(|| {
         Fault::with(Code::BadLayerPrefix, "the parameter `l` names the layer to look in")
     })?;
-    if is_hidden(&text) {
+    // `#` is kept, so that the seed's other spelling of layers never means something else.
+    if is_hidden(&text) || text.starts_with('#') {
         return Err(Fault::with(Code::BadLayerPrefix, format!("`{text}` is not shown")));
     }
     Layer::parse(&text).map_err(|error| Fault::with(error.code(), error.to_string()))

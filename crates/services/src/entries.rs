@@ -4,7 +4,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use kv4::store::SeriesQuery;
+use kv4::store::{SeriesQuery, StoreError};
 use kv4::version::{Head, SecondaryKeys, Version};
 use kv4::write::{Condition, KeyChange, Op, Write, Written};
 use kv4::{Node, Ver};
@@ -149,8 +149,23 @@ async fn series(services: &Services, call: &Call<'_>, node: &Node) -> Result<Ans
     };
     let limit = limit(call)?;
     let with_deletions = call.params.flag("deletions");
-    let query = SeriesQuery { node: node.clone(), key: key.clone(), from_micros, to_micros, limit };
-    let rows = services.kv.series(&query).await.map_err(store_fault)?;
+    // The store answers key by key; the newest of all keys are those that are asked for.
+    let of_store = if key.is_some() { limit } else { ROWS_MAX };
+    let query = SeriesQuery {
+        node: node.clone(),
+        key: key.clone(),
+        from_micros,
+        to_micros,
+        limit: of_store,
+    };
+    let mut rows = services.kv.series(&query).await.map_err(store_fault)?;
+    if key.is_none() {
+        if rows.len() == ROWS_MAX {
+            return Err(store_fault(StoreError::TooLarge));
+        }
+        rows.sort_by_key(|(_, version)| std::cmp::Reverse(version.ver.stamp));
+        rows.truncate(limit);
+    }
     let mut v = String::from("[");
     for (row_key, version) in &rows {
         let value = match &version.value {

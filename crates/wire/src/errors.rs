@@ -30,7 +30,7 @@ pub enum Code {
     EmailExists,
     /// Another account of this owner has that name.
     UsernameExists,
-    /// The account name is empty, longer than 64 bytes, starts with `!` or `$`, or holds one of `/ # : )`.
+    /// The account name is empty, longer than 64 bytes, `sys`, starts with `!` or `$`, or holds one of `/ # : )`.
     BadUsername,
     /// An account keeps its name; make a new account instead.
     UsernameIsImmutable,
@@ -300,7 +300,7 @@ impl Code {
             Code::EmailExists => "Another account of this owner has that e-mail address.",
             Code::UsernameExists => "Another account of this owner has that name.",
             Code::BadUsername => {
-                "The account name is empty, longer than 64 bytes, starts with `!` or `$`, or holds one of `/ # : )`."
+                "The account name is empty, longer than 64 bytes, `sys`, starts with `!` or `$`, or holds one of `/ # : )`."
             }
             Code::UsernameIsImmutable => "An account keeps its name; make a new account instead.",
             Code::EmailIsImmutable => {

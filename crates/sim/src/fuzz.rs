@@ -1,0 +1,391 @@
+//! Fuzz entry points: whatever the bytes are, these hold. Each takes any input and panics when a
+//! property does not hold; `cargo fuzz` and the seeded tests call the same functions.
+
+use std::collections::BTreeSet;
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, LazyLock};
+
+use kv4::address::{Bucket, Entry, Node};
+use kv4::memory::MemoryStore;
+use kv4::store::Store;
+use kv4::write::{Condition, KeyChange, Op, Write};
+use kv4::{Stamp, Ver};
+use store::EmbeddedStore;
+use store::embedded::Options;
+use wire::credentials::{Credentials, Secret};
+use wire::envelope::Fault;
+use wire::errors::Code;
+use wire::frames::{ClientFrame, Name, ServerFrame};
+use wire::json::{Json, Members, push_string};
+use wire::names::{self, Ident, Key, Layer, Path, percent_decode};
+use wire::params::{PARAMS_MAX, Params};
+use wire::timegroup::TimeGroup;
+use wire::token::{COMPACT_BYTES_MAX, Claims, TokenError};
+use wire::ws::{CONTROL_BYTES_MAX, Decoder, Message, Opcode, ProtocolError, masked_frame};
+
+use crate::disk::Disk;
+use crate::embedded::block_on;
+
+/// A fuzz target: its name, which is that of its corpus, and its entry point.
+pub type Target = (&'static str, fn(&[u8]));
+
+/// All of them.
+pub const TARGETS: [Target; 10] = [
+    ("path", fuzz_path),
+    ("query", fuzz_query),
+    ("body", fuzz_body),
+    ("credentials", fuzz_credentials),
+    ("time_group", fuzz_time_group),
+    ("token", fuzz_token),
+    ("ws", fuzz_ws),
+    ("frames", fuzz_frames),
+    ("json", fuzz_json),
+    ("store_keys", fuzz_store_keys),
+];
+
+/// A path is one canonical text, within its limits, and a URL can spell it.
+pub fn fuzz_path(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    for path in [Path::parse(text), Path::from_url(text)].into_iter().flatten() {
+        assert_eq!(Path::parse(path.as_str()).as_ref(), Ok(&path), "not canonical");
+        assert!(path.as_str().len() <= names::PATH_BYTES_MAX);
+        assert_eq!(path.depth(), path.segments().count());
+        assert!(path.depth() <= names::SEGMENTS_MAX);
+        assert_eq!(path.ancestors().count(), path.depth() + 1);
+        assert!(path.ancestors().all(|above| path.is_within(&above)));
+        assert_eq!(path.ancestors().last(), Some(Path::root()));
+        let escaped: String = path.as_str().bytes().map(|byte| format!("%{byte:02X}")).collect();
+        assert_eq!(Path::from_url(&escaped).as_ref(), Ok(&path), "a URL gives another path");
+        if let Some((parent, last)) = path.split_last() {
+            assert_eq!(parent.join(last).as_ref(), Ok(&path));
+            assert_eq!(path.relative_to(&parent), Some(last));
+            assert!(!parent.is_within(&path));
+        }
+    }
+}
+
+/// A query that is read is the same when it is written and read again.
+pub fn fuzz_query(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    let Ok(params) = Params::read(text, b"") else { return };
+    assert!(params.query().len() <= PARAMS_MAX);
+    let held: usize = params.query().iter().map(|(name, value)| name.len() + value.len()).sum();
+    assert!(held <= text.len(), "decoding made it longer");
+    let pair = |(name, value): &(String, String)| format!("{}={}", escape(name), escape(value));
+    // `&` and a bare `=` are pairs of nothing, which a written query keeps as `=`.
+    let written = params.query().iter().map(pair).collect::<Vec<_>>().join("&");
+    let again = Params::read(&written, b"").expect("what was written can be read");
+    assert_eq!(again.query(), params.query());
+    for (name, _) in params.query() {
+        let first = params.query().iter().find(|(known, _)| known == name).map(|(_, v)| v);
+        assert_eq!(params.text(name).as_ref(), first, "the first of equal names stands");
+        drop(params.flag(name));
+    }
+}
+
+/// A body that is read holds members that are read again as they were.
+pub fn fuzz_body(bytes: &[u8]) {
+    let Ok(params) = Params::read("", bytes) else { return };
+    let written = params.body().to_json();
+    let again = Params::read("", written.as_str().as_bytes()).expect("written by us");
+    assert_eq!(again.body(), params.body());
+    let mut known = BTreeSet::new();
+    for (name, value) in params.body().iter() {
+        assert!(known.insert(name), "a name twice");
+        assert_eq!(Json::parse(value.as_str()).as_ref(), Ok(value));
+        assert_eq!(params.json(name).as_ref(), Some(value));
+        drop((params.text(name), params.flag(name)));
+    }
+}
+
+/// Credentials that are read can be written so that they are read alike, and do not show in a log.
+pub fn fuzz_credentials(bytes: &[u8]) {
+    use base64::Engine as _;
+    if let Ok(header) = std::str::from_utf8(bytes) {
+        drop(Credentials::from_basic(header));
+    }
+    let encoded = base64::engine::general_purpose::STANDARD.encode(bytes);
+    let header = format!("basic  {encoded} ");
+    let Ok(read) = Credentials::from_basic(&header) else { return };
+    let ident = match &read.sub {
+        None => read.account.clone(),
+        Some(sub) => format!("{}#{sub}", read.account),
+    };
+    let mark = if read.by_parent { "!" } else { "" };
+    let (secret, hidden) = match &read.secret {
+        Secret::Account(secret) => (secret.clone(), secret),
+        Secret::Admin { key, password } => (format!("{key}#{password}"), password),
+    };
+    if !ident.starts_with('%') {
+        let again = Credentials::from_parts(&ident, &format!("{mark}{secret}"));
+        assert_eq!(again.as_ref(), Ok(&read));
+    }
+    let shown = format!("{read:?}");
+    let elsewhere = [&read.account, read.sub.as_ref().unwrap_or(&read.account)];
+    let is_elsewhere = elsewhere.iter().any(|text| format!("{text:?}").contains(hidden.as_str()));
+    // Short texts turn up by chance.
+    assert!(hidden.len() < 16 || is_elsewhere || !shown.contains(hidden.as_str()), "{shown}");
+}
+
+/// A time group is one text and one span, and the span's ends lie in it.
+pub fn fuzz_time_group(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    let Ok(group) = TimeGroup::parse(text) else { return };
+    assert_eq!(TimeGroup::parse(&group.to_string()).as_ref(), Ok(&group));
+    assert!(group.first_s() <= group.last_s());
+    assert_eq!(group.first_micros(), group.first_s() * 1_000_000);
+    assert_eq!(group.last_micros() + 1, (group.last_s() + 1) * 1_000_000);
+    for inside in [group.first_s(), group.last_s()] {
+        assert_eq!(TimeGroup::at(inside, group.depth()), group);
+    }
+    assert_ne!(TimeGroup::at(group.last_s() + 1, group.depth()), group);
+    if let Some(before) = group.first_s().checked_sub(1) {
+        assert_ne!(TimeGroup::at(before, group.depth()), group);
+    }
+}
+
+/// Claims that are read can be written and are read alike; a token with a wrong mac is refused
+/// whatever it says.
+pub fn fuzz_token(bytes: &[u8]) {
+    use base64::Engine as _;
+    let encoded = base64::engine::general_purpose::URL_SAFE_NO_PAD.encode(bytes);
+    let texts = [std::str::from_utf8(bytes).unwrap_or_default(), &encoded];
+    for text in texts {
+        let refused = Claims::from_compact(text, |_, _, _| false);
+        assert!(refused.is_err());
+        let Ok(claims) = Claims::from_compact(text, |_, _, _| true) else { continue };
+        assert_eq!(refused, Err(TokenError::BadSignature));
+        // A path that is not written canonically becomes so, and then it may be too short to differ.
+        if let Some(written) = claims.to_compact(|signed| mac(signed)) {
+            assert!(written.len() <= COMPACT_BYTES_MAX);
+            let verify = |_: u8, signed: &[u8], theirs: &[u8]| mac(signed) == theirs;
+            assert_eq!(Claims::from_compact(&written, verify).as_ref(), Ok(&claims));
+        }
+        let names = claims.grants.names().collect::<Vec<_>>().join(",");
+        let grants = wire::token::Grants::parse(&names).expect("names of grants");
+        assert!(claims.grants.contains(grants));
+    }
+    if let Ok(text) = std::str::from_utf8(bytes)
+        && let Ok(ver) = text.parse::<Ver>()
+    {
+        assert_eq!(ver.to_string().parse::<Ver>(), Ok(ver));
+    }
+}
+
+/// Not a mac, only something that depends on every byte.
+fn mac(signed: &[u8]) -> [u8; 16] {
+    let mut sum = [0; 16];
+    for (at, byte) in signed.iter().enumerate() {
+        sum[at % 16] = sum[at % 16].wrapping_mul(31) ^ byte;
+    }
+    sum
+}
+
+/// Longest message that the fuzzed decoder takes.
+const MESSAGE_BYTES_MAX: usize = 300;
+
+/// What a decoder made of its bytes.
+#[derive(Debug, Default, Eq, PartialEq)]
+struct Decoded {
+    messages: Vec<String>,
+    error: Option<ProtocolError>,
+}
+
+/// Frames mean the same however the network cuts them, hold little memory, and what we write as a
+/// client is read as it was meant.
+pub fn fuzz_ws(bytes: &[u8]) {
+    let whole = decode(bytes, bytes.len().max(1));
+    for step in [1, 2, 7] {
+        assert_eq!(decode(bytes, step), whole, "in pieces of {step}");
+    }
+    let key = [bytes.first().copied().unwrap_or(9), 2, 3, 4];
+    let payload = &bytes[..bytes.len().min(MESSAGE_BYTES_MAX)];
+    let frame = masked_frame(true, Opcode::Binary, payload, key);
+    let message = format!("{:?}", Message::Binary(payload));
+    assert_eq!(decode(&frame, 5), Decoded { messages: vec![message], error: None });
+    let ping = &payload[..payload.len().min(CONTROL_BYTES_MAX)];
+    let frame = masked_frame(true, Opcode::Ping, ping, key);
+    let message = format!("{:?}", Message::Ping(ping));
+    assert_eq!(decode(&frame, 3), Decoded { messages: vec![message], error: None });
+}
+
+fn decode(bytes: &[u8], step: usize) -> Decoded {
+    let mut decoder = Decoder::new(MESSAGE_BYTES_MAX);
+    let mut decoded = Decoded::default();
+    for piece in bytes.chunks(step) {
+        let mut rest = piece;
+        while !rest.is_empty() {
+            let taken = decoder.push(rest);
+            rest = &rest[taken..];
+            loop {
+                match decoder.next_message() {
+                    Ok(Some(message)) => decoded.messages.push(format!("{message:?}")),
+                    Ok(None) => break,
+                    Err(error) => {
+                        decoded.error = Some(error);
+                        break;
+                    }
+                }
+            }
+            // One frame's bytes, one message's fragments, and the growth of buffers.
+            assert!(decoder.held_bytes() <= 4 * (MESSAGE_BYTES_MAX + 64), "holds too much");
+        }
+    }
+    decoded
+}
+
+/// Whatever a client says, what the server relays is one JSON text with the payload as it came.
+pub fn fuzz_frames(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    if let Ok(name) = Name::encode(text) {
+        let back = percent_decode(name.as_str(), false);
+        assert_eq!(back.as_deref(), Ok(text), "distinct names must stay distinct");
+    }
+    let path = Path::parse("/my/path").expect("a legal path");
+    let name = Name::encode("somebody").expect("a legal name");
+    let frame = match ClientFrame::parse(text) {
+        Ok(ClientFrame::User(frame)) => frame,
+        Ok(ClientFrame::Ping { ts }) => {
+            check_frame(&ServerFrame::Pong { ts });
+            return;
+        }
+        Ok(_) => return,
+        Err(error) => {
+            let fault = Fault::with(error.code(), error.to_string());
+            return check_frame(&ServerFrame::Error { fault: &fault });
+        }
+    };
+    let relayed = ServerFrame::User { path: &path, from: Some(&name), frame: &frame };
+    check_frame(&relayed);
+    let mut out = String::new();
+    relayed.write(&mut out);
+    assert!(out.contains(frame.payload), "the payload is not as it came");
+    let members = Json::parse(&out).ok().and_then(|json| json.members());
+    if let Some(meta) = members.and_then(|members| members.get("m")?.members()) {
+        assert_eq!(meta.text("f").as_deref(), Some("/my/path/somebody"), "nobody speaks as another");
+    }
+}
+
+fn check_frame(frame: &ServerFrame<'_>) {
+    let mut text = String::new();
+    frame.write(&mut text);
+    let is_json = serde_json::from_str::<&serde_json::value::RawValue>(&text).is_ok();
+    assert!(is_json, "not JSON: {text}");
+    let wire = frame.to_ws();
+    let mut decoder = Decoder::client(1 << 20);
+    assert_eq!(decoder.push(&wire), wire.len());
+    match decoder.next_message() {
+        Ok(Some(Message::Text(read))) => assert_eq!(read, text),
+        other => panic!("{other:?}"),
+    }
+}
+
+/// JSON stays the text that it was; strings and objects are written as they are read.
+pub fn fuzz_json(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    let mut quoted = String::new();
+    push_string(&mut quoted, text);
+    assert_eq!(serde_json::from_str::<String>(&quoted).as_deref().ok(), Some(text));
+    assert_eq!(Json::string(text).to_text().as_deref(), Some(text));
+    let Ok(json) = Json::parse(text) else { return };
+    assert_eq!(Json::parse(json.as_str()).as_ref(), Ok(&json));
+    let mut shown = String::new();
+    json.push_with(&mut shown, "_ver_", "1-x");
+    let shown = Json::parse(&shown).expect("still JSON");
+    if let Some(members) = json.members() {
+        let again = members.to_json();
+        assert_eq!(again.members().as_ref(), Some(&members));
+        assert_eq!(shown.members().and_then(|m| m.text("_ver_")).as_deref(), Some("1-x"));
+    } else if !json.is_object() {
+        assert_eq!(shown, json);
+    }
+    drop(json.read::<serde_json::Value>());
+    let refusal = wire::envelope::error(&Fault::with(Code::BadRequest, text));
+    assert!(Json::parse(&refusal).is_ok_and(|refusal| refusal.is_object()));
+    let mut members = Members::default();
+    members.set(text, json);
+    assert!(Json::parse(members.to_json().as_str()).is_ok());
+}
+
+/// Names lie in the embedded engine as they do in ordered maps: none is taken for another, and
+/// listings and scans end where they should.
+pub fn fuzz_store_keys(bytes: &[u8]) {
+    static EMBEDDED: LazyLock<EmbeddedStore> = LazyLock::new(|| {
+        EmbeddedStore::open_on(Disk::default(), Options::default()).expect("an empty disk")
+    });
+    static NEXT: AtomicU64 = AtomicU64::new(0);
+    // A bucket of its own for each input, and a neighbour that must not be seen.
+    let number = NEXT.fetch_add(1, Relaxed);
+    let bucket = |name: &str| {
+        let ident = Ident::parse(&format!("{name}{number}")).expect("a legal name");
+        Bucket::account(&ident, None).expect("short")
+    };
+    let (bucket, neighbour) = (bucket("a"), bucket("a-"));
+    let entries = entries(bytes, &bucket);
+    let reference = MemoryStore::new();
+    let mut writes: Vec<Write> = Vec::new();
+    for (nth, entry) in entries.iter().enumerate() {
+        let mut theirs = entry.clone();
+        theirs.node.bucket = neighbour.clone();
+        writes.extend([put(entry, nth), put(&theirs, nth)]);
+    }
+    let expected = block_on(reference.write(writes.clone()));
+    assert_eq!(block_on(EMBEDDED.write(writes)), expected);
+    let layers = block_on(reference.layers(&bucket)).expect("in memory");
+    assert_eq!(block_on(EMBEDDED.layers(&bucket)).as_ref(), Ok(&layers));
+    for layer in &layers {
+        for under in entries.iter().map(|entry| &entry.node.path).chain([&Path::root()]) {
+            let paths = block_on(reference.paths(&bucket, layer, under));
+            assert_eq!(block_on(EMBEDDED.paths(&bucket, layer, under)), paths, "under {under}");
+        }
+    }
+    for entry in &entries {
+        let node = &entry.node;
+        let heads = block_on(reference.node(node, usize::MAX));
+        assert_eq!(block_on(EMBEDDED.node(node, usize::MAX)), heads, "{node:?}");
+        let newest = block_on(reference.newest(entry));
+        assert_eq!(block_on(EMBEDDED.newest(entry)), newest, "{entry:?}");
+        let after = block_on(reference.keys(node, Some(&entry.key), 3));
+        assert_eq!(block_on(EMBEDDED.keys(node, Some(&entry.key), 3)), after, "{entry:?}");
+        let by = block_on(reference.by_secondary(node, 2, &entry.key));
+        assert_eq!(block_on(EMBEDDED.by_secondary(node, 2, &entry.key)), by, "{entry:?}");
+    }
+    for bucket in [&bucket, &neighbour] {
+        assert_eq!(block_on(EMBEDDED.drop_bucket(bucket)), Ok(()));
+        assert_eq!(block_on(EMBEDDED.layers(bucket)), Ok(Vec::new()));
+    }
+}
+
+/// Most entries that one input makes.
+const ENTRIES_MAX: usize = 12;
+
+/// Layers, paths and keys out of the lines of an input: three lines an entry, what is no name
+/// becomes a short one.
+fn entries(bytes: &[u8], bucket: &Bucket) -> Vec<Entry> {
+    let text = String::from_utf8_lossy(bytes);
+    let lines: Vec<&str> = text.split('\n').collect();
+    let entry = |lines: &[&str]| {
+        let line = |at: usize| lines.get(at).copied().unwrap_or("a");
+        let layer = Layer::parse(line(0)).or_else(|_| Layer::parse("*d")).expect("a legal layer");
+        let path = Path::parse(line(1)).unwrap_or_else(|_| Path::root());
+        let key = Key::parse(line(2)).or_else(|_| Key::parse("k")).expect("a legal key");
+        Node::new(bucket.clone(), layer, path).entry(key)
+    };
+    lines.chunks(3).take(ENTRIES_MAX).map(entry).collect()
+}
+
+/// A put with the entry's own key as k2 as well, unless another has it.
+fn put(entry: &Entry, nth: usize) -> Write {
+    let k2 = KeyChange::Set(entry.key.clone());
+    Write {
+        entry: entry.clone(),
+        op: Op::Put { value: Json::from(nth as u64), keys: [k2, KeyChange::Keep, KeyChange::Keep] },
+        condition: Condition::Any,
+        who: Arc::from("elena"),
+        stamp: Stamp { micros: 1, neuron: 1 },
+    }
+}
+
+fn escape(text: &str) -> String {
+    text.bytes().map(|byte| format!("%{byte:02X}")).collect()
+}
