@@ -9,7 +9,6 @@ use ::neuron::Neuron;
 use ::neuron::requests::{Admission, Request};
 use base64::Engine as _;
 use kv4::Bucket;
-use kv4::store::BoxFuture;
 use serde_json::{Value, json};
 
 use crate::executor::Machine;
@@ -39,7 +38,7 @@ pub struct Who {
 }
 
 /// A connection of somebody to a neuron.
-#[derive(Clone)]
+#[derive(Clone, Debug)]
 pub struct Client {
     pub neuron: Neuron,
     pub who: Who,
@@ -48,11 +47,13 @@ pub struct Client {
 }
 
 /// Lets everybody in at once.
-struct Open4All;
+struct Everybody;
 
-impl Admission for Open4All {
-    fn turn(&self, _: &Bucket) -> BoxFuture<'static, Option<Box<dyn Send + Sync>>> {
-        Box::pin(std::future::ready(Some(Box::new(()) as Box<dyn Send + Sync>)))
+impl Admission for Everybody {
+    type Turn = ();
+
+    async fn turn(&self, _: &Bucket, _: bool) -> Option<()> {
+        Some(())
     }
 }
 
@@ -120,7 +121,7 @@ impl Client {
         if is_put {
             self.model().puts.entry(self.who.who.to_owned()).or_default().begun += 1;
         }
-        let response = self.neuron.request(&request, &Open4All).await;
+        let response = self.neuron.request(&request, &Everybody).await;
         let response = response.expect("the path is one of the API");
         if is_put {
             self.model().puts.entry(self.who.who.to_owned()).or_default().answered += 1;

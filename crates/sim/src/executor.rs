@@ -208,11 +208,15 @@ impl Future for Sleep {
         if state.elapsed >= self.at {
             return Poll::Ready(());
         }
-        let nth = state.next_timer;
-        let timer = *self.timer.get_or_insert((self.at, nth));
-        if timer.1 == nth {
-            state.next_timer += 1;
-        }
+        let timer = match self.timer {
+            Some(timer) => timer,
+            None => {
+                let timer = (self.at, state.next_timer);
+                state.next_timer += 1;
+                self.timer = Some(timer);
+                timer
+            }
+        };
         state.timers.insert(timer, context.waker().clone());
         Poll::Pending
     }

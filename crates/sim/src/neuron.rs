@@ -16,7 +16,7 @@ use kv4::view::Limits;
 use serde_json::{Value, json};
 use services::secrets::Sealer;
 use services::statistics::Statistics;
-use services::{Clock as _, Identity, Parts};
+use services::{Identity, Parts};
 use wire::names::Key;
 
 use crate::client::{Answer, Client, OWN_PATH, SHARED_PATH, Who};
@@ -465,9 +465,11 @@ async fn verify_reads(
 ) {
     let of_path = series.iter().filter(|((p, _), _)| p == path);
     let mut live = Vec::new();
-    let mut names = Vec::new();
+    let mut rows = Vec::new();
     for ((_, key), versions) in of_path {
-        names.extend(versions.iter().rev().map(|(_, left)| left.clone()));
+        rows.extend(versions.iter().rev().map(|(ver, left)| {
+            (ver.split_once('-').unwrap_or_default().1, left.clone())
+        }));
         let answer = client.get(&format!("/_data{path}?k={key}")).await;
         let (ver, left) = versions.last().cloned().unwrap_or_default();
         match (&left, answer.ok()) {
@@ -486,8 +488,11 @@ async fn verify_reads(
     client.must("a listing is what is live", keys.ok() == Some(&json!(live)), || {
         format!("{keys:?} for {live:?}")
     });
+    // The newest of all keys first; as text, stamps sort as they are.
+    rows.sort_by_key(|(stamp, _)| std::cmp::Reverse(*stamp));
+    let names: Vec<Left> = rows.into_iter().map(|(_, left)| left).collect();
     let answer = client.get(&format!("/_data{path}?time_series=1&deletions=1")).await;
-    let rows = answer.ok().and_then(Value::as_array).cloned().unwrap_or_default();
-    let shown: Vec<Left> = rows.iter().map(|row| row[2]["name"].as_str().map(str::to_owned)).collect();
+    let series = answer.ok().and_then(Value::as_array).cloned().unwrap_or_default();
+    let shown: Vec<Left> = series.iter().map(|row| row[2]["name"].as_str().map(str::to_owned)).collect();
     client.must("a time series is the feed's", shown == names, || format!("{shown:?} {names:?}"));
 }

@@ -1,7 +1,7 @@
 //! A bucket's feed as a client follows it, and what it says of each entry: the reference that
 //! reads, series and listings are compared with.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
@@ -107,10 +107,11 @@ impl Feed {
             let twice = by_ver.insert((path, key, &row.ver), row);
             ensure!(twice.is_none(), "told twice: {row:?}");
         }
-        let seen = told.seen.iter();
-        for (path, key, ver) in seen {
-            let is_here = by_ver.contains_key(&(path.as_str(), key.as_str(), ver.as_str()))
-                || self.rows.iter().any(|row| row.key == *key && row.ver == *ver);
+        // A read may show what another round has written.
+        let known: BTreeSet<(&str, &str)> =
+            self.rows.iter().map(|row| (row.key.as_str(), row.ver.as_str())).collect();
+        for (path, key, ver) in &told.seen {
+            let is_here = known.contains(&(key.as_str(), ver.as_str()));
             ensure!(is_here, "a read showed {path} {key} {ver}, which is gone");
         }
         let mut bases: BTreeMap<(&str, &str, &str), &Acknowledged> = BTreeMap::new();
@@ -185,7 +186,9 @@ impl Feed {
         for row in self.rows.iter().rev().filter(|row| row.path == of_path) {
             expected.entry(&row.key).or_default().push(row);
         }
-        let expected: Vec<&Row> = expected.into_values().flatten().collect();
+        let mut expected: Vec<&Row> = expected.into_values().flatten().collect();
+        // The newest of all keys first; as text, stamps sort as they are.
+        expected.sort_by_key(|row| std::cmp::Reverse(row.ver.split_once('-').map(|(_, at)| at)));
         ensure!(
             rows.len() == expected.len(),
             "{path}: {} versions in the series, {} in the feed",

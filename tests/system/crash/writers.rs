@@ -4,6 +4,7 @@
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
 use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
+use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
@@ -14,6 +15,8 @@ use super::client::Client;
 
 /// Longest filling of a value, in characters; some values span several pages of the store.
 const PAD_CHARS_MAX: u64 = 3_000;
+/// Pause between two looks at how far writers are.
+const LOOK_AGAIN: Duration = Duration::from_millis(2);
 /// Keys that the writers of an account share, in each of their paths.
 const SHARED_KEYS: u64 = 3;
 /// The path that writers use in every round, beside the round's own.
@@ -112,7 +115,7 @@ impl Writers {
             if self.threads.iter().all(JoinHandle::is_finished) {
                 bail!("all writers ended after {} writes", self.count.load(SeqCst));
             }
-            thread::yield_now();
+            thread::sleep(LOOK_AGAIN);
         }
         Ok(())
     }
