@@ -120,6 +120,8 @@ sections! {
         headers: Size = Size(32 << 10),
         /// How long a client may take to send a request's headers.
         header_time: Span = Span(Duration::from_secs(10)),
+        /// How long a connection may be idle between requests.
+        keep_alive: Span = Span(Duration::from_secs(75)),
         /// How long a client may take to send a request's body.
         body_time: Span = Span(Duration::from_secs(20)),
         /// Requests of one account that are carried out at the same time; more wait their turn. While

@@ -14,6 +14,7 @@ use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
 use hyper::body::{Body, Incoming};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use neuron::requests::AllowOrigin;
 use neuron::{Neuron, requests};
 use services::access::Network;
 use services::sessions::{LoginGuard, Sessions};
@@ -25,6 +26,7 @@ use crate::config::Config;
 use crate::lifecycle::Lifecycle;
 use crate::listen::Gate;
 use crate::metrics;
+use crate::pace::{Pace, Paced};
 use crate::pages::Pages;
 use crate::sockets::{self, SocketTable};
 use crate::turns::Turns;
@@ -35,8 +37,6 @@ type HttpResponse = hyper::Response<Full<Bytes>>;
 const PREFLIGHT_MAX_AGE: &str = "86400";
 /// draft-ietf-httpapi-idempotency-key-header.
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
-/// Most headers of a request.
-const HEADERS_MAX: usize = 100;
 /// Most streams of one HTTP/2 connection at a time.
 const STREAMS_MAX: u32 = 128;
 
@@ -74,6 +74,7 @@ struct Connection {
     login: Mutex<Option<LoginGuard>>,
     /// Whether a request has come; a connection without one is cut.
     has_begun: AtomicBool,
+    pace: Arc<Pace>,
 }
 
 /// Serves one connection until it ends or the neuron stops.
@@ -91,8 +92,7 @@ pub(crate) async fn serve_connection<IO>(
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(limits.header_time.0)
-        .max_headers(HEADERS_MAX)
+        .header_read_timeout(limits.keep_alive.0)
         .max_buf_size(limits.headers.0.max(8 << 10));
     builder
         .http2()
@@ -108,6 +108,7 @@ pub(crate) async fn serve_connection<IO>(
         is_admin,
         login: Mutex::new(None),
         has_begun: AtomicBool::new(false),
+        pace: Arc::default(),
     });
     let header_time = connection.shared.config.limits.header_time.0;
     let served = connection.clone();
@@ -115,7 +116,8 @@ pub(crate) async fn serve_connection<IO>(
         let connection = served.clone();
         async move { Ok::<_, Infallible>(connection.handle(request).await) }
     });
-    let serving = builder.serve_connection_with_upgrades(TokioIo::new(io), service);
+    let io = TokioIo::new(Paced::new(io, connection.pace.clone(), header_time));
+    let serving = builder.serve_connection_with_upgrades(io, service);
     let mut serving = std::pin::pin!(serving);
     // hyper's own limit begins with a connection's first byte, and this one may never come.
     let beginning = tokio::time::sleep(header_time);
@@ -146,6 +148,7 @@ fn log_end(peer: IpAddr, done: Result<(), Box<dyn std::error::Error + Send + Syn
 impl Connection {
     async fn handle(self: &Arc<Self>, request: hyper::Request<Incoming>) -> HttpResponse {
         self.has_begun.store(true, Ordering::Relaxed);
+        let _under_way = self.pace.begun(request.version());
         let _busy = self.shared.lifecycle.busy();
         self.shared.counters.requests.fetch_add(1, Ordering::Relaxed);
         let path = request.uri().path();
@@ -236,12 +239,17 @@ impl Connection {
         if let Some(content_type) = response.content_type {
             headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
         }
-        if let Some(origin) = &response.allow_origin {
-            if origin != "*" {
-                headers.insert(header::VARY, HeaderValue::from_static("origin"));
+        match response.allow_origin {
+            AllowOrigin::Nobody => {}
+            AllowOrigin::Everybody => {
+                let everybody = HeaderValue::from_static("*");
+                headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, everybody);
             }
-            if let Ok(origin) = HeaderValue::from_str(origin) {
-                headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+            AllowOrigin::Only(origin) => {
+                headers.insert(header::VARY, HeaderValue::from_static("origin"));
+                if let Ok(origin) = HeaderValue::try_from(origin) {
+                    headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, origin);
+                }
             }
         }
         if response.is_preflight {

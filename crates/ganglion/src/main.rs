@@ -10,6 +10,7 @@ mod http;
 mod lifecycle;
 mod listen;
 mod metrics;
+mod pace;
 mod pages;
 mod serve;
 mod sockets;

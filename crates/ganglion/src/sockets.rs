@@ -25,6 +25,7 @@ use services::RoomRef;
 use services::token::{self, Verified};
 use signal::{Output, SocketId};
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use wire::envelope::Fault;
@@ -33,6 +34,7 @@ use wire::names::Path;
 use wire::ws::{self, CloseCode, Decoder, Message};
 
 use crate::http::{Shared, plain};
+use crate::pace::Paced;
 
 /// RFC 6455 §1.3.
 const HANDSHAKE_GUID: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
@@ -284,12 +286,18 @@ impl Socket<()> {
         address: IpAddr,
     ) {
         // The transport itself, without hyper's box, when the listener is a plain one.
-        match hyper_util::server::conn::auto::upgrade::downcast::<TokioIo<tokio::net::TcpStream>>(
+        match hyper_util::server::conn::auto::upgrade::downcast::<TokioIo<Paced<TcpStream>>>(
             upgraded,
         ) {
             Ok(parts) => {
-                Socket::run(shared, parts.io.into_inner(), &parts.read_buf, admitted, address)
-                    .await;
+                Socket::run(
+                    shared,
+                    parts.io.into_inner().into_inner(),
+                    &parts.read_buf,
+                    admitted,
+                    address,
+                )
+                .await;
             }
             Err(upgraded) => {
                 Socket::run(shared, TokioIo::new(upgraded), b"", admitted, address).await;

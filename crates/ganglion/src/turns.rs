@@ -24,7 +24,7 @@ pub(crate) struct Turns {
     /// Reads at once of one account in company.
     reads_in_company: usize,
     waiting_max: usize,
-    accounts: papaya::HashMap<Bucket, Arc<Account>>,
+    accounts: papaya::HashMap<Bucket, Arc<Account>, foldhash::fast::RandomState>,
     /// Grows with each [`Turns::tick`].
     now: AtomicU32,
     /// When two accounts called in turn, last.
@@ -57,7 +57,7 @@ impl Turns {
             at_once,
             reads_in_company: workers.saturating_sub(1).clamp(1, at_once),
             waiting_max,
-            accounts: papaya::HashMap::new(),
+            accounts: papaya::HashMap::default(),
             now: AtomicU32::new(COMPANY_TICKS + 1),
             met: AtomicU32::new(0),
             last: AtomicU64::new(0),

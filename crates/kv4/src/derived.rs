@@ -24,7 +24,7 @@ pub type Compile<T> = fn(&[(Path, Arc<Head>)]) -> T;
 pub struct Derived<T> {
     layer: Layer,
     compile: Compile<T>,
-    compiled: papaya::HashMap<Bucket, Arc<T>>,
+    compiled: papaya::HashMap<Bucket, Arc<T>, foldhash::fast::RandomState>,
     /// Serialises those who keep or forget a form; readers never take it.
     keeping: Mutex<()>,
     /// Raised by every commit that touches the layer, so that a form compiled from rows that were
@@ -38,7 +38,7 @@ impl<T: Send + Sync + std::fmt::Debug + 'static> Derived<T> {
         let derived = Arc::new(Derived {
             layer,
             compile,
-            compiled: papaya::HashMap::new(),
+            compiled: papaya::HashMap::default(),
             keeping: Mutex::new(()),
             touched: AtomicU64::new(0),
         });

@@ -190,7 +190,7 @@ pub struct Stats {
 /// All views of a neuron, keyed by node.
 #[derive(Debug)]
 pub struct Views {
-    slots: papaya::HashMap<Node, Arc<Slot>>,
+    slots: papaya::HashMap<Node, Arc<Slot>, foldhash::fast::RandomState>,
     limits: Limits,
     bytes: AtomicUsize,
     now_s: AtomicU32,
@@ -205,7 +205,7 @@ impl Views {
         let node_bytes_max = limits.node_bytes_max.min(limits.bytes_max / 2);
         let limits = Limits { node_bytes_max, ..limits };
         Views {
-            slots: papaya::HashMap::new(),
+            slots: papaya::HashMap::default(),
             limits,
             bytes: AtomicUsize::new(0),
             now_s: AtomicU32::new(0),

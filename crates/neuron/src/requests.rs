@@ -50,12 +50,20 @@ pub struct Response {
     pub etag: Option<String>,
     pub no_store: bool,
     pub retry_after_s: Option<u64>,
-    /// `Access-Control-Allow-Origin`; `None` to leave it out.
-    pub allow_origin: Option<String>,
+    pub allow_origin: AllowOrigin,
     /// Whether this answers a preflight.
     pub is_preflight: bool,
     /// Who asked, once proven.
     pub caller: Option<Arc<Caller>>,
+}
+
+/// `Access-Control-Allow-Origin`.
+#[derive(Clone, Debug, Eq, PartialEq)]
+pub enum AllowOrigin {
+    Everybody,
+    /// Left out.
+    Nobody,
+    Only(String),
 }
 
 const JSON: &str = "application/json";
@@ -70,7 +78,7 @@ impl Response {
             etag: None,
             no_store: false,
             retry_after_s: None,
-            allow_origin: Some("*".to_owned()),
+            allow_origin: AllowOrigin::Everybody,
             is_preflight: false,
             caller: None,
         }
@@ -136,7 +144,7 @@ struct Admitted {
     caller: Arc<Caller>,
     method: Method,
     params: Params,
-    allow_origin: Option<String>,
+    allow_origin: AllowOrigin,
     real_status: bool,
 }
 
@@ -245,12 +253,18 @@ async fn admit(
     let settings =
         settings.map_err(|error| Fault::with(Code::StoreUnavailable, error.to_string()))?;
     let real_status = real_status || settings.at(&Path::root(), "real_status").unwrap_or(false);
-    let mut allow_origin = Some("*".to_owned());
+    let mut allow_origin = AllowOrigin::Everybody;
     if let Some(origins) = settings.at::<Vec<String>>(&Path::root(), "cors_origins") {
-        allow_origin = request.origin.map(str::to_owned).filter(|origin| origins.contains(origin));
-        if request.origin.is_some() && allow_origin.is_none() {
-            return Err(Fault::with(Code::NotAllowed, "this account does not allow that origin"));
-        }
+        allow_origin = match request.origin {
+            None => AllowOrigin::Nobody,
+            Some(origin) if origins.iter().any(|known| known == origin) => {
+                AllowOrigin::Only(origin.to_owned())
+            }
+            Some(_) => {
+                let why = "this account does not allow that origin";
+                return Err(Fault::with(Code::NotAllowed, why));
+            }
+        };
     }
     Ok(Admitted { caller, method, params, allow_origin, real_status })
 }

@@ -308,11 +308,18 @@ async fn delete_account(
             return Err(Fault::with(Code::NotAllowed, "name the account to delete with `k`"));
         }
     };
+    // The row goes last: whatever ends this half-way leaves an account that cannot log in and can
+    // be deleted again, never data that the next owner of the name would find.
+    merge(services, call, node, &key, |row| {
+        row.set("active", Json::from(serde_json::Value::Bool(false)));
+        Ok(())
+    })
+    .await?;
     close_account(services, call, &key);
-    let answer = entries::delete_keys(services, call, node, std::slice::from_ref(&key)).await?;
     for bucket in buckets_of(services, call, &key).await? {
         services.kv.drop_bucket(&bucket).await.map_err(store_fault)?;
     }
+    let answer = entries::delete_keys(services, call, node, std::slice::from_ref(&key)).await?;
     services.logs.note(&call.caller.bucket, crate::logs::Level::Info, || {
         format!("account {key} deleted by {}", call.caller.who)
     });

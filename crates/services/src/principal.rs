@@ -7,7 +7,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
-use aws_lc_rs::hmac;
+use aws_lc_rs::digest::{Context, SHA256};
 use kv4::{Bucket, Head, Node, Ver};
 use wire::credentials::{Credentials, Secret};
 use wire::envelope::Fault;
@@ -53,12 +53,11 @@ impl Caller {
 
 /// Remembered proofs, keyed by the keyed hash of what was presented.
 pub struct Proven {
-    key: hmac::Key,
+    key: [u8; 32],
     sys_hash: String,
-    proofs: papaya::HashMap<[u8; 32], Arc<Proof>>,
-    /// Which address has presented what: elsewhere a proof does not stand in for the limit on
+    /// By what was presented and from where: elsewhere a proof does not stand in for the limit on
     /// failures, or a blocked address would learn from it which of its guesses is right.
-    presented: papaya::HashSet<([u8; 32], IpAddr)>,
+    proofs: papaya::HashMap<[u8; 32], Arc<Proof>, foldhash::fast::RandomState>,
 }
 
 impl std::fmt::Debug for Proven {
@@ -79,29 +78,23 @@ impl Proven {
         let mut key = [0; 32];
         rng.fill(&mut key);
         Proven {
-            key: hmac::Key::new(hmac::HMAC_SHA256, &key),
+            key,
             sys_hash: secrets::hash_random(sys_secret),
-            proofs: papaya::HashMap::new(),
-            presented: papaya::HashSet::new(),
+            proofs: papaya::HashMap::default(),
         }
     }
 
-    fn was_presented(&self, digest: [u8; 32], address: IpAddr) -> bool {
-        self.presented.pin().contains(&(digest, address))
-    }
-
-    fn note_presented(&self, digest: [u8; 32], address: IpAddr) {
-        let presented = self.presented.pin();
-        if presented.len() >= PROOFS_MAX {
-            presented.clear();
+    /// A key-first hash is enough here: the digest never leaves this process.
+    fn digest(&self, presented: &str, address: IpAddr) -> [u8; 32] {
+        let mut context = Context::new(&SHA256);
+        context.update(&self.key);
+        match address {
+            IpAddr::V4(address) => context.update(&address.octets()),
+            IpAddr::V6(address) => context.update(&address.octets()),
         }
-        presented.insert((digest, address));
-    }
-
-    fn digest(&self, presented: &str) -> [u8; 32] {
-        let tag = hmac::sign(&self.key, presented.as_bytes());
+        context.update(presented.as_bytes());
         let mut digest = [0; 32];
-        digest.copy_from_slice(tag.as_ref());
+        digest.copy_from_slice(context.finish().as_ref());
         digest
     }
 }
@@ -115,33 +108,22 @@ pub async fn from_header(
     header: &str,
     address: IpAddr,
 ) -> Result<Arc<Caller>, Fault> {
-    let digest = services.proven.digest(header);
+    let digest = services.proven.digest(header, address);
     let known = services.proven.proofs.pin().get(&digest).cloned();
-    let known = match known {
-        Some(proof) if proof.still_holds(services).await? => Some(proof),
-        _ => None,
-    };
-    if let Some(proof) = &known
-        && services.proven.was_presented(digest, address)
+    if let Some(proof) = known
+        && proof.still_holds(services).await?
     {
         return Ok(proof.caller.clone());
     }
     let credentials = Credentials::from_basic(header)
         .map_err(|error| Fault::with(error.code(), error.to_string()))?;
-    let proof = match known {
-        Some(proof) => {
-            refuse_blocked(services, &credentials, address)?;
-            proof
-        }
-        None => Arc::new(prove_limited(services, &credentials, address).await?),
-    };
-    let caller = proof.caller.clone();
+    let proof = prove_limited(services, &credentials, address).await?;
     let proofs = services.proven.proofs.pin();
     if proofs.len() >= PROOFS_MAX {
         proofs.clear();
     }
-    proofs.insert(digest, proof);
-    services.proven.note_presented(digest, address);
+    let caller = proof.caller.clone();
+    proofs.insert(digest, Arc::new(proof));
     Ok(caller)
 }
 

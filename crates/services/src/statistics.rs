@@ -6,9 +6,11 @@
 //! figures, so a flush that is repeated after a failure changes nothing.
 
 use std::collections::{BTreeMap, HashMap};
-use std::hash::{BuildHasher, RandomState};
+use std::hash::BuildHasher;
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 
+use foldhash::fast::RandomState;
 use kv4::Bucket;
 use kv4::store::{Stat, StatCell, StatQuery, StoreError};
 use wire::envelope::Fault;
@@ -34,15 +36,18 @@ pub struct Measured {
 }
 
 /// What has been measured and not yet been forgotten, sharded so that callers seldom meet.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub struct Statistics {
     hasher: RandomState,
     shards: [Mutex<Shard>; SHARDS],
+    /// Cells of minutes before this one are in the store and final: what comes with such a minute,
+    /// since the clock was set back, is counted here.
+    first_open: AtomicU32,
 }
 
 #[derive(Debug, Default)]
 struct Shard {
-    cells: HashMap<(Measured, u32), Cell>,
+    cells: HashMap<(Measured, u32), Cell, RandomState>,
     lost: u64,
 }
 
@@ -51,12 +56,6 @@ struct Cell {
     stat: Stat,
     /// Whether it has grown since it was last written.
     dirty: bool,
-}
-
-impl Default for Statistics {
-    fn default() -> Statistics {
-        Statistics { hasher: RandomState::new(), shards: Default::default() }
-    }
 }
 
 impl Statistics {
@@ -70,6 +69,7 @@ impl Statistics {
         let minute = u32::try_from(now_s / 60).unwrap_or(u32::MAX);
         let shard = usize::try_from(self.hasher.hash_one(&measured)).unwrap_or(0) % SHARDS;
         let mut shard = self.shards[shard].lock().unwrap_or_else(PoisonError::into_inner);
+        let minute = minute.max(self.first_open.load(Ordering::Relaxed));
         let length = shard.cells.len();
         match shard.cells.get_mut(&(measured.clone(), minute)) {
             Some(cell) => *cell = Cell { stat: cell.stat.merge(stat), dirty: true },
@@ -123,6 +123,8 @@ impl Statistics {
 
     /// Forgets clean cells of minutes that are over, whose figures are in the store and final.
     fn forget_before(&self, minute: u32) {
+        // Set before any cell goes; the shards' locks order it before whoever comes to them next.
+        self.first_open.fetch_max(minute, Ordering::Relaxed);
         for shard in &self.shards {
             let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
             shard.cells.retain(|(_, at), cell| cell.dirty || *at >= minute);

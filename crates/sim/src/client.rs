@@ -123,7 +123,8 @@ impl Client {
         }
         let response = self.neuron.request(&request, &Everybody).await;
         let response = response.expect("the path is one of the API");
-        if is_put {
+        // What is refused before its caller is known is nobody's.
+        if is_put && response.caller.is_some() {
             self.model().puts.entry(self.who.who.to_owned()).or_default().answered += 1;
         }
         let body = serde_json::from_str(&response.body);
@@ -189,8 +190,11 @@ impl Client {
                 own.series.push(Some(name.to_owned()));
                 own.newest_ver = Some(ver.to_owned());
                 let expected = own.series.len() as u64;
-                let generation = crate::model::split_ver(ver).map_or(0, |(generation, _)| generation);
-                model.must("a series has no gap", generation == expected, || format!("{ver} {expected}"));
+                let generation =
+                    crate::model::split_ver(ver).map_or(0, |(generation, _)| generation);
+                model.must("a series has no gap", generation == expected, || {
+                    format!("{ver} {expected}")
+                });
             }
             _ => {
                 let conflict = wrong && answer.word() == "version_conflict";
@@ -251,7 +255,8 @@ impl Client {
         if answer.is_unavailable() {
             return;
         }
-        let shown = answer.ok().map(|v| (v["name"].as_str().unwrap_or_default().to_owned(), v.clone()));
+        let shown =
+            answer.ok().map(|v| (v["name"].as_str().unwrap_or_default().to_owned(), v.clone()));
         let mut model = self.model();
         let own = model.own.entry(place).or_default();
         let newest = own.series.last().cloned().flatten();
@@ -261,9 +266,11 @@ impl Client {
             format!("{key} shows {answer:?} for {newest:?}")
         });
         if let Some((_, v)) = shown {
-            model.must("the version is the one told", v["_ver_"].as_str() == ver.as_deref(), || {
-                format!("{v} {ver:?}")
-            });
+            model.must(
+                "the version is the one told",
+                v["_ver_"].as_str() == ver.as_deref(),
+                || format!("{v} {ver:?}"),
+            );
         }
     }
 
@@ -296,7 +303,8 @@ impl Client {
         let answer = self.call("PUT", &format!("/_data{SHARED_PATH}"), &body.to_string()).await;
         match answer.ok().and_then(|v| v["_ver_"].as_str()) {
             Some(ver) => {
-                let generation = crate::model::split_ver(ver).map_or(0, |(generation, _)| generation);
+                let generation =
+                    crate::model::split_ver(ver).map_or(0, |(generation, _)| generation);
                 let mut model = self.model();
                 model.must("a write is newer than what was before it", generation > least, || {
                     format!("{ver} after {least}")
@@ -339,7 +347,9 @@ impl Client {
         let expected: Vec<u64> = (since + 1..).take(changes.len()).collect();
         let last = v["last_seq"].as_u64().unwrap_or(0);
         let is_whole = changes.len() as u64 == last.saturating_sub(since).min(9);
-        self.must("a feed is dense", seqs == expected && is_whole, || format!("{since}: {answer:?}"));
+        self.must("a feed is dense", seqs == expected && is_whole, || {
+            format!("{since}: {answer:?}")
+        });
     }
 
     /// Asks how many puts were counted: none twice, and none lost that a flush has written.
@@ -366,7 +376,8 @@ impl Client {
 
     fn is_live(&self, place: &Place) -> bool {
         let mut model = self.model();
-        let newest: Option<Left> = model.own.entry(place.clone()).or_default().series.last().cloned();
+        let newest: Option<Left> =
+            model.own.entry(place.clone()).or_default().series.last().cloned();
         newest.flatten().is_some()
     }
 }

@@ -78,7 +78,13 @@ impl Executor {
             random: random.branch(),
         };
         let machine = Machine(Arc::new(Mutex::new(state)));
-        Executor { tasks: BTreeMap::new(), machine, random: random.branch(), next_task: 0, polls: 0 }
+        Executor {
+            tasks: BTreeMap::new(),
+            machine,
+            random: random.branch(),
+            next_task: 0,
+            polls: 0,
+        }
     }
 
     pub fn machine(&self) -> Machine {
@@ -117,7 +123,10 @@ impl Executor {
     ///
     /// # Panics
     /// Nothing can go on and it has not ended.
-    pub fn run<T: Send + 'static>(&mut self, future: impl Future<Output = T> + Send + 'static) -> T {
+    pub fn run<T: Send + 'static>(
+        &mut self,
+        future: impl Future<Output = T> + Send + 'static,
+    ) -> T {
         let output = Arc::new(Mutex::new(None));
         let to = output.clone();
         let id = self.spawn(async move {

@@ -262,7 +262,11 @@ pub fn fuzz_frames(bytes: &[u8]) {
     assert!(out.contains(frame.payload), "the payload is not as it came");
     let members = Json::parse(&out).ok().and_then(|json| json.members());
     if let Some(meta) = members.and_then(|members| members.get("m")?.members()) {
-        assert_eq!(meta.text("f").as_deref(), Some("/my/path/somebody"), "nobody speaks as another");
+        assert_eq!(
+            meta.text("f").as_deref(),
+            Some("/my/path/somebody"),
+            "nobody speaks as another"
+        );
     }
 }
 

@@ -147,7 +147,8 @@ impl Model {
         }
         let is_one = may.contains(&names);
         own.series.clone_from(&names);
-        own.newest_ver = found.last().filter(|(_, left)| left.is_some()).map(|(ver, _)| ver.clone());
+        own.newest_ver =
+            found.last().filter(|(_, left)| left.is_some()).map(|(ver, _)| ver.clone());
         self.must("a series is what was acknowledged", is_one, || {
             format!("{place:?} has {names:?}, may have {may:?}")
         });

@@ -145,16 +145,21 @@ impl Run {
     /// elena with an admin and a sub-account lily, and oscar.
     fn make_accounts(&mut self, neuron: &Neuron) {
         let sys = self.sys(neuron);
-        let client = |credentials: String, ident, who| {
-            Who { number: 0, credentials, ident, who, is_owner: true }
+        let client = |credentials: String, ident, who| Who {
+            number: 0,
+            credentials,
+            ident,
+            who,
+            is_owner: true,
         };
         let mut make = |client: Client, path: &str, name: &str| {
             let body = json!({ "k": name, "v": {
                 "email": format!("{name}@example.org"), "password": "woot",
             }});
             let path = path.to_owned();
-            let answer: Answer =
-                self.executor.run(async move { client.call("PUT", &path, &body.to_string()).await });
+            let answer: Answer = self
+                .executor
+                .run(async move { client.call("PUT", &path, &body.to_string()).await });
             let secret = answer.ok().map(|v| v["secret"].as_str().unwrap_or_default().to_owned());
             secret.unwrap_or_else(|| panic!("no {name}: {answer:?}"))
         };
@@ -288,18 +293,24 @@ async fn flush(neuron: &Neuron, model: &Mutex<Model>, flushed: &mut Flushed) {
 
 /// Spells of trouble with the disk; a wall clock that is set forward and back.
 async fn unsettle(machine: Machine, platter: Platter, mut random: Random) {
+    let mut ahead = 0;
     loop {
-        machine.pause(Duration::from_secs(3)).await;
-        match random.below(4) {
+        machine.pause(Duration::from_secs(2)).await;
+        match random.below(5) {
             0 => {
                 platter.set_troubled(true);
                 machine.pause(Duration::from_millis(600)).await;
                 platter.set_troubled(false);
             }
             1 => {}
+            // Back to the true time, and so to minutes that have been before.
+            2 => machine.jump(-std::mem::take(&mut ahead)),
             _ => {
-                let by = i64::try_from(random.below(5 * HOUR_MICROS)).unwrap_or(0);
-                machine.jump(if random.one_in(2) { by } else { -by });
+                let most = if random.one_in(2) { 5 * HOUR_MICROS } else { HOUR_MICROS / 20 };
+                let by = i64::try_from(random.below(most)).unwrap_or(0);
+                let by = if random.one_in(2) { by } else { -by };
+                ahead += by;
+                machine.jump(by);
             }
         }
     }
@@ -415,11 +426,18 @@ async fn read_feed(client: &Client) -> Option<Vec<Row>> {
             known.push((key.clone(), text("_ver_")));
             if change["l"] == "*data" {
                 let left = change.get("v").and_then(|v| v["name"].as_str()).map(str::to_owned);
-                rows.push(Row { path: text("p").unwrap_or_default(), key, ver: text("_ver_"), left });
+                rows.push(Row {
+                    path: text("p").unwrap_or_default(),
+                    key,
+                    ver: text("_ver_"),
+                    left,
+                });
             }
         }
         if known.len() >= last || changes.is_empty() {
-            client.must("the feed ends at its last seq", known.len() == last, || format!("{answer:?}"));
+            client.must("the feed ends at its last seq", known.len() == last, || {
+                format!("{answer:?}")
+            });
             break;
         }
     }
@@ -427,7 +445,8 @@ async fn read_feed(client: &Client) -> Option<Vec<Row>> {
     for (at, (key, ver)) in before.unwrap_or_default().iter().enumerate() {
         let still = known.get(at);
         let is_same = still.is_some_and(|(k, v)| k == key && (v == ver || v.is_none()));
-        client.must("a feed is not rewritten", is_same, || format!("{at}: {key} {ver:?} {still:?}"));
+        client
+            .must("a feed is not rewritten", is_same, || format!("{at}: {key} {ver:?} {still:?}"));
     }
     client.model().fault.is_none().then_some(rows)
 }
@@ -467,9 +486,12 @@ async fn verify_reads(
     let mut live = Vec::new();
     let mut rows = Vec::new();
     for ((_, key), versions) in of_path {
-        rows.extend(versions.iter().rev().map(|(ver, left)| {
-            (ver.split_once('-').unwrap_or_default().1, left.clone())
-        }));
+        rows.extend(
+            versions
+                .iter()
+                .rev()
+                .map(|(ver, left)| (ver.split_once('-').unwrap_or_default().1, left.clone())),
+        );
         let answer = client.get(&format!("/_data{path}?k={key}")).await;
         let (ver, left) = versions.last().cloned().unwrap_or_default();
         match (&left, answer.ok()) {
@@ -493,6 +515,7 @@ async fn verify_reads(
     let names: Vec<Left> = rows.into_iter().map(|(_, left)| left).collect();
     let answer = client.get(&format!("/_data{path}?time_series=1&deletions=1")).await;
     let series = answer.ok().and_then(Value::as_array).cloned().unwrap_or_default();
-    let shown: Vec<Left> = series.iter().map(|row| row[2]["name"].as_str().map(str::to_owned)).collect();
+    let shown: Vec<Left> =
+        series.iter().map(|row| row[2]["name"].as_str().map(str::to_owned)).collect();
     client.must("a time series is the feed's", shown == names, || format!("{shown:?} {names:?}"));
 }

@@ -296,7 +296,9 @@ fn row_14_deleting_an_account_removes_its_data_and_keeps_its_row_in_the_series()
     assert_eq!(word(top.get("/_acc/accounts?k=lily"))?, "not_found");
     assert_eq!(v(top.get("/_acc/accounts"))?, json!([]));
     let series = v(top.get("/_acc/accounts?k=lily&time_series=1"))?;
-    assert_eq!(series.as_array().map(Vec::len), Some(1), "{series}");
+    // What it was, and that it could no longer log in while its data went.
+    assert_eq!(series.as_array().map(Vec::len), Some(2), "{series}");
+    assert_eq!((&series[0][2]["active"], &series[1][2]["active"]), (&json!(false), &json!(true)));
     let with_end = v(top.get("/_acc/accounts?k=lily&time_series=1&deletions=1"))?;
     assert_eq!(with_end[0][2], Value::Null, "the tombstone is newest: {with_end}");
     let again = top.sub("lily")?;

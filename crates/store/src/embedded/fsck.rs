@@ -269,7 +269,7 @@ fn check_entries(
         report.versions += 1;
         let names = keys::read_reference(&key[BucketId::BYTES..]);
         let record = Record::read(head.value()).and_then(|record| {
-            record.to_version()?;
+            record.check()?;
             Ok(record)
         });
         let read = names.and(record);
@@ -342,7 +342,7 @@ fn check_series(
         let key = key.value();
         report.versions += 1;
         let record = Record::read(version.value()).and_then(|record| {
-            record.to_version()?;
+            record.check()?;
             Ok(record)
         });
         let Some(record) = readable(record, report, "series", key) else { continue };
