@@ -193,21 +193,28 @@ fn http_2_carries_the_api_in_the_clear() -> Result<()> {
 
 #[test]
 fn only_trusted_proxies_say_who_the_client_is() -> Result<()> {
-    for (trusted, proxied) in [("[]", "ok"), ("[\"127.0.0.0/8\"]", "error")] {
-        let neuron = Neuron::start_with(&[("GANGLION_LISTEN__TRUSTED_PROXIES", trusted)], &[])?;
+    let by_x = "x-forwarded-for: 198.51.100.1, 203.0.113.7";
+    let by_standard = "forwarded: for=198.51.100.1, for=\"203.0.113.7:4711\";proto=http";
+    for (trusted, believed, header, proxied) in [
+        ("[]", "x-forwarded-for", by_x, "ok"),
+        ("[\"127.0.0.0/8\"]", "x-forwarded-for", by_x, "error"),
+        ("[\"127.0.0.0/8\"]", "x-forwarded-for", by_standard, "ok"),
+        ("[\"127.0.0.0/8\"]", "forwarded", by_standard, "error"),
+        ("[\"127.0.0.0/8\"]", "forwarded", by_x, "ok"),
+    ] {
+        let settings = [
+            ("GANGLION_LISTEN__TRUSTED_PROXIES", trusted),
+            ("GANGLION_LISTEN__FORWARDED_HEADER", believed),
+        ];
+        let neuron = Neuron::start_with(&settings, &[])?;
         let secret = neuron.account("elena")?;
         let credentials = format!("elena:{secret}");
         let body = json!({ "k": "203.0.113.7" });
         curl::json("PUT", &neuron.url(), "/_auth/", &credentials, Some(&body))?;
         let url = format!("{}/_data/x", neuron.url());
-        for header in [
-            "x-forwarded-for: 198.51.100.1, 203.0.113.7",
-            "forwarded: for=198.51.100.1, for=\"203.0.113.7:4711\";proto=http",
-        ] {
-            let answer = curl::run(&["-u", &credentials, "-H", header, &url])?;
-            let answer: Value = serde_json::from_str(&answer)?;
-            assert_eq!(answer["s"], proxied, "{trusted} {header}: {answer}");
-        }
+        let answer = curl::run(&["-u", &credentials, "-H", header, &url])?;
+        let answer: Value = serde_json::from_str(&answer)?;
+        assert_eq!(answer["s"], proxied, "{trusted} {believed} {header}: {answer}");
     }
     Ok(())
 }

@@ -96,8 +96,11 @@ sections! {
         https: Vec<SocketAddr> = Vec::new(),
         /// Metrics, and health with its reasons. Keep it private.
         admin: Vec<SocketAddr> = vec![SocketAddr::from(([127, 0, 0, 1], 4007))],
-        /// Addresses of proxies (CIDR) whose `Forwarded` and `X-Forwarded-For` are believed.
+        /// Addresses of proxies (CIDR) that are believed when they say who the client is.
         trusted_proxies: Vec<String> = Vec::new(),
+        /// The one header in which they say it: `x-forwarded-for`, or `forwarded`. A proxy passes
+        /// the other one on as its client wrote it.
+        forwarded_header: String = "x-forwarded-for".to_owned(),
     }
     /// The certificate of TLS listeners; read again when a file changes.
     tls: TlsConfig {
@@ -216,6 +219,30 @@ impl Config {
         }
         if !matches!(self.log.format.as_str(), "text" | "json") {
             bail!("log.format is text or json, not `{}`", self.log.format);
+        }
+        if !matches!(self.listen.forwarded_header.as_str(), "x-forwarded-for" | "forwarded") {
+            bail!(
+                "listen.forwarded_header is x-forwarded-for or forwarded, not `{}`",
+                self.listen.forwarded_header
+            );
+        }
+        let (limits, signal) = (&self.limits, &self.signal);
+        for (name, is_zero) in [
+            ("limits.header_time", limits.header_time.0.is_zero()),
+            ("limits.keep_alive", limits.keep_alive.0.is_zero()),
+            ("limits.body_time", limits.body_time.0.is_zero()),
+            ("limits.requests_at_once", limits.requests_at_once == 0),
+            ("limits.password_hashes", limits.password_hashes == 0),
+            ("signal.ping_after", signal.ping_after.0.is_zero()),
+            ("signal.idle", signal.idle.0.is_zero()),
+            ("stats.flush", self.stats.flush.0.is_zero()),
+        ] {
+            if is_zero {
+                bail!("{name} cannot be zero");
+            }
+        }
+        if signal.queue.0 < signal.message.0 {
+            bail!("signal.queue must hold at least one message of signal.message bytes");
         }
         for proxy in &self.listen.trusted_proxies {
             if services::access::Network::parse(proxy).is_none() {

@@ -17,6 +17,7 @@ use hyper_util::server::conn::auto;
 use neuron::requests::AllowOrigin;
 use neuron::{Neuron, requests};
 use services::access::Network;
+use services::principal::Caller;
 use services::sessions::{LoginGuard, Sessions};
 use tokio::io::{AsyncRead, AsyncWrite};
 use wire::envelope::{self, Fault};
@@ -24,7 +25,7 @@ use wire::errors::Code;
 
 use crate::config::Config;
 use crate::lifecycle::Lifecycle;
-use crate::listen::Gate;
+use crate::listen::{Entered, Gate};
 use crate::metrics;
 use crate::pace::{Pace, Paced};
 use crate::pages::Pages;
@@ -33,6 +34,8 @@ use crate::turns::Turns;
 
 type HttpResponse = hyper::Response<Full<Bytes>>;
 
+/// How long a client may take no byte of an answer.
+const WRITE_TIME: std::time::Duration = std::time::Duration::from_secs(30);
 /// Seconds for which a browser may keep the answer to a preflight.
 const PREFLIGHT_MAX_AGE: &str = "86400";
 /// draft-ietf-httpapi-idempotency-key-header.
@@ -51,6 +54,7 @@ pub(crate) struct Shared {
     pub(crate) lifecycle: Arc<Lifecycle>,
     pub(crate) trusted_proxies: Vec<Network>,
     pub(crate) gate: Arc<Gate>,
+    pub(crate) admin_gate: Arc<Gate>,
     /// Each account's share of the requests that are carried out at a time.
     pub(crate) turns: Turns,
     pub(crate) counters: Counters,
@@ -72,6 +76,8 @@ struct Connection {
     /// Whether this is a private listener, with metrics and reasons.
     is_admin: bool,
     login: Mutex<Option<LoginGuard>>,
+    /// Its place among the open connections; a WebSocket takes it over.
+    entered: Arc<Entered>,
     /// Whether a request has come; a connection without one is cut.
     has_begun: AtomicBool,
     pace: Arc<Pace>,
@@ -81,12 +87,13 @@ struct Connection {
 pub(crate) async fn serve_connection<IO>(
     shared: Arc<Shared>,
     io: IO,
-    peer: IpAddr,
+    entered: Entered,
     is_tls: bool,
     is_admin: bool,
 ) where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    let peer = entered.address();
     let limits = &shared.config.limits;
     let mut builder = auto::Builder::new(hyper_util::rt::TokioExecutor::new());
     builder
@@ -102,6 +109,7 @@ pub(crate) async fn serve_connection<IO>(
         .keep_alive_interval(std::time::Duration::from_secs(20));
     let lifecycle = shared.lifecycle.clone();
     let connection = Arc::new(Connection {
+        entered: Arc::new(entered),
         shared,
         peer,
         is_tls,
@@ -116,7 +124,7 @@ pub(crate) async fn serve_connection<IO>(
         let connection = served.clone();
         async move { Ok::<_, Infallible>(connection.handle(request).await) }
     });
-    let io = TokioIo::new(Paced::new(io, connection.pace.clone(), header_time));
+    let io = TokioIo::new(Paced::new(io, connection.pace.clone(), header_time, WRITE_TIME));
     let serving = builder.serve_connection_with_upgrades(io, service);
     let mut serving = std::pin::pin!(serving);
     // hyper's own limit begins with a connection's first byte, and this one may never come.
@@ -160,7 +168,8 @@ impl Connection {
         }
         if let Some((version, token)) = requests::socket_target(path) {
             let address = self.address(&request);
-            return sockets::upgrade(&self.shared, request, version, token, address).await;
+            return sockets::upgrade(&self.shared, &self.entered, request, version, token, address)
+                .await;
         }
         if let Some(page) = self.shared.pages.get(path) {
             return page.response(request.method());
@@ -168,38 +177,50 @@ impl Connection {
         self.api(request).await
     }
 
-    async fn api(&self, request: hyper::Request<Incoming>) -> HttpResponse {
-        if self
-            .login
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .as_ref()
-            .is_some_and(LoginGuard::is_ended)
-        {
-            let fault = Fault::with(Code::Unauthorized, "this session was ended");
-            let mut response = faulted(&fault, StatusCode::OK, false);
-            response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
-            return response;
-        }
+    /// Carries out a request. One that may change something goes on when the client has gone: its
+    /// steps belong together.
+    async fn api(self: &Arc<Self>, request: hyper::Request<Incoming>) -> HttpResponse {
         let address = self.address(&request);
         let (parts, body) = request.into_parts();
-        let text = |name: HeaderName| parts.headers.get(name).and_then(|v| v.to_str().ok());
         let body = match self.read_body(body).await {
             Ok(body) => body,
             Err(fault) => {
                 self.shared.counters.refused_body.fetch_add(1, Ordering::Relaxed);
                 let status =
                     StatusCode::from_u16(fault.code.status()).unwrap_or(StatusCode::BAD_REQUEST);
-                let wants_problem = requests::wants_problem(text(header::ACCEPT));
-                let mut response = faulted(&fault, status, wants_problem);
-                let close = HeaderValue::from_static("close");
-                response.headers_mut().insert(header::CONNECTION, close);
-                return response;
+                let accept = parts.headers.get(header::ACCEPT).and_then(|v| v.to_str().ok());
+                return closing(faulted(&fault, status, requests::wants_problem(accept)));
             }
         };
+        if parts.method == Method::GET || parts.method == Method::HEAD {
+            return self.answer(&parts, &body, address).await;
+        }
+        let connection = self.clone();
+        let work = async move {
+            let _busy = connection.shared.lifecycle.busy();
+            connection.answer(&parts, &body, address).await
+        };
+        tokio::spawn(work).await.unwrap_or_else(|error| {
+            tracing::error!(%error, "a request was not carried out");
+            let fault = Fault::new(Code::Internal);
+            faulted(&fault, StatusCode::INTERNAL_SERVER_ERROR, false)
+        })
+    }
+
+    async fn answer(
+        &self,
+        parts: &http::request::Parts,
+        body: &[u8],
+        address: IpAddr,
+    ) -> HttpResponse {
+        let text = |name: HeaderName| parts.headers.get(name).and_then(|v| v.to_str().ok());
         let authority = text(header::HOST)
             .or_else(|| parts.uri.authority().map(http::uri::Authority::as_str))
             .unwrap_or("localhost");
+        let is_ended = |caller: &Caller| {
+            let login = self.login.lock().unwrap_or_else(PoisonError::into_inner);
+            login.as_ref().is_some_and(|login| login.is_ended() && login.is_of(caller))
+        };
         let request = requests::Request {
             method: parts.method.as_str(),
             path: parts.uri.path(),
@@ -213,7 +234,8 @@ impl Connection {
             authority,
             is_tls: self.is_tls,
             address,
-            body: &body,
+            is_ended: &is_ended,
+            body,
         };
         let Some(response) = self.shared.neuron.request(&request, &self.shared.turns).await else {
             return plain(
@@ -221,13 +243,18 @@ impl Connection {
                 "there is nothing here; the API is at /_data and its like\n",
             );
         };
+        let mut was_ended = false;
         if let Some(caller) = &response.caller {
+            was_ended = is_ended(caller);
             let mut login = self.login.lock().unwrap_or_else(PoisonError::into_inner);
-            if !login.as_ref().is_some_and(|login| login.is_of(caller)) {
+            if was_ended {
+                *login = None;
+            } else if !login.as_ref().is_some_and(|login| login.is_of(caller)) {
                 *login = Some(Sessions::login(&self.shared.neuron.services, caller, address));
             }
         }
-        self.reply(response, &parts.method)
+        let reply = self.reply(response, &parts.method);
+        if was_ended { closing(reply) } else { reply }
     }
 
     fn reply(&self, response: requests::Response, method: &Method) -> HttpResponse {
@@ -339,6 +366,7 @@ impl Connection {
             return self.peer;
         }
         let headers = request.headers();
+        let is_forwarded = self.shared.config.listen.forwarded_header == "forwarded";
         let forwarded = headers.get_all(header::FORWARDED).iter().flat_map(|value| {
             let text = value.to_str().unwrap_or("");
             text.split(',').filter_map(|element| {
@@ -348,17 +376,18 @@ impl Connection {
                 })
             })
         });
-        let mut hops: Vec<String> = forwarded.collect();
-        if hops.is_empty() {
+        let hops: Vec<String> = if is_forwarded {
+            forwarded.collect()
+        } else {
             let values = headers.get_all("x-forwarded-for").iter();
             let texts = values.flat_map(|value| value.to_str().unwrap_or("").split(','));
-            hops = texts.map(|hop| hop.trim().to_owned()).collect();
-        }
+            texts.map(|hop| hop.trim().to_owned()).collect()
+        };
         // The nearest hop is last; the first one from there that no proxy of ours made is the client.
         let mut address = self.peer;
         for hop in hops.iter().rev() {
             match parse_hop(hop) {
-                Some(next) => address = next,
+                Some(next) => address = next.to_canonical(),
                 None => break,
             }
             if !is_trusted(address) {
@@ -383,6 +412,12 @@ pub(crate) fn plain(status: StatusCode, text: impl Into<String>) -> HttpResponse
     *response.status_mut() = status;
     let content_type = HeaderValue::from_static("text/plain; charset=utf-8");
     response.headers_mut().insert(header::CONTENT_TYPE, content_type);
+    response
+}
+
+/// Ends the connection after an answer.
+fn closing(mut response: HttpResponse) -> HttpResponse {
+    response.headers_mut().insert(header::CONNECTION, HeaderValue::from_static("close"));
     response
 }
 

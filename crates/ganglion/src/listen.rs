@@ -71,10 +71,17 @@ impl Gate {
     }
 }
 
-/// An open connection.
-struct Entered {
+/// An open connection's place, given up when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Entered {
     gate: Arc<Gate>,
     address: IpAddr,
+}
+
+impl Entered {
+    pub(crate) fn address(&self) -> IpAddr {
+        self.address
+    }
 }
 
 impl Drop for Entered {
@@ -125,26 +132,28 @@ pub(crate) async fn accept(listener: TcpListener, kind: Kind, shared: Arc<Shared
             }
         };
         let peer = peer.ip().to_canonical();
-        let Some(entered) = shared.gate.enter(peer) else { continue };
+        let is_admin = matches!(kind, Kind::Admin);
+        let gate = if is_admin { &shared.admin_gate } else { &shared.gate };
+        let Some(entered) = gate.enter(peer) else { continue };
         let (kind, shared) = (kind.clone(), shared.clone());
-        tokio::spawn(async move {
-            serve(stream, peer, kind, shared).await;
-            drop(entered);
-        });
+        tokio::spawn(serve(stream, entered, kind, shared));
     }
 }
 
-async fn serve(stream: TcpStream, peer: IpAddr, kind: Kind, shared: Arc<Shared>) {
+async fn serve(stream: TcpStream, entered: Entered, kind: Kind, shared: Arc<Shared>) {
+    let peer = entered.address();
     if let Err(error) = stream.set_nodelay(true) {
         tracing::debug!(%peer, %error, "connection gone");
         return;
     }
     match kind {
-        Kind::Http => http::serve_connection(shared, stream, peer, false, false).await,
-        Kind::Admin => http::serve_connection(shared, stream, peer, false, true).await,
+        Kind::Http => http::serve_connection(shared, stream, entered, false, false).await,
+        Kind::Admin => http::serve_connection(shared, stream, entered, false, true).await,
         Kind::Https(tls) => {
             match tokio::time::timeout(HANDSHAKE_TIME, tls.acceptor().accept(stream)).await {
-                Ok(Ok(stream)) => http::serve_connection(shared, stream, peer, true, false).await,
+                Ok(Ok(stream)) => {
+                    http::serve_connection(shared, stream, entered, true, false).await
+                }
                 Ok(Err(error)) => tracing::debug!(%peer, %error, "TLS handshake failed"),
                 Err(_) => tracing::debug!(%peer, "TLS handshake took too long"),
             }

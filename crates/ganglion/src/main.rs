@@ -229,7 +229,8 @@ fn start(arguments: ServeArguments) -> Result<serve::Start> {
     let (mut loaded, file) = Config::load(config.as_deref())?;
     let is_dev = dev || file.is_none();
     if is_dev {
-        for address in loaded.listen.http.iter_mut().chain(&mut loaded.listen.admin) {
+        let listen = &mut loaded.listen;
+        for address in listen.http.iter_mut().chain(&mut listen.https).chain(&mut listen.admin) {
             address.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
         }
         if loaded.store.data_dir == Config::default().store.data_dir {

@@ -62,7 +62,11 @@ pub(crate) fn render(shared: &Shared) -> String {
     let counters = &signal.counters;
     out.counter("signal_joins_total", "Sockets that joined a room.", counters.joins);
     out.counter("signal_deliveries_total", "Frames handed to sockets.", counters.deliveries);
-    out.counter("signal_text_pings_total", "Text pings.", counters.text_pings);
+    out.counter(
+        "signal_text_pings_total",
+        "Text pings.",
+        load(&shared.sockets.counters.text_pings),
+    );
     out.counter("signal_bad_frames_total", "Frames that could not be read.", counters.bad_frames);
     let sockets = &shared.sockets.counters;
     out.counter("socket_opened_total", "WebSockets admitted.", load(&sockets.opened));

@@ -50,18 +50,48 @@ impl Drop for UnderWay {
     }
 }
 
-/// A transport that fails when a head takes longer than `head_time`.
+/// A transport that fails when a head takes longer than `head_time`, or when the peer takes no byte
+/// of what is written for `write_time`.
 #[derive(Debug)]
 pub(crate) struct Paced<IO> {
     io: IO,
     pace: Arc<Pace>,
     head_time: Duration,
+    write_time: Duration,
     deadline: Option<Pin<Box<Sleep>>>,
+    write_deadline: Option<Pin<Box<Sleep>>>,
 }
 
 impl<IO> Paced<IO> {
-    pub(crate) fn new(io: IO, pace: Arc<Pace>, head_time: Duration) -> Paced<IO> {
-        Paced { io, pace, head_time, deadline: None }
+    pub(crate) fn new(
+        io: IO,
+        pace: Arc<Pace>,
+        head_time: Duration,
+        write_time: Duration,
+    ) -> Paced<IO> {
+        Paced { io, pace, head_time, write_time, deadline: None, write_deadline: None }
+    }
+
+    /// Passes on what a write came to, unless it has been stuck for too long.
+    fn written<T>(
+        &mut self,
+        context: &mut Context<'_>,
+        written: Poll<io::Result<T>>,
+    ) -> Poll<io::Result<T>> {
+        if written.is_ready() {
+            self.write_deadline = None;
+            return written;
+        }
+        let write_time = self.write_time;
+        let deadline =
+            self.write_deadline.get_or_insert_with(|| Box::pin(tokio::time::sleep(write_time)));
+        match deadline.as_mut().poll(context) {
+            Poll::Pending => Poll::Pending,
+            Poll::Ready(()) => Poll::Ready(Err(io::Error::new(
+                io::ErrorKind::TimedOut,
+                "the client takes nothing of its answer",
+            ))),
+        }
     }
 
     pub(crate) fn into_inner(self) -> IO {
@@ -115,11 +145,13 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Paced<IO> {
         context: &mut Context<'_>,
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write(context, bytes)
+        let written = Pin::new(&mut self.io).poll_write(context, bytes);
+        self.written(context, written)
     }
 
     fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.io).poll_flush(context)
+        let flushed = Pin::new(&mut self.io).poll_flush(context);
+        self.written(context, flushed)
     }
 
     fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
@@ -131,7 +163,8 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Paced<IO> {
         context: &mut Context<'_>,
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.io).poll_write_vectored(context, slices)
+        let written = Pin::new(&mut self.io).poll_write_vectored(context, slices);
+        self.written(context, written)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -1,6 +1,7 @@
 //! `ganglion serve`: puts a neuron together, runs it, and stops it in order.
 
 use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -9,7 +10,6 @@ use anyhow::{Context, Result, bail};
 use kv4::Kv4;
 use neuron::Neuron;
 use neuron::sockets::Switchboard;
-use neuron::tidy_up::Flushed;
 use services::access::Network;
 use services::secrets::Sealer;
 use services::statistics::Statistics;
@@ -33,6 +33,8 @@ use crate::turns::Turns;
 /// Name of the store's file in the data folder.
 pub(crate) const STORE_FILE: &str = "ganglion.redb";
 const CLUSTER_KEY_FILE: &str = "cluster.key";
+/// Open connections of private listeners, which a flood of the public ones must not use up.
+const ADMIN_CONNECTIONS: usize = 256;
 /// How often views age.
 const TICK: Duration = Duration::from_secs(1);
 /// How often retention is applied.
@@ -51,8 +53,7 @@ pub(crate) async fn serve(start: Start) -> Result<()> {
     let Start { mut config, is_dev, ready_file } = start;
     raise_file_limit();
     let data_dir = config.store.data_dir.clone();
-    std::fs::create_dir_all(&data_dir)
-        .with_context(|| format!("making the data folder {}", data_dir.display()))?;
+    make_private_folder(&data_dir)?;
     let dev_keys = is_dev.then(|| dev::Keys::load(&data_dir)).transpose()?;
     let sys_secret = sys_secret(&config, dev_keys.as_ref())?;
 
@@ -61,6 +62,7 @@ pub(crate) async fn serve(start: Start) -> Result<()> {
     let shown = path.display().to_string();
     let opened = tokio::task::spawn_blocking(move || EmbeddedStore::open(&path, options)).await?;
     let store = opened.with_context(|| format!("opening {shown}"))?;
+    std::fs::set_permissions(&shown, std::fs::Permissions::from_mode(0o600))?;
     let store = Arc::new(store);
     let shared = assemble(&mut config, store.clone(), &sys_secret)?;
     let services = &shared.neuron.services;
@@ -76,7 +78,7 @@ pub(crate) async fn serve(start: Start) -> Result<()> {
     let mut jobs = tokio::task::JoinSet::new();
     let addresses = bound.spawn(&mut jobs, &shared);
     jobs.spawn(control::serve(control, store.clone()));
-    jobs.spawn(flush(shared.clone()));
+    let flushing = tokio::spawn(flush(shared.clone()));
     jobs.spawn(age(shared.clone()));
     jobs.spawn(prune(shared.clone()));
     shared.lifecycle.set_ready();
@@ -92,8 +94,9 @@ pub(crate) async fn serve(start: Start) -> Result<()> {
     tracing::info!("stopping");
     stop(&shared, config.stop.deadline.0).await;
     jobs.shutdown().await;
-    let mut flushed = Flushed::default();
-    if let Err(error) = shared.neuron.flush(&mut flushed).await {
+    // A flush that is under way ends by itself, and the last one follows it.
+    let _ = flushing.await;
+    if let Err(error) = shared.neuron.flush().await {
         tracing::warn!(%error, "the last statistics were not written");
     }
     store.close().await;
@@ -158,13 +161,23 @@ fn assemble(config: &mut Config, store: Arc<EmbeddedStore>, sys_secret: &str) ->
         lifecycle: Lifecycle::new(),
         trusted_proxies: trusted.filter_map(|proxy| Network::parse(proxy)).collect(),
         gate: Gate::new(limits.connections, limits.connections_per_address),
+        admin_gate: Gate::new(ADMIN_CONNECTIONS, ADMIN_CONNECTIONS),
         turns: Turns::new(limits.requests_at_once, limits.requests_waiting, workers()),
         counters: Counters::default(),
         config: config.clone(),
     })
 }
 
+/// The `$sys` secret, from wherever it is set; one that credentials could not carry is refused.
 fn sys_secret(config: &Config, dev_keys: Option<&dev::Keys>) -> Result<String> {
+    let secret = find_sys_secret(config, dev_keys)?;
+    if secret.is_empty() || secret.contains('#') || secret.starts_with('!') {
+        bail!("the `$sys` secret cannot be empty, hold `#` or start with `!`");
+    }
+    Ok(secret)
+}
+
+fn find_sys_secret(config: &Config, dev_keys: Option<&dev::Keys>) -> Result<String> {
     let file = &config.neuron.sys_secret_file;
     if !config.neuron.sys_secret.is_empty() {
         return Ok(config.neuron.sys_secret.clone());
@@ -206,6 +219,13 @@ fn cluster_key(config: &Config) -> Result<[u8; 32]> {
     bytes
         .and_then(|bytes| bytes.try_into().ok())
         .with_context(|| format!("{} does not hold 64 hexadecimal digits", file.display()))
+}
+
+/// Makes a folder that only its owner may enter; one that is there stays as it is.
+fn make_private_folder(folder: &Path) -> Result<()> {
+    use std::os::unix::fs::DirBuilderExt as _;
+    let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
+    made.with_context(|| format!("making the data folder {}", folder.display()))
 }
 
 /// Writes a file that only its owner may read.
@@ -273,10 +293,12 @@ impl Bound {
 }
 
 async fn flush(shared: Arc<Shared>) {
-    let mut flushed = Flushed::default();
     loop {
-        tokio::time::sleep(shared.config.stats.flush.0).await;
-        let done = shared.neuron.flush(&mut flushed).await;
+        tokio::select! {
+            () = tokio::time::sleep(shared.config.stats.flush.0) => {}
+            () = shared.lifecycle.stopping() => return,
+        }
+        let done = shared.neuron.flush().await;
         if let Err(error) = &done {
             tracing::warn!(%error, "statistics were not written");
         }

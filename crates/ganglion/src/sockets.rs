@@ -34,6 +34,7 @@ use wire::names::Path;
 use wire::ws::{self, CloseCode, Decoder, Message};
 
 use crate::http::{Shared, plain};
+use crate::listen::Entered;
 use crate::pace::Paced;
 
 /// RFC 6455 §1.3.
@@ -42,6 +43,8 @@ const HANDSHAKE_GUID: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
 const READ_BYTES: usize = 8 << 10;
 /// Frames in one write.
 const WRITE_FRAMES: usize = 64;
+/// How long the answer to a handshake may take to be sent.
+const UPGRADE_TIME: Duration = Duration::from_secs(10);
 /// How long a socket may take no byte of what is written to it.
 const WRITE_TIME: Duration = Duration::from_secs(20);
 /// How long a closing handshake may take.
@@ -63,6 +66,7 @@ pub(crate) struct Counters {
     pub(crate) refused: AtomicU64,
     /// Cut because their queue was full.
     pub(crate) slow: AtomicU64,
+    pub(crate) text_pings: AtomicU64,
     pub(crate) frames_out: AtomicU64,
     pub(crate) writes: AtomicU64,
 }
@@ -181,6 +185,7 @@ impl Queue {
 /// (`spec/xirsys.md` §1.7).
 pub(crate) async fn upgrade(
     shared: &Arc<Shared>,
+    entered: &Arc<Entered>,
     mut request: hyper::Request<Incoming>,
     _version: u8,
     token: String,
@@ -195,11 +200,13 @@ pub(crate) async fn upgrade(
     });
     let admitted = admit(shared, &token, asked.as_deref(), address).await;
     let upgraded = hyper::upgrade::on(&mut request);
-    let shared = shared.clone();
+    let (shared, entered) = (shared.clone(), entered.clone());
     tokio::spawn(async move {
-        match upgraded.await {
-            Ok(upgraded) => Socket::run_upgraded(shared, upgraded, admitted, address).await,
-            Err(error) => tracing::debug!(%address, %error, "upgrade failed"),
+        let _entered = entered;
+        match tokio::time::timeout(UPGRADE_TIME, upgraded).await {
+            Ok(Ok(upgraded)) => Socket::run_upgraded(shared, upgraded, admitted, address).await,
+            Ok(Err(error)) => tracing::debug!(%address, %error, "upgrade failed"),
+            Err(_) => tracing::debug!(%address, "upgrade took too long"),
         }
     });
     let mut response = hyper::Response::new(Full::new(Bytes::new()));
@@ -472,6 +479,10 @@ fn decode(
         loop {
             match decoder.next_message() {
                 Ok(None) => break,
+                // Old pages flood these: they cost neither the core's lock nor a parse.
+                Ok(Some(Message::Text("ping"))) => {
+                    shared.sockets.counters.text_pings.fetch_add(1, Ordering::Relaxed);
+                }
                 Ok(Some(Message::Text(text))) => shared.neuron.sockets.text(id, text),
                 Ok(Some(Message::Ping(payload))) => {
                     let _ = queue.push(ws::pong_frame(payload), shared.config.signal.queue.0);

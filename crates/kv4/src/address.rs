@@ -39,6 +39,13 @@ impl Bucket {
         (name.len() <= BUCKET_BYTES_MAX).then(|| Bucket(Arc::from(name)))
     }
 
+    /// Whether this is a bucket or that of one of its sub-accounts.
+    pub fn is_within(&self, top: &Bucket) -> bool {
+        let below =
+            |stem: &str| self.0.strip_prefix(stem).is_some_and(|rest| rest.starts_with(')'));
+        self == top || top.0.strip_suffix("_data").is_some_and(below)
+    }
+
     /// A bucket by the name that [`Bucket::as_str`] gave, as a store keeps it.
     pub fn from_stored(name: &str) -> Bucket {
         Bucket(Arc::from(name))

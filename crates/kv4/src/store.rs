@@ -197,7 +197,8 @@ pub trait Store: Send + Sync {
         under: &Path,
     ) -> BoxFuture<'_, Result<Vec<(Path, u64)>, StoreError>>;
 
-    /// The bucket's changes after `since` in order, at most `limit`, and the bucket's last seq.
+    /// The bucket's changes after `since` in order, at most `limit` and fewer when their values are
+    /// large, and the bucket's last seq.
     fn changes(
         &self,
         bucket: &Bucket,

@@ -448,7 +448,8 @@ impl Views {
     }
 }
 
-/// What one bucket holds, ordered by bytes.
+/// What one bucket holds, ordered by bytes; of equals by name, so that nothing depends on how maps
+/// are hashed.
 #[derive(Default)]
 struct Held<'a> {
     bytes: usize,
@@ -456,9 +457,10 @@ struct Held<'a> {
     nodes: Vec<(u32, &'a Node, &'a Arc<Slot>)>,
 }
 
-impl Ord for Held<'_> {
+impl<'a> Ord for Held<'a> {
     fn cmp(&self, other: &Self) -> std::cmp::Ordering {
-        self.bytes.cmp(&other.bytes)
+        let key = |held: &Held<'a>| (held.bytes, held.nodes.first().map(|(_, node, _)| *node));
+        key(self).cmp(&key(other))
     }
 }
 
@@ -472,7 +474,7 @@ impl Eq for Held<'_> {}
 
 impl PartialEq for Held<'_> {
     fn eq(&self, other: &Self) -> bool {
-        self.bytes == other.bytes
+        self.cmp(other).is_eq()
     }
 }
 

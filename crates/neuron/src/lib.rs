@@ -8,7 +8,7 @@ pub mod requests;
 pub mod sockets;
 pub mod tidy_up;
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 
 use services::{Parts, Services};
 
@@ -19,11 +19,12 @@ use crate::sockets::Switchboard;
 pub struct Neuron {
     pub services: Arc<Services>,
     pub sockets: Arc<Switchboard>,
+    flushed: Arc<Mutex<tidy_up::Flushed>>,
 }
 
 impl Neuron {
     /// Puts services before a switchboard that was made first, since services list who is on it.
     pub fn new(parts: Parts, sockets: Arc<Switchboard>) -> Neuron {
-        Neuron { services: Arc::new(Services::new(parts)), sockets }
+        Neuron { services: Arc::new(Services::new(parts)), sockets, flushed: Arc::default() }
     }
 }

@@ -21,7 +21,7 @@ use wire::params::Params;
 use crate::Neuron;
 
 /// What the shell took off the wire.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy)]
 pub struct Request<'a> {
     pub method: &'a str,
     /// As it was sent: not decoded, not normalised.
@@ -38,7 +38,19 @@ pub struct Request<'a> {
     pub is_tls: bool,
     /// The client's, found once for limits, rules and logs.
     pub address: IpAddr,
+    /// Whether the session of a caller on this connection was ended.
+    pub is_ended: &'a (dyn Fn(&Caller) -> bool + Send + Sync),
     pub body: &'a [u8],
+}
+
+impl std::fmt::Debug for Request<'_> {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Request")
+            .field("method", &self.method)
+            .field("path", &self.path)
+            .field("address", &self.address)
+            .finish_non_exhaustive()
+    }
 }
 
 /// What goes back.
@@ -175,7 +187,9 @@ async fn service_request(
             method,
             path,
             params,
-            if_match: request.if_match.map(|tag| tag.trim().trim_matches('"')),
+            if_match: request
+                .if_match
+                .map(|tag| tag.trim().trim_start_matches("W/").trim_matches('"')),
             authority: request.authority,
             is_tls: request.is_tls,
         };
@@ -248,6 +262,9 @@ async fn admit(
         (None, Ok(params)) => by_params(services, params, request.address).await?,
         (None, Err(_)) => return Err(Code::Unauthorized.into()),
     };
+    if (request.is_ended)(&caller) {
+        return Err(Fault::with(Code::Unauthorized, "this session was ended"));
+    }
     let params = params.map_err(|error| Fault::with(Code::BadRequest, error.to_string()))?;
     let settings = services.settings.of(&services.kv, &caller.bucket).await;
     let settings =

@@ -165,6 +165,10 @@ impl Rooms for Switchboard {
             .collect()
     }
 
+    fn buckets(&self) -> Vec<Bucket> {
+        self.lock().buckets().cloned().collect()
+    }
+
     fn sockets(&self, bucket: &Bucket) -> Vec<Socket> {
         self.lock().sockets(bucket).iter().map(socket).collect()
     }

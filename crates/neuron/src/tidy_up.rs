@@ -2,6 +2,8 @@
 //!
 //! The shell calls these on its timers; each can be called late or twice without harm.
 
+use std::sync::PoisonError;
+
 use kv4::store::{Stat, StoreError};
 use services::layer_of;
 use services::logs::RUNTIME_PATH;
@@ -12,7 +14,7 @@ use crate::Neuron;
 
 /// Counters of the views as they stood at the last flush.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Flushed(kv4::view::Stats);
+pub(crate) struct Flushed(kv4::view::Stats);
 
 impl Neuron {
     /// Writes statistics and log lines. Figures of the neuron itself stand in the bucket of `$sys`
@@ -20,9 +22,13 @@ impl Neuron {
     ///
     /// # Errors
     /// The store's; statistics are kept for the next flush.
-    pub async fn flush(&self, flushed: &mut Flushed) -> Result<(), StoreError> {
-        let stats = self.services.kv.view_stats();
-        let before = std::mem::replace(&mut flushed.0, stats);
+    pub async fn flush(&self) -> Result<(), StoreError> {
+        let (before, stats) = {
+            let mut flushed = self.flushed.lock().unwrap_or_else(PoisonError::into_inner);
+            // Read under the lock: of two flushes the later one never goes back.
+            let stats = self.services.kv.view_stats();
+            (std::mem::replace(&mut flushed.0, stats), stats)
+        };
         for (measure, count) in [
             ("cache:hit", stats.hits - before.hits),
             ("cache:miss", stats.misses - before.misses),

@@ -27,6 +27,9 @@ const PASSWORD_BYTES: std::ops::RangeInclusive<usize> = 4..=256;
 const EMAIL_BYTES_MAX: usize = 254;
 /// Fields that only the reply that makes an account shows.
 const HIDDEN: [&str; 5] = ["secret", "password", "plan", "term", "customer_id"];
+/// Most fields of an account or admin, and most bytes of its row.
+const FIELDS_MAX: usize = 64;
+const ROW_BYTES_MAX: usize = 64 << 10;
 /// How often a merge is tried again after somebody else wrote in between.
 const MERGE_ATTEMPTS: usize = 16;
 
@@ -112,8 +115,7 @@ async fn put_account(services: &Services, call: &Call<'_>, node: &Node) -> Resul
     let key = entries::key(call)?.ok_or(Code::BadUsername)?;
     let ident =
         Ident::parse(key.as_str()).map_err(|error| Fault::with(error.code(), error.to_string()))?;
-    let details = call.params.json("v").and_then(|v| v.members());
-    let details = details.ok_or(Code::RequireAccountDetails)?;
+    let details = details(call)?;
     let live = services.kv.get(node, &key).await.map_err(store_fault)?;
     match (call.method, live) {
         (Method::Post, Some(_)) => merge_account(services, call, node, &key, &details).await,
@@ -146,12 +148,11 @@ async fn create_account(
     let email = email(&details)?;
     let password = password(&details)?;
     let active = active(&details)?.unwrap_or(true);
-    let chosen = details.text("secret").filter(|secret| !secret.is_empty());
-    if chosen.as_deref().is_some_and(|secret| secret.contains('#') || secret.starts_with('!')) {
-        return Err(Fault::with(
-            Code::BadPasswordFormat,
-            "a secret cannot hold `#` or start with `!`",
-        ));
+    let chosen = secret(&details)?;
+    // Whatever an earlier owner of the name left behind, such as statistics that were flushed after
+    // its end, is not this one's.
+    for bucket in buckets_of(services, call, key).await? {
+        services.kv.drop_bucket(&bucket).await.map_err(store_fault)?;
     }
     let secret = chosen.clone().unwrap_or_else(|| secrets::random_uuid(&*services.rng));
     let secret_hash = match &chosen {
@@ -235,12 +236,8 @@ async fn merge_account(
         };
         changes.set("password", hashed);
     }
-    if changes.remove("secret").is_some() {
-        let secret = details.text("secret").filter(|secret| PASSWORD_BYTES.contains(&secret.len()));
-        let secret = secret.ok_or(Code::BadPasswordFormat)?;
-        if secret.contains('#') || secret.starts_with('!') {
-            return Err(Code::BadPasswordFormat.into());
-        }
+    changes.remove("secret");
+    if let Some(secret) = secret(details)? {
         changes.set("secret", Json::string(&hash(services, &secret).await?));
     }
     let merged = merge(services, call, node, key, |row| {
@@ -277,6 +274,9 @@ async fn merge(
         let head = head.ok_or(Code::NotFound)?;
         let mut row = head.value.members().unwrap_or_default();
         change(&mut row)?;
+        if row.len() > FIELDS_MAX || row.to_json().as_str().len() > ROW_BYTES_MAX {
+            return Err(too_many_fields());
+        }
         let write = Write {
             entry: node.entry(key.clone()),
             op: Op::Put { value: row.to_json(), keys: Default::default() },
@@ -319,21 +319,22 @@ async fn delete_account(
     for bucket in buckets_of(services, call, &key).await? {
         services.kv.drop_bucket(&bucket).await.map_err(store_fault)?;
     }
-    let answer = entries::delete_keys(services, call, node, std::slice::from_ref(&key)).await?;
+    let answer = if call.params.flag("erase") {
+        u64::from(services.kv.erase(&node.entry(key.clone())).await.map_err(store_fault)?)
+    } else {
+        entries::delete_keys(services, call, node, std::slice::from_ref(&key)).await?
+    };
     services.logs.note(&call.caller.bucket, crate::logs::Level::Info, || {
         format!("account {key} deleted by {}", call.caller.who)
     });
     Ok(Answer::number(answer))
 }
 
-/// The bucket of an account and those of its sub-accounts.
+/// The bucket of an account and those of its sub-accounts, as far as they are stored.
 async fn buckets_of(services: &Services, call: &Call<'_>, key: &Key) -> Result<Vec<Bucket>, Fault> {
     let Some(own) = bucket_of(call, key) else { return Ok(Vec::new()) };
     let all = services.kv.buckets().await.map_err(store_fault)?;
-    let subs = own.as_str().strip_suffix("_data").map(|stem| format!("{stem})"));
-    let is_below =
-        |bucket: &Bucket| subs.as_deref().is_some_and(|stem| bucket.as_str().starts_with(stem));
-    Ok(all.into_iter().filter(|bucket| *bucket == own || is_below(bucket)).collect())
+    Ok(all.into_iter().filter(|bucket| bucket.is_within(&own)).collect())
 }
 
 fn bucket_of(call: &Call<'_>, key: &Key) -> Option<Bucket> {
@@ -347,19 +348,24 @@ fn bucket_of(call: &Call<'_>, key: &Key) -> Option<Bucket> {
 
 /// Ends the sockets of an account that is no more or may no longer log in.
 fn close_account(services: &Services, call: &Call<'_>, key: &Key) {
-    if let Some(bucket) = bucket_of(call, key) {
-        services.rooms.close(&bucket, Closing::Denied, &|_| true);
-        services.sessions.end_all(&bucket);
+    let Some(own) = bucket_of(call, key) else { return };
+    for bucket in services.rooms.buckets() {
+        if bucket.is_within(&own) {
+            services.rooms.close(&bucket, Closing::Denied, &|_| true);
+        }
     }
+    services.sessions.end_all(&own);
 }
 
 async fn put_admin(services: &Services, call: &Call<'_>, node: &Node) -> Result<Answer, Fault> {
     let key = entries::key(call)?.ok_or_else(|| Fault::with(Code::BadName, "`k` is the login"))?;
-    if key.as_str().contains(['#', ':']) || key.as_str().starts_with('!') {
-        return Err(Fault::with(Code::BadName, "a login cannot hold `#` or `:` or start with `!`"));
+    if key.as_str().contains(['#', ':']) || key.as_str().starts_with(['!', '$']) {
+        return Err(Fault::with(
+            Code::BadName,
+            "a login cannot hold `#` or `:` or start with `!` or `$`",
+        ));
     }
-    let details = call.params.json("v").and_then(|v| v.members());
-    let mut details = details.ok_or(Code::RequireAccountDetails)?;
+    let mut details = details(call)?;
     details.remove("_ver_");
     active(&details)?;
     let given = password(&details)?;
@@ -410,6 +416,41 @@ async fn hash(services: &Services, password: &str) -> Result<String, Fault> {
         .hash(password.to_owned())
         .await
         .ok_or_else(|| Fault::with(Code::Overloaded, "too many passwords are being hashed"))
+}
+
+/// The fields that a call gives, as many as a row may have.
+fn details(call: &Call<'_>) -> Result<Members, Fault> {
+    let details = call.params.json("v").and_then(|v| v.members());
+    let details = details.ok_or(Code::RequireAccountDetails)?;
+    if details.len() > FIELDS_MAX {
+        return Err(too_many_fields());
+    }
+    Ok(details)
+}
+
+fn too_many_fields() -> Fault {
+    Fault::with(
+        Code::RequireAccountDetails,
+        format!("a row has at most {FIELDS_MAX} fields and {ROW_BYTES_MAX} bytes"),
+    )
+}
+
+/// The secret that a caller chose; `None` when it is left out, null or empty.
+fn secret(details: &Members) -> Result<Option<String>, Fault> {
+    let Some(value) = details.get("secret").filter(|value| !value.is_null()) else {
+        return Ok(None);
+    };
+    let secret = value.to_text().ok_or(Code::BadPasswordFormat)?;
+    if secret.is_empty() {
+        return Ok(None);
+    }
+    if !PASSWORD_BYTES.contains(&secret.len()) || secret.contains('#') || secret.starts_with('!') {
+        return Err(Fault::with(
+            Code::BadPasswordFormat,
+            "a secret has 4 to 256 bytes, no `#`, and no `!` at its start",
+        ));
+    }
+    Ok(Some(secret))
 }
 
 fn email(details: &Members) -> Result<String, Fault> {

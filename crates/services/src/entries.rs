@@ -7,7 +7,7 @@ use std::time::Duration;
 use kv4::store::{SeriesQuery, StoreError};
 use kv4::version::{Head, SecondaryKeys, Version};
 use kv4::write::{Condition, KeyChange, Op, Write, Written};
-use kv4::{Node, Ver};
+use kv4::{Entry, Node, Ver};
 use wire::envelope::Fault;
 use wire::errors::Code;
 use wire::json::{Json, push_string};
@@ -18,6 +18,8 @@ use crate::{Answer, Call, Closing, Services, accounts, store_fault, write_fault}
 
 /// Most rows in one answer of a listing or a series; `limit` asks for fewer.
 pub const ROWS_MAX: usize = 100_000;
+/// Entries that one transaction deletes.
+const DELETE_AT_ONCE: usize = 500;
 /// How long a read with `at` waits for its version.
 const AT_DEADLINE: Duration = Duration::from_secs(5);
 /// `_ver_` that overwrites whatever there is, even where updates are strict.
@@ -263,13 +265,16 @@ fn split_ver(value: Json) -> (Json, Option<String>) {
     let Some(mut members) = value.members() else { return (value, None) };
     match members.remove("_ver_") {
         None => (value, None),
-        Some(ver) => (members.to_json(), Some(ver.to_text().unwrap_or_default())),
+        // `null` and the empty string are how some clients say that they have none.
+        Some(ver) => (members.to_json(), ver.to_text().filter(|text| !text.is_empty())),
     }
 }
 
 /// The version that a call names outside its value.
 fn given_ver(call: &Call<'_>) -> Option<String> {
-    call.params.text("_ver_").or_else(|| call.if_match.map(str::to_owned))
+    // `If-Match: *` asks for no version in particular.
+    let of_header = call.if_match.filter(|tag| *tag != "*").map(str::to_owned);
+    call.params.text("_ver_").or(of_header).filter(|text| !text.is_empty())
 }
 
 async fn condition(
@@ -311,7 +316,7 @@ pub async fn delete(services: &Services, call: &Call<'_>, node: &Node) -> Result
                 None | Some(FORCE) => Condition::Any,
                 Some(text) => Condition::At(text.parse().map_err(|_| Code::VersionConflict)?),
             };
-            let write = deletion(services, call, node, &head.key, condition);
+            let write = deletion(services, call, node.entry(head.key.clone()), condition);
             services.kv.write(write).await.map_err(write_fault)?;
             Ok(Answer::number(1))
         }
@@ -332,28 +337,40 @@ pub async fn delete_keys(
     node: &Node,
     keys: &[Key],
 ) -> Result<u64, Fault> {
-    let writes =
-        keys.iter().map(|key| deletion(services, call, node, key, Condition::Any)).collect();
+    let entries: Vec<Entry> = keys.iter().map(|key| node.entry(key.clone())).collect();
+    delete_entries(services, call, &entries).await
+}
+
+/// Deletes entries of any nodes, some at a time, so that others' writes come in between; answers how
+/// many were live.
+///
+/// # Errors
+/// The store's; some may be deleted by then.
+pub async fn delete_entries(
+    services: &Services,
+    call: &Call<'_>,
+    entries: &[Entry],
+) -> Result<u64, Fault> {
     let mut deleted = 0;
-    for answer in services.kv.write_all(writes).await {
-        match answer {
-            Ok(_) => deleted += 1,
-            Err(kv4::write::WriteError::Missing) => {}
-            Err(error) => return Err(write_fault(error)),
+    for some in entries.chunks(DELETE_AT_ONCE) {
+        let mut writes = Vec::with_capacity(some.len());
+        for entry in some {
+            writes.push(deletion(services, call, entry.clone(), Condition::Any));
+        }
+        for answer in services.kv.write_all(writes).await {
+            match answer {
+                Ok(_) => deleted += 1,
+                Err(kv4::write::WriteError::Missing) => {}
+                Err(error) => return Err(write_fault(error)),
+            }
         }
     }
     Ok(deleted)
 }
 
-fn deletion(
-    services: &Services,
-    call: &Call<'_>,
-    node: &Node,
-    key: &Key,
-    condition: Condition,
-) -> Write {
+fn deletion(services: &Services, call: &Call<'_>, entry: Entry, condition: Condition) -> Write {
     Write {
-        entry: node.entry(key.clone()),
+        entry,
         op: Op::Delete,
         condition,
         who: call.caller.who.clone(),

@@ -3,6 +3,8 @@
 //! They are the v3 services under other names: three segments `/domain/application/room` for a path,
 //! `ident` and `secret` among the parameters. Their envelope is another too (`wire::envelope`).
 
+use std::collections::BTreeSet;
+
 use wire::envelope::Fault;
 use wire::errors::Code;
 use wire::json::Json;
@@ -127,13 +129,12 @@ async fn tree(
         Method::Post | Method::Put => {}
         Method::Get if adds => {}
         Method::Get => {
-            let mut names: Vec<String> = namespace::below(services, bucket, &call.path, None)
+            let names: BTreeSet<String> = namespace::below(services, bucket, &call.path, None)
                 .await?
                 .iter()
                 .filter_map(|relative| relative.split('/').next().map(str::to_owned))
                 .collect();
-            names.dedup();
-            return Ok(serde_json::Value::from(names).to_string());
+            return Ok(serde_json::Value::from_iter(names).to_string());
         }
         Method::Delete => {
             let removed = namespace::remove(services, call, &call.path).await;

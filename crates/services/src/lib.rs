@@ -74,6 +74,8 @@ pub trait Rooms: Send + Sync {
     fn members(&self, room: &RoomRef) -> Vec<Member>;
     /// Rooms of a bucket that somebody is in, sorted.
     fn rooms(&self, bucket: &Bucket) -> Vec<RoomRef>;
+    /// The buckets that have a socket.
+    fn buckets(&self) -> Vec<Bucket>;
     /// The open sockets of a bucket.
     fn sockets(&self, bucket: &Bucket) -> Vec<Socket>;
     /// Sends a member away, or all of them.
@@ -208,6 +210,7 @@ impl Services {
         let Parts { kv, clock, rng, passwords, rooms, identity, sealer, stats, sys_secret } = parts;
         let rules = Derived::new(&kv, layer(authorization::LAYER), Rules::compile);
         let settings = Derived::new(&kv, layer(configuration::LAYER), Settings::compile);
+        kv.on_commit(stats.clone());
         let proven = principal::Proven::new(&sys_secret, &*rng);
         Services {
             kv,

@@ -14,13 +14,13 @@ const ACCOUNT_REFILL_S: f64 = 6.0;
 /// The same for one address at all accounts together.
 const ADDRESS_BURST: f64 = 60.0;
 const ADDRESS_REFILL_S: f64 = 1.0;
-/// Addresses and pairs remembered; beyond it the full ones are forgotten.
+/// Addresses and pairs remembered; beyond it the fullest are forgotten.
 const BUCKETS_MAX: usize = 100_000;
 
 /// Counts failed logins.
 #[derive(Debug, Default)]
 pub struct Failures {
-    buckets: Mutex<HashMap<(IpAddr, Option<String>), Tokens>>,
+    buckets: Mutex<HashMap<Key, Tokens>>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -30,54 +30,82 @@ struct Tokens {
 }
 
 impl Failures {
-    /// Seconds that this address has to wait before it may try this account; `None` when it may.
-    pub fn blocked_s(&self, address: IpAddr, account: &str, now_micros: u64) -> Option<u64> {
-        let buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
-        if buckets.is_empty() {
-            return None;
-        }
-        let now_s = now_micros as f64 / 1e6;
-        let wait = |key: &(IpAddr, Option<String>), burst, refill_s| {
-            let left = buckets.get(key)?.refilled(now_s, burst, refill_s).left;
-            (left < 1.0).then(|| ((1.0 - left) * refill_s).ceil().max(1.0) as u64)
-        };
-        wait(&(address, None), ADDRESS_BURST, ADDRESS_REFILL_S).max(wait(
-            &(address, Some(account.to_owned())),
-            ACCOUNT_BURST,
-            ACCOUNT_REFILL_S,
-        ))
-    }
-
-    /// Notes one failure.
-    pub fn failed(&self, address: IpAddr, account: &str, now_micros: u64) {
+    /// Takes one attempt of an address at an account, before it is looked at, so that attempts made
+    /// at the same time count too; [`Failures::refund`] gives it back when it was right.
+    ///
+    /// # Errors
+    /// Seconds to wait when none is left.
+    pub fn charge(&self, address: IpAddr, account: &str, now_micros: u64) -> Result<(), u64> {
         let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
         let now_s = now_micros as f64 / 1e6;
-        if buckets.len() >= BUCKETS_MAX {
-            buckets.retain(|(_, account), tokens| {
-                let (burst, refill_s) = match account {
-                    Some(_) => (ACCOUNT_BURST, ACCOUNT_REFILL_S),
-                    None => (ADDRESS_BURST, ADDRESS_REFILL_S),
-                };
-                tokens.refilled(now_s, burst, refill_s).left < burst
-            });
-            if buckets.len() >= BUCKETS_MAX {
-                buckets.clear();
+        make_room(&mut buckets, now_s);
+        let keys = keys(address, account);
+        let mut wait_s = None;
+        for (key, (burst, refill_s)) in &keys {
+            let tokens = buckets.entry(key.clone()).or_insert(Tokens { left: *burst, at_s: now_s });
+            *tokens = tokens.refilled(now_s, *burst, *refill_s);
+            if tokens.left < 1.0 {
+                let seconds = ((1.0 - tokens.left) * refill_s).ceil().max(1.0) as u64;
+                wait_s = wait_s.max(Some(seconds));
             }
         }
-        let mut take = |account, burst, refill_s| {
-            let tokens =
-                buckets.entry((address, account)).or_insert(Tokens { left: burst, at_s: now_s });
-            *tokens = tokens.refilled(now_s, burst, refill_s);
-            tokens.left = (tokens.left - 1.0).max(0.0);
-        };
-        take(None, ADDRESS_BURST, ADDRESS_REFILL_S);
-        take(Some(account.chars().take(64).collect()), ACCOUNT_BURST, ACCOUNT_REFILL_S);
+        if let Some(wait_s) = wait_s {
+            return Err(wait_s);
+        }
+        for (key, _) in &keys {
+            if let Some(tokens) = buckets.get_mut(key) {
+                tokens.left -= 1.0;
+            }
+        }
+        Ok(())
+    }
+
+    /// Gives back what a right attempt was charged.
+    pub fn refund(&self, address: IpAddr, account: &str) {
+        let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
+        for (key, (burst, _)) in keys(address, account) {
+            if let Some(tokens) = buckets.get_mut(&key) {
+                tokens.left = (tokens.left + 1.0).min(burst);
+            }
+        }
+    }
+}
+
+type Key = (IpAddr, Option<String>);
+
+/// The two buckets of an attempt, with their burst and seconds to refill one. An IPv6 address counts
+/// as its /64, which is what one customer is given.
+fn keys(address: IpAddr, account: &str) -> [(Key, (f64, f64)); 2] {
+    let address = match address {
+        IpAddr::V6(address) => IpAddr::V6((u128::from(address) & !u128::from(u64::MAX)).into()),
+        address => address,
+    };
+    let account = account.chars().take(64).collect();
+    [
+        ((address, None), (ADDRESS_BURST, ADDRESS_REFILL_S)),
+        ((address, Some(account)), (ACCOUNT_BURST, ACCOUNT_REFILL_S)),
+    ]
+}
+
+/// Forgets the buckets that are full again, and if that is not enough those that are fullest.
+fn make_room(buckets: &mut HashMap<Key, Tokens>, now_s: f64) {
+    let mut keep_below = 1.0;
+    while buckets.len() >= BUCKETS_MAX && keep_below > 0.0 {
+        buckets.retain(|(_, account), tokens| {
+            let (burst, refill_s) = match account {
+                Some(_) => (ACCOUNT_BURST, ACCOUNT_REFILL_S),
+                None => (ADDRESS_BURST, ADDRESS_REFILL_S),
+            };
+            tokens.refilled(now_s, burst, refill_s).left < burst * keep_below
+        });
+        keep_below -= 0.25;
     }
 }
 
 impl Tokens {
     fn refilled(self, now_s: f64, burst: f64, refill_s: f64) -> Tokens {
-        let gained = (now_s - self.at_s).max(0.0) / refill_s;
+        // Time that passed, or that the clock was set back by: nobody waits until it catches up.
+        let gained = (now_s - self.at_s).abs() / refill_s;
         Tokens { left: (self.left + gained).min(burst), at_s: now_s }
     }
 }

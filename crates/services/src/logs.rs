@@ -12,6 +12,7 @@ use kv4::{Bucket, Node};
 use wire::json::Json;
 use wire::names::{Key, Layer};
 
+use crate::settings::RetentionSetting;
 use crate::{Services, layer, path};
 
 /// Where neurons keep their own measures and logs.
@@ -90,43 +91,51 @@ impl Services {
         Ok(())
     }
 
-    /// Lets go of lines and versions that retention no longer keeps; answers how many went.
+    /// Lets go of lines, versions, revocations and kept answers that are old enough; answers how
+    /// many went. What fails in one bucket does not hold the others up.
     ///
     /// # Errors
-    /// The store's.
+    /// The store's, the last one.
     pub async fn prune(&self) -> Result<u64, StoreError> {
-        let now_micros = self.clock.now_micros();
         let mut gone = 0;
+        let mut failed = None;
         for bucket in self.kv.buckets().await? {
-            let (count, age_s) = KEPT;
-            let short = Retention {
-                before_micros: Some(now_micros.saturating_sub(age_s * 1_000_000)),
-                count_max: Some(count),
-            };
-            for level in Level::ALL {
-                let node = Node::new(bucket.clone(), layer(level.layer()), path(RUNTIME_PATH));
-                gone += self.kv.prune(&node, short).await?;
-            }
-            let settings = self.settings.of(&self.kv, &bucket).await?;
-            let places = settings.places::<crate::settings::RetentionSetting>("retention");
-            for (at, setting) in &places {
-                let Ok(kept) = Layer::parse(&setting.layer) else { continue };
-                for (path, _) in self.kv.paths(&bucket, &kept, at).await? {
-                    // A setting further down stands in place of this one.
-                    let nearest = places
-                        .iter()
-                        .filter(|(other, o)| o.layer == setting.layer && path.is_within(other))
-                        .max_by_key(|(other, _)| other.depth());
-                    if nearest.is_some_and(|(other, _)| other == at) {
-                        let node = Node::new(bucket.clone(), kept.clone(), path);
-                        gone += self.kv.prune(&node, setting.at(now_micros)).await?;
-                    }
-                }
+            match self.prune_bucket(&bucket).await {
+                Ok(of_bucket) => gone += of_bucket,
+                Err(error) => failed = Some(error),
             }
         }
-        for bucket in self.kv.buckets().await? {
-            gone += crate::token::forget_expired(self, &bucket).await?;
-            gone += crate::idempotency::forget_old(self, &bucket).await?;
+        failed.map_or(Ok(gone), Err)
+    }
+
+    async fn prune_bucket(&self, bucket: &Bucket) -> Result<u64, StoreError> {
+        let now_micros = self.clock.now_micros();
+        let mut gone = crate::token::forget_expired(self, bucket).await?;
+        gone += crate::idempotency::forget_old(self, bucket).await?;
+        let (count, age_s) = KEPT;
+        let short = Retention {
+            before_micros: Some(now_micros.saturating_sub(age_s * 1_000_000)),
+            count_max: Some(count),
+        };
+        for level in Level::ALL {
+            let node = Node::new(bucket.clone(), layer(level.layer()), path(RUNTIME_PATH));
+            gone += self.kv.prune(&node, short).await?;
+        }
+        let settings = self.settings.of(&self.kv, bucket).await?;
+        let places = settings.places::<RetentionSetting>("retention");
+        for (at, setting) in &places {
+            let Ok(kept) = Layer::parse(&setting.layer) else { continue };
+            for (path, _) in self.kv.paths(bucket, &kept, at).await? {
+                // A setting further down stands in place of this one.
+                let nearest = places
+                    .iter()
+                    .filter(|(other, o)| o.layer == setting.layer && path.is_within(other))
+                    .max_by_key(|(other, _)| other.depth());
+                if nearest.is_some_and(|(other, _)| other == at) {
+                    let node = Node::new(bucket.clone(), kept.clone(), path);
+                    gone += self.kv.prune(&node, setting.at(now_micros)).await?;
+                }
+            }
         }
         Ok(gone)
     }

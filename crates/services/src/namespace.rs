@@ -4,7 +4,7 @@
 //! A path that was PUT is one entry at that path, under the key `ns`; its ancestors are not implied.
 
 use kv4::write::{Condition, Op, Write, WriteError};
-use kv4::{Bucket, Node};
+use kv4::{Bucket, Entry, Node};
 use wire::envelope::Fault;
 use wire::errors::Code;
 use wire::json::{Json, push_string};
@@ -69,10 +69,14 @@ pub(crate) async fn remove(
 ) -> Result<u64, Fault> {
     let bucket = &call.caller.bucket;
     let paths = services.kv.paths(bucket, &layer(LAYER), path).await.map_err(store_fault)?;
+    let found: Vec<Entry> = paths.iter().map(|(path, _)| node(bucket, path).entry(key())).collect();
     let mut removed = 0;
-    for (path, _) in &paths {
-        let node = node(bucket, path);
-        removed += entries::delete_keys(services, call, &node, &[key()]).await?;
+    if call.params.flag("erase") {
+        for entry in &found {
+            removed += u64::from(services.kv.erase(entry).await.map_err(store_fault)?);
+        }
+    } else {
+        removed = entries::delete_entries(services, call, &found).await?;
     }
     if removed == 0 { Err(Code::NotFound.into()) } else { Ok(removed) }
 }

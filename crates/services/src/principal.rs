@@ -15,9 +15,10 @@ use wire::errors::Code;
 use wire::names::{Ident, Key};
 
 use crate::accounts::{ACCOUNTS_PATH, ADMINS_PATH, AccountRow, AdminRow, LAYER};
+use crate::logs::Level;
 use crate::{Rng, Services, layer, path, secrets, store_fault};
 
-/// Proofs remembered; beyond it all are forgotten.
+/// Proofs remembered; beyond it half are forgotten.
 const PROOFS_MAX: usize = 50_000;
 
 /// Who made a request, and whose data it is about.
@@ -85,17 +86,40 @@ impl Proven {
     }
 
     /// A key-first hash is enough here: the digest never leaves this process.
-    fn digest(&self, presented: &str, address: IpAddr) -> [u8; 32] {
+    fn digest(&self, presented: &[&str], address: IpAddr) -> [u8; 32] {
         let mut context = Context::new(&SHA256);
         context.update(&self.key);
         match address {
             IpAddr::V4(address) => context.update(&address.octets()),
             IpAddr::V6(address) => context.update(&address.octets()),
         }
-        context.update(presented.as_bytes());
+        for part in presented {
+            context.update(part.as_bytes());
+        }
         let mut digest = [0; 32];
         digest.copy_from_slice(context.finish().as_ref());
         digest
+    }
+
+    /// The caller of a proof that still holds.
+    async fn known(
+        &self,
+        services: &Services,
+        digest: &[u8; 32],
+    ) -> Result<Option<Arc<Caller>>, Fault> {
+        let Some(proof) = self.proofs.pin().get(digest).cloned() else { return Ok(None) };
+        Ok(proof.still_holds(services).await?.then(|| proof.caller.clone()))
+    }
+
+    fn remember(&self, digest: [u8; 32], proof: Proof) -> Arc<Caller> {
+        let proofs = self.proofs.pin();
+        if proofs.len() >= PROOFS_MAX {
+            // Digests are as good as random: this lets go of half of them.
+            proofs.retain(|digest, _| digest[0] & 1 == 0);
+        }
+        let caller = proof.caller.clone();
+        proofs.insert(digest, Arc::new(proof));
+        caller
     }
 }
 
@@ -108,23 +132,14 @@ pub async fn from_header(
     header: &str,
     address: IpAddr,
 ) -> Result<Arc<Caller>, Fault> {
-    let digest = services.proven.digest(header, address);
-    let known = services.proven.proofs.pin().get(&digest).cloned();
-    if let Some(proof) = known
-        && proof.still_holds(services).await?
-    {
-        return Ok(proof.caller.clone());
+    let digest = services.proven.digest(&[header], address);
+    if let Some(caller) = services.proven.known(services, &digest).await? {
+        return Ok(caller);
     }
     let credentials = Credentials::from_basic(header)
         .map_err(|error| Fault::with(error.code(), error.to_string()))?;
     let proof = prove_limited(services, &credentials, address).await?;
-    let proofs = services.proven.proofs.pin();
-    if proofs.len() >= PROOFS_MAX {
-        proofs.clear();
-    }
-    let caller = proof.caller.clone();
-    proofs.insert(digest, Arc::new(proof));
-    Ok(caller)
+    Ok(services.proven.remember(digest, proof))
 }
 
 /// Finds the caller of an ident and secret that came as parameters.
@@ -137,9 +152,14 @@ pub async fn from_parts(
     secret: &str,
     address: IpAddr,
 ) -> Result<Arc<Caller>, Fault> {
+    let digest = services.proven.digest(&[ident, "\0", secret], address);
+    if let Some(caller) = services.proven.known(services, &digest).await? {
+        return Ok(caller);
+    }
     let credentials = Credentials::from_parts(ident, secret)
         .map_err(|error| Fault::with(error.code(), error.to_string()))?;
-    Ok(prove_limited(services, &credentials, address).await?.caller)
+    let proof = prove_limited(services, &credentials, address).await?;
+    Ok(services.proven.remember(digest, proof))
 }
 
 impl Proof {
@@ -159,31 +179,30 @@ async fn prove_limited(
     credentials: &Credentials,
     address: IpAddr,
 ) -> Result<Proof, Fault> {
-    refuse_blocked(services, credentials, address)?;
-    match prove(services, credentials).await {
-        Ok(Some(proof)) => Ok(proof),
-        Ok(None) => {
-            let now_micros = services.clock.now_micros();
-            services.failures.failed(address, &credentials.account, now_micros);
-            Err(Fault::new(Code::Unauthorized))
-        }
-        Err(fault) => Err(fault),
-    }
-}
-
-/// Refuses an address with too many failures, before its secret is looked at.
-fn refuse_blocked(
-    services: &Services,
-    credentials: &Credentials,
-    address: IpAddr,
-) -> Result<(), Fault> {
-    let now_micros = services.clock.now_micros();
-    match services.failures.blocked_s(address, &credentials.account, now_micros) {
-        None => Ok(()),
-        Some(seconds) => Err(Fault::with(
+    let account = &credentials.account;
+    let charged = services.failures.charge(address, account, services.clock.now_micros());
+    if let Err(seconds) = charged {
+        return Err(Fault::with(
             Code::TooManyRequests,
             format!("too many failed logins from this address; try again in {seconds} s"),
-        )),
+        ));
+    }
+    match prove(services, credentials).await {
+        Ok(Some(proof)) => {
+            services.failures.refund(address, account);
+            Ok(proof)
+        }
+        Ok(None) => {
+            services.logs.note(&Bucket::sys(), Level::Warn, || {
+                let account: String = account.chars().take(64).collect();
+                format!("failed login as {account:?} from {address}")
+            });
+            Err(Fault::new(Code::Unauthorized))
+        }
+        Err(fault) => {
+            services.failures.refund(address, account);
+            Err(fault)
+        }
     }
 }
 

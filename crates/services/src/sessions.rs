@@ -85,10 +85,10 @@ impl Sessions {
         }
     }
 
-    /// Ends every login of a bucket.
+    /// Ends every login of a bucket and of its sub-accounts.
     pub(crate) fn end_all(&self, bucket: &Bucket) {
         let logins = self.logins.lock().unwrap_or_else(PoisonError::into_inner);
-        for login in logins.values().filter(|login| login.bucket == *bucket) {
+        for login in logins.values().filter(|login| login.bucket.is_within(bucket)) {
             login.ended.store(true, Ordering::Relaxed);
         }
     }

@@ -12,7 +12,7 @@ use std::sync::{Mutex, PoisonError};
 
 use foldhash::fast::RandomState;
 use kv4::Bucket;
-use kv4::store::{Stat, StatCell, StatQuery, StoreError};
+use kv4::store::{Event, Listener, Stat, StatCell, StatQuery, StoreError};
 use wire::envelope::Fault;
 use wire::errors::Code;
 use wire::names::{Key, Layer, Path};
@@ -128,6 +128,20 @@ impl Statistics {
         for shard in &self.shards {
             let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
             shard.cells.retain(|(_, at), cell| cell.dirty || *at >= minute);
+        }
+    }
+}
+
+impl Listener for Statistics {
+    /// What was measured in a bucket goes with it, or its next flush would bring it back.
+    fn committed(&self, events: &[Event]) {
+        for event in events {
+            if let Event::Dropped(bucket) = event {
+                for shard in &self.shards {
+                    let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+                    shard.cells.retain(|(measured, _), _| measured.bucket != *bucket);
+                }
+            }
         }
     }
 }

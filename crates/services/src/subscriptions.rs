@@ -6,8 +6,10 @@
 
 use wire::envelope::Fault;
 use wire::errors::Code;
+use wire::frames::percent_encode;
 use wire::json::Json;
 
+use crate::logs::Level;
 use crate::{Answer, Call, Closing, Member, Method, RoomRef, Services, namespace, token};
 
 impl Services {
@@ -23,7 +25,9 @@ pub(crate) async fn call(services: &Services, call: &Call<'_>) -> Result<Answer,
         Method::Get => {
             let members = services.rooms.members(&room);
             if let Some(name) = call.params.text("k") {
-                let member = members.iter().find(|member| member.name == name);
+                let member = members
+                    .iter()
+                    .find(|member| member.name == name || member.name == percent_encode(&name));
                 let member = member.ok_or(Code::NotFound)?;
                 return Ok(Answer::json(row(services, &room, member).to_string()));
             }
@@ -39,6 +43,10 @@ pub(crate) async fn call(services: &Services, call: &Call<'_>) -> Result<Answer,
             if name.is_some() && kicked.members == 0 {
                 return Err(Code::NotFound.into());
             }
+            services.logs.note(&room.bucket, Level::Info, || {
+                let whom = name.as_deref().unwrap_or("everybody");
+                format!("{} kicked {whom} from {}", call.caller.who, call.path)
+            });
             for (id, until_s) in &kicked.tokens {
                 let (bucket, who) = (&room.bucket, &call.caller.who);
                 token::revoke_id(services, bucket, *id, *until_s, who).await?;

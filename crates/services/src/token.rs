@@ -17,7 +17,7 @@ use kv4::{Bucket, Head, Node};
 use serde::{Deserialize, Serialize};
 use wire::envelope::Fault;
 use wire::errors::Code;
-use wire::frames::percent_encode;
+use wire::frames::{Name, percent_encode};
 use wire::json::Json;
 use wire::names::{Ident, Key, Path};
 use wire::token::{Claims, Grants, IDENTITY_BYTES_MAX};
@@ -176,7 +176,7 @@ async fn claims(services: &Services, call: &Call<'_>) -> Result<Claims, Fault> {
         .map_err(store_fault)?
         .at::<u64>(&call.path, "token_expire_max_s")
         .map_or(EXPIRE_MAX_S, |limit| limit.min(EXPIRE_MAX_S));
-    let expire_s = match call.params.text("expire") {
+    let expire_s = match call.params.text("expire").filter(|text| !text.is_empty()) {
         None => EXPIRE_DEFAULT_S.min(expire_max_s),
         Some(text) => text.parse::<u64>().map_err(|_| {
             Fault::with(Code::BadRequest, format!("`expire` is not a number of seconds: {text}"))
@@ -190,11 +190,15 @@ async fn claims(services: &Services, call: &Call<'_>) -> Result<Claims, Fault> {
     }
     let identity = match call.params.text("k").filter(|name| !name.is_empty()) {
         None => URL_SAFE_NO_PAD.encode(services.random::<9>()),
-        Some(name) if name.len() > IDENTITY_BYTES_MAX || name.chars().any(char::is_control) => {
+        Some(name)
+            if name.len() > IDENTITY_BYTES_MAX
+                || name.chars().any(char::is_control)
+                || Name::encode(&name).is_err() =>
+        {
             return Err(Fault::with(
                 Code::BadName,
                 format!(
-                    "`k` is longer than {IDENTITY_BYTES_MAX} bytes or holds a control character"
+                    "`k` is too long ({IDENTITY_BYTES_MAX} bytes), or not a name that can join"
                 ),
             ));
         }
@@ -311,6 +315,13 @@ pub async fn room(
     } else {
         namespace::resolve(services, bucket, &path).await?.ok_or(Code::NoNamespace)?
     };
+    // A user may have been revoked on the path as it is called here: with or without its topic.
+    let with_topic = path.join(&topic).unwrap_or_else(|_| path.clone());
+    for at in [&path, &with_topic] {
+        if is_user_revoked(services, bucket, claims, at).await? {
+            return Err(Fault::with(Code::Unauthorized, "the token has been revoked"));
+        }
+    }
     Ok(crate::RoomRef { bucket: bucket.clone(), path, topic })
 }
 
@@ -373,20 +384,31 @@ fn revoked_node(bucket: &Bucket, at: &Path) -> Option<Node> {
 
 async fn is_revoked(services: &Services, bucket: &Bucket, claims: &Claims) -> Result<bool, Fault> {
     let root = Path::root();
-    let mut places = vec![(root.clone(), Some(id_key(claims.id)))];
-    places.push((root, who_key(&claims.identity)));
-    if let Some(path) = &claims.path {
-        places.push((path.clone(), who_key(&claims.identity)));
-    }
-    for (at, key) in places {
-        let (Some(node), Some(key)) = (revoked_node(bucket, &at), key) else { continue };
-        let Some(head) = services.kv.get(&node, &key).await.map_err(store_fault)? else { continue };
-        let Ok(revoked) = head.value.read::<Revoked>() else { continue };
-        if revoked.not_before_ms == 0 || claims.not_before_ms <= revoked.not_before_ms {
-            return Ok(true);
-        }
-    }
-    Ok(false)
+    let by_id = revocation(services, bucket, &root, id_key(claims.id)).await?;
+    Ok(by_id.is_some() || is_user_revoked(services, bucket, claims, &root).await?)
+}
+
+/// Whether the tokens of a claim's user were revoked at a path after this one was made.
+async fn is_user_revoked(
+    services: &Services,
+    bucket: &Bucket,
+    claims: &Claims,
+    at: &Path,
+) -> Result<bool, Fault> {
+    let Some(key) = who_key(&claims.identity) else { return Ok(false) };
+    let revoked = revocation(services, bucket, at, key).await?;
+    Ok(revoked.is_some_and(|revoked| claims.not_before_ms <= revoked.not_before_ms))
+}
+
+async fn revocation(
+    services: &Services,
+    bucket: &Bucket,
+    at: &Path,
+    key: Key,
+) -> Result<Option<Revoked>, Fault> {
+    let Some(node) = revoked_node(bucket, at) else { return Ok(None) };
+    let head = services.kv.get(&node, &key).await.map_err(store_fault)?;
+    Ok(head.and_then(|head| head.value.read().ok()))
 }
 
 /// `DELETE ?id=` (an id or the token itself) or `?k=`: all tokens of an identity, on the path of the
@@ -394,7 +416,7 @@ async fn is_revoked(services: &Services, bucket: &Bucket, claims: &Claims) -> Re
 async fn revoke(services: &Services, call: &Call<'_>) -> Result<Answer, Fault> {
     let bucket = &call.caller.bucket;
     let now_micros = services.clock.now_micros();
-    let (now_s, now_ms) = (now_micros / 1_000_000, now_micros / 1000);
+    let now_ms = now_micros / 1000;
     if let Some(text) = call.params.text("id") {
         let known = read(services, &text).await?;
         let own = |claims: &Claims| {
@@ -424,7 +446,8 @@ async fn revoke(services: &Services, call: &Call<'_>) -> Result<Answer, Fault> {
         return Err(Fault::with(Code::BadName, "name the token by `id` or its user by `k`"));
     };
     let key = who_key(&identity).ok_or(Code::BadName)?;
-    let row = Revoked { not_before_ms: now_ms, until_s: now_s + EXPIRE_MAX_S };
+    // For good: a token without an end may be among them.
+    let row = Revoked { not_before_ms: now_ms, until_s: 0 };
     put_revocation(services, bucket, &call.path, key, row, &call.caller.who).await?;
     let name = percent_encode(&identity);
     services.rooms.close(bucket, Closing::Revoked, &|socket| {
@@ -530,13 +553,12 @@ pub(crate) async fn forget_expired(
     let mut gone = 0;
     for (at, _) in services.kv.paths(bucket, &layer(LAYER), &Path::root()).await? {
         let node = Node::new(bucket.clone(), layer(LAYER), at);
-        for head in services.kv.heads(&node).await? {
-            let over_s = match head.value.member("until_s").or(head.value.member("expires_s")) {
-                Some(end) => end.read::<u64>().unwrap_or(0),
-                None => 0,
-            };
+        for key in services.kv.keys(&node).await? {
+            let Some(head) = services.kv.get(&node, &key).await? else { continue };
+            let end = head.value.member("until_s").or(head.value.member("expires_s"));
+            let over_s = end.and_then(|end| end.read::<u64>().ok()).unwrap_or(0);
             if over_s != 0 && over_s + GRACE_S < now_s {
-                gone += u64::from(services.kv.erase(&node.entry(head.key.clone())).await?);
+                gone += u64::from(services.kv.erase(&node.entry(key)).await?);
             }
         }
     }

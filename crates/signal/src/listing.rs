@@ -85,6 +85,11 @@ impl Signal {
         self.show(room, name, room.sockets_of(name.as_str()))
     }
 
+    /// The buckets that have a socket, sorted.
+    pub fn buckets(&self) -> impl Iterator<Item = &Bucket> {
+        self.buckets.keys()
+    }
+
     /// The rooms of a bucket that somebody is in, sorted by path and topic.
     pub fn rooms(&self, bucket: &Bucket) -> impl Iterator<Item = (&Path, &Topic)> {
         self.buckets

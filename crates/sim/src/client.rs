@@ -115,6 +115,7 @@ impl Client {
             authority: "localhost",
             is_tls: false,
             address: IpAddr::V4(Ipv4Addr::new(192, 0, 2, last_byte)),
+            is_ended: &|_| false,
             body: body.as_bytes(),
         };
         let is_put = method == "PUT" && path.starts_with("/_data");

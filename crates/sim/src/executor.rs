@@ -4,10 +4,12 @@
 //! the next timer when none is. The wall clock is the virtual time with an offset that a run may
 //! change at will, backwards too.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
+use std::rc::Rc;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
@@ -32,7 +34,7 @@ pub struct Executor {
     polls: u64,
 }
 
-struct Task(Pin<Box<dyn Future<Output = ()> + Send>>);
+struct Task(Pin<Box<dyn Future<Output = ()>>>);
 
 impl fmt::Debug for Task {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
@@ -92,7 +94,7 @@ impl Executor {
     }
 
     /// Adds a task; it runs within the next [`Executor::run_until`].
-    pub fn spawn(&mut self, task: impl Future<Output = ()> + Send + 'static) -> u64 {
+    pub fn spawn(&mut self, task: impl Future<Output = ()> + 'static) -> u64 {
         let id = self.next_task;
         self.next_task += 1;
         self.tasks.insert(id, Task(Box::pin(task)));
@@ -123,19 +125,15 @@ impl Executor {
     ///
     /// # Panics
     /// Nothing can go on and it has not ended.
-    pub fn run<T: Send + 'static>(
-        &mut self,
-        future: impl Future<Output = T> + Send + 'static,
-    ) -> T {
-        let output = Arc::new(Mutex::new(None));
+    pub fn run<T: 'static>(&mut self, future: impl Future<Output = T> + 'static) -> T {
+        let output = Rc::new(RefCell::new(None));
         let to = output.clone();
         let id = self.spawn(async move {
             let done = future.await;
-            *to.lock().unwrap_or_else(PoisonError::into_inner) = Some(done);
+            to.replace(Some(done));
         });
         self.run_until(|executor| !executor.tasks.contains_key(&id));
-        let output = output.lock().unwrap_or_else(PoisonError::into_inner).take();
-        output.expect("a future that waits for nothing that will come")
+        output.take().expect("a future that waits for nothing that will come")
     }
 
     pub fn is_running(&self, task: u64) -> bool {

@@ -10,7 +10,6 @@ use std::time::Duration;
 
 use ::neuron::Neuron;
 use ::neuron::sockets::{Outbox, Switchboard};
-use ::neuron::tidy_up::Flushed;
 use kv4::Kv4;
 use kv4::view::Limits;
 use serde_json::{Value, json};
@@ -30,8 +29,8 @@ const SYS_SECRET: &str = "sys-secret";
 const VIEWS: Limits = Limits { bytes_max: 12_000, node_bytes_max: 4_000, idle_s: 5 };
 /// Lives of the neuron in one run, and the longest of them.
 const LIVES: u64 = 4;
-const LIFE_MAX: Duration = Duration::from_secs(12);
-const LIFE_MIN: Duration = Duration::from_secs(2);
+const LIFE_MAX: Duration = Duration::from_secs(7);
+const LIFE_MIN: Duration = Duration::from_secs(1);
 const HOUR_MICROS: u64 = 3_600_000_000;
 
 /// What a run did.
@@ -211,7 +210,7 @@ impl Run {
     fn stop(&mut self, neuron: &Neuron) {
         self.platter.set_troubled(false);
         let (flushing, model) = (neuron.clone(), self.model.clone());
-        self.executor.run(async move { flush(&flushing, &model, &mut Flushed::default()).await });
+        self.executor.run(async move { flush(&flushing, &model).await });
         self.executor.end_all();
         self.model.lock().unwrap_or_else(PoisonError::into_inner).crashed();
     }
@@ -269,20 +268,19 @@ fn assemble(store: &Arc<SimStore>, machine: &Machine) -> Neuron {
 
 /// What the shell's timers do.
 async fn tidy(neuron: Neuron, machine: Machine, model: Arc<Mutex<Model>>) {
-    let mut flushed = Flushed::default();
     loop {
         machine.pause(Duration::from_millis(800)).await;
         neuron.tick();
-        flush(&neuron, &model, &mut flushed).await;
+        flush(&neuron, &model).await;
     }
 }
 
-async fn flush(neuron: &Neuron, model: &Mutex<Model>, flushed: &mut Flushed) {
+async fn flush(neuron: &Neuron, model: &Mutex<Model>) {
     let answered: Vec<(String, u64)> = {
         let model = model.lock().unwrap_or_else(PoisonError::into_inner);
         model.puts.iter().map(|(who, puts)| (who.clone(), puts.answered)).collect()
     };
-    if neuron.flush(flushed).await.is_ok() {
+    if neuron.flush().await.is_ok() {
         let mut model = model.lock().unwrap_or_else(PoisonError::into_inner);
         for (who, answered) in answered {
             let puts = model.puts.entry(who).or_default();
@@ -295,7 +293,7 @@ async fn flush(neuron: &Neuron, model: &Mutex<Model>, flushed: &mut Flushed) {
 async fn unsettle(machine: Machine, platter: Platter, mut random: Random) {
     let mut ahead = 0;
     loop {
-        machine.pause(Duration::from_secs(2)).await;
+        machine.pause(Duration::from_millis(1_200)).await;
         match random.below(5) {
             0 => {
                 platter.set_troubled(true);

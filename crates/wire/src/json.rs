@@ -177,6 +177,10 @@ impl Members {
         self.0.iter().map(|(name, value)| (name.as_str(), value))
     }
 
+    pub fn len(&self) -> usize {
+        self.0.len()
+    }
+
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }

@@ -14,6 +14,8 @@ use super::format::{BUCKETS, Bytes, FEED, HEADS, NODES, SERIES, STATS, UNIQUE};
 use super::keys::{self, BucketId};
 use super::record::{FeedRow, Record, read_count, read_stat};
 
+/// Bytes of values in one answer of a series or of the feed.
+pub const ANSWER_BYTES_MAX: usize = 16 << 20;
 /// Most cells in one answer; a longer one is refused as too large.
 pub const STAT_CELLS_MAX: usize = 1_000_000;
 
@@ -92,6 +94,7 @@ pub(crate) fn keys(
 pub(crate) fn series(txn: &ReadTransaction, query: &SeriesQuery) -> Result<Vec<(Key, Version)>> {
     let mut found = Vec::new();
     let Some(prefix) = entries_prefix(txn, &query.node)? else { return Ok(found) };
+    let mut bytes_left = ANSWER_BYTES_MAX;
     let heads = txn.open_table(HEADS)?;
     let superseded = txn.open_table(SERIES)?;
     let (start, end) = match &query.key {
@@ -114,7 +117,9 @@ pub(crate) fn series(txn: &ReadTransaction, query: &SeriesQuery) -> Result<Vec<(
             continue;
         }
         if at <= query.to_micros {
-            found.push((key.clone(), decode(newest.to_version())?));
+            let newest = decode(newest.to_version())?;
+            take_bytes(&mut bytes_left, &newest)?;
+            found.push((key.clone(), newest));
         }
         let oldest = keys::version(entry.value(), query.from_micros);
         let latest = keys::version(entry.value(), query.to_micros);
@@ -127,10 +132,22 @@ pub(crate) fn series(txn: &ReadTransaction, query: &SeriesQuery) -> Result<Vec<(
                 break;
             }
             let version = decode(Record::read(row?.1.value()).and_then(Record::to_version))?;
+            take_bytes(&mut bytes_left, &version)?;
             found.push((key.clone(), version));
         }
     }
     Ok(found)
+}
+
+/// Counts a version against the bytes that one answer may have.
+fn take_bytes(left: &mut usize, version: &Version) -> Result<()> {
+    let bytes = value_bytes(version);
+    *left = left.checked_sub(bytes).ok_or(ReadError::Answer(StoreError::TooLarge))?;
+    Ok(())
+}
+
+fn value_bytes(version: &Version) -> usize {
+    version.value.as_ref().map_or(0, |value| value.as_str().len())
 }
 
 pub(crate) fn layers(txn: &ReadTransaction, bucket: &Bucket) -> Result<Vec<Layer>> {
@@ -185,8 +202,9 @@ pub(crate) fn changes(
         return Ok((changes, last));
     }
     let start = keys::feed(id, Seq(since.0 + 1));
+    let mut bytes = 0;
     for row in range(&feed, &start, &id.prefix_end())? {
-        if changes.len() >= limit {
+        if changes.len() >= limit || bytes > ANSWER_BYTES_MAX {
             break;
         }
         let (key, row) = row?;
@@ -195,6 +213,7 @@ pub(crate) fn changes(
         let (layer, path, key) = decode(keys::read_reference(row.reference))?;
         let entry = Node::new(bucket.clone(), layer, path).entry(key);
         let version = version_at(&heads, &superseded, id, seq, &row)?;
+        bytes += version.as_ref().map_or(0, value_bytes);
         changes.push(Change { seq, entry, version });
     }
     Ok((changes, last))
