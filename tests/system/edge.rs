@@ -272,6 +272,90 @@ fn a_request_with_an_idempotency_key_is_carried_out_once() -> Result<()> {
     Ok(())
 }
 
+/// Sends a request and goes away before its answer.
+fn send_and_go(neuron: &Neuron, credentials: &str, request: &str, body: &str) -> Result<()> {
+    use base64::Engine as _;
+    let encoded = base64::engine::general_purpose::STANDARD.encode(credentials);
+    let mut stream = std::net::TcpStream::connect(neuron.address("http")?)?;
+    let head = format!(
+        "{request} HTTP/1.1\r\nhost: x\r\nauthorization: Basic {encoded}\r\n\
+         idempotency-key: {}\r\ncontent-length: {}\r\n\r\n{body}",
+        request.replace(' ', "+"),
+        body.len()
+    );
+    stream.write_all(head.as_bytes())?;
+    Ok(())
+}
+
+/// A client that hangs up used to cut its request off between two steps: an account's row was gone
+/// and its data was not, for the next owner of the name to find.
+#[test]
+fn what_a_client_began_is_finished_when_it_hangs_up() -> Result<()> {
+    let neuron = Neuron::start()?;
+    let url = neuron.url();
+    let sys = format!("$sys:{SYS_SECRET}");
+    for round in 0..10 {
+        let name = format!("gone{round}");
+        let own = format!("{name}:{}", neuron.account(&name)?);
+        let body = json!({ "k": "a", "v": "the first owner's" });
+        curl::json("PUT", &url, "/_data/p", &own, Some(&body))?;
+        // A request whose end of the connection came with it may not have begun.
+        wait_until("the account is gone", || {
+            send_and_go(&neuron, &sys, &format!("DELETE /_acc/accounts?k={name}"), "")?;
+            let listed = curl::json("GET", &url, "/_acc/accounts", &sys, None)?;
+            Ok(!listed["v"].to_string().contains(&name))
+        })?;
+        let own = format!("{name}:{}", neuron.account(&name)?);
+        let found = curl::json("GET", &url, "/_data/p?k=a", &own, None)?;
+        assert_eq!(found["v"], "not_found", "{found}");
+    }
+    Ok(())
+}
+
+#[test]
+fn a_request_that_was_hung_up_on_is_not_carried_out_again() -> Result<()> {
+    let neuron = Neuron::start()?;
+    for round in 0..10 {
+        let name = format!("once{round}");
+        let own = format!("{name}:{}", neuron.account(&name)?);
+        let body = r#"{"k":"a","v":1}"#;
+        send_and_go(&neuron, &own, "PUT /_data/p", body)?;
+        let url = format!("{}/_data/p", neuron.url());
+        let again = || -> Result<Value> {
+            let header = "idempotency-key: PUT+/_data/p";
+            let answer = curl::run(&["-u", &own, "-X", "PUT", "-H", header, "-d", body, &url])?;
+            Ok(serde_json::from_str(&answer)?)
+        };
+        wait_until("an answer", || Ok(again()?["s"] == "ok"))?;
+        let series = format!("{url}?k=a&time_series=1");
+        let series: Value = serde_json::from_str(&curl::run(&["-u", &own, &series])?)?;
+        assert_eq!(series["v"].as_array().map(Vec::len), Some(1), "{series}");
+    }
+    Ok(())
+}
+
+/// Statistics of an account that was deleted used to be flushed into its successor's bucket.
+#[test]
+fn an_account_does_not_inherit_the_figures_of_an_earlier_one() -> Result<()> {
+    let neuron = Neuron::start_with(&[("GANGLION_STATS__FLUSH", "300ms")], &[])?;
+    let url = neuron.url();
+    let sys = format!("$sys:{SYS_SECRET}");
+    let own = format!("zed:{}", neuron.account("zed")?);
+    for _ in 0..5 {
+        curl::json("GET", &url, "/_data/p", &own, None)?;
+    }
+    curl::json("DELETE", &url, "/_acc/accounts?k=zed", &sys, None)?;
+    let own = format!("zed:{}", neuron.account("zed")?);
+    curl::json("GET", &url, "/_ds", &own, None)?;
+    wait_until("a flush", || {
+        let figures = curl::json("GET", &url, "/_stats/ds/GET?l=api:3", &own, None)?;
+        Ok(figures["v"]["sum"] == 1)
+    })?;
+    let figures = curl::json("GET", &url, "/_stats/data/GET?l=api:3", &own, None)?;
+    assert_eq!(figures["v"], json!([]));
+    Ok(())
+}
+
 /// Asserts that a file of `docs/reference` holds a text; `GANGLION_BLESS=1` writes it anew.
 fn is_committed(name: &str, text: &str) -> Result<()> {
     let file = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/reference").join(name);

@@ -243,6 +243,45 @@ fn tokens_open_what_they_say_for_as_long_as_they_say() -> Result<()> {
     Ok(())
 }
 
+/// A revocation on a path holds for whatever token would join there.
+#[test]
+fn a_user_that_was_revoked_on_a_path_does_not_come_back_by_another_token() -> Result<()> {
+    let stage = Stage::new()?;
+    let universal = stage.token("?k=ann&expire=600")?;
+    let of_topic = stage.token("/my/path/side?k=ann&expire=600")?;
+    let urls = [format!("{}?path=/my/path", stage.url(&universal)?), stage.url(&of_topic)?];
+    for url in &urls {
+        Client::connect(url)?.frame()?;
+    }
+    stage.ok("DELETE", "/_token/my/path?k=ann", None)?;
+    for url in &urls {
+        assert_eq!(Client::connect(url)?.close_code()?, 4401, "{url}");
+    }
+    Client::connect(&stage.url(&universal)?)?.frame()?;
+    Ok(())
+}
+
+/// An account that may no longer log in takes its sub-accounts' sockets with it.
+#[test]
+fn a_deactivated_accounts_sub_accounts_are_disconnected() -> Result<()> {
+    let stage = Stage::new()?;
+    let body = json!({ "k": "lily", "v": { "email": "lily@example.org", "password": "woot" } });
+    stage.ok("PUT", "/_acc/accounts", Some(&body))?;
+    let secret = stage.credentials.split_once(':').context("credentials")?.1;
+    let lily = format!("elena#lily:!{secret}");
+    let url = stage.neuron.url();
+    curl::json("PUT", &url, "/_ns/p", &lily, None)?;
+    let token = curl::json("PUT", &url, "/_token/p?k=ann", &lily, None)?;
+    let token = token["v"].as_str().context("a token")?;
+    let mut ann = Client::connect(&stage.url(token)?)?;
+    ann.frame()?;
+    let body = json!({ "k": "elena", "v": { "active": false } });
+    let sys = format!("$sys:{}", tests::neuron::SYS_SECRET);
+    curl::json("POST", &url, "/_acc/accounts", &sys, Some(&body))?;
+    assert_eq!(ann.close_code()?, 4403);
+    Ok(())
+}
+
 #[test]
 fn topics_are_rooms_of_their_own() -> Result<()> {
     let stage = Stage::new()?;

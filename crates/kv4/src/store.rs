@@ -182,6 +182,10 @@ pub trait Store: Send + Sync {
         limit: usize,
     ) -> BoxFuture<'_, Result<Vec<Key>, StoreError>>;
 
+    /// The versions of a query.
+    ///
+    /// # Errors
+    /// [`StoreError::TooLarge`] when the values together exceed what the engine gives at once.
     fn series(&self, query: &SeriesQuery)
     -> BoxFuture<'_, Result<Vec<(Key, Version)>, StoreError>>;
 

@@ -330,11 +330,12 @@ async fn delete_account(
     Ok(Answer::number(answer))
 }
 
-/// The bucket of an account and those of its sub-accounts, as far as they are stored.
+/// The bucket of an account, stored or not, and those of its sub-accounts.
 async fn buckets_of(services: &Services, call: &Call<'_>, key: &Key) -> Result<Vec<Bucket>, Fault> {
     let Some(own) = bucket_of(call, key) else { return Ok(Vec::new()) };
     let all = services.kv.buckets().await.map_err(store_fault)?;
-    Ok(all.into_iter().filter(|bucket| bucket.is_within(&own)).collect())
+    let subs = all.into_iter().filter(|bucket| *bucket != own && bucket.is_within(&own));
+    Ok(std::iter::once(own.clone()).chain(subs).collect())
 }
 
 fn bucket_of(call: &Call<'_>, key: &Key) -> Option<Bucket> {

@@ -139,7 +139,7 @@ impl Listener for Statistics {
             if let Event::Dropped(bucket) = event {
                 for shard in &self.shards {
                     let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
-                    shard.cells.retain(|(measured, _), _| measured.bucket != *bucket);
+                    shard.cells.retain(|(measured, _), _| !measured.bucket.is_within(bucket));
                 }
             }
         }

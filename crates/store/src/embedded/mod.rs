@@ -43,7 +43,7 @@ pub use backup::{BackupError, restore};
 pub use committer::{BATCH_BYTES_MAX, BATCH_OPS_MAX, Commits, QUEUE_REQUESTS_MAX};
 pub use format::{FORMAT, FORMAT_OLDEST, OpenError};
 pub use fsck::{Report, Rule, VIOLATIONS_MAX, Violation, fsck, fsck_on};
-pub use read::STAT_CELLS_MAX;
+pub use read::{ANSWER_BYTES_MAX, STAT_CELLS_MAX};
 pub use readers::{QUEUE_READS_MAX, READERS};
 
 /// How to keep a store.
