@@ -5,4 +5,5 @@
 pub mod browser;
 pub mod curl;
 pub mod neuron;
+pub mod os;
 pub mod socket;

@@ -140,12 +140,7 @@ impl Neuron {
 
     /// Sends SIGTERM and waits; answers the exit code.
     pub fn stop(&mut self) -> Result<Option<i32>> {
-        let pid = i32::try_from(self.pid())?;
-        #[allow(unsafe_code)]
-        // SAFETY: a signal to a child that has not been waited for.
-        unsafe {
-            libc::kill(pid, libc::SIGTERM);
-        }
+        crate::os::terminate(self.pid())?;
         let begun = Instant::now();
         loop {
             if let Some(status) = self.child.try_wait()? {

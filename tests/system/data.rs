@@ -38,13 +38,7 @@ fn shared() -> Result<Arc<Neuron>> {
     if let Some(neuron) = &*shared {
         return Ok(neuron.clone());
     }
-    AT_EXIT.call_once(|| {
-        #[allow(unsafe_code)]
-        // SAFETY: the handler touches only a static that lives as long as the process.
-        unsafe {
-            libc::atexit(end_shared);
-        }
-    });
+    AT_EXIT.call_once(|| tests::os::at_exit(end_shared));
     let neuron = Arc::new(Neuron::start()?);
     *shared = Some(neuron.clone());
     Ok(neuron)

@@ -1,5 +1,7 @@
 //! System tests, one binary: a module a suite.
 
+#![allow(clippy::print_stdout, reason = "figures are printed and reported")]
+
 mod crash;
 mod data;
 mod demo;

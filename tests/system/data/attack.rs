@@ -250,7 +250,7 @@ fn thousands_of_half_open_sockets_do_not_keep_others_out() -> Result<()> {
     let neuron = Neuron::start()?;
     let top = Account::new(&neuron)?;
     v(top.put("/_data/p", json!({ "k": "a", "v": 1 })))?;
-    let count = HALF_OPEN_MAX.min(raise_file_limit()?.saturating_sub(500));
+    let count = HALF_OPEN_MAX.min(tests::os::raise_file_limit()?.saturating_sub(500));
     let address: std::net::SocketAddr = neuron.address("http")?.parse()?;
     let begun = Instant::now();
     let mut open = Vec::new();
@@ -271,20 +271,6 @@ fn thousands_of_half_open_sockets_do_not_keep_others_out() -> Result<()> {
     drop(open);
     assert_eq!(v(top.get("/_data/p?k=a"))?, 1);
     Ok(())
-}
-
-/// Lets this process have as many files as it may; answers how many.
-fn raise_file_limit() -> Result<u64> {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    #[allow(unsafe_code)]
-    // SAFETY: both calls are given a valid rlimit that lives through them.
-    let done = unsafe {
-        libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit);
-        limit.rlim_cur = limit.rlim_max;
-        libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit)
-    };
-    ensure!(done == 0, "{}", std::io::Error::last_os_error());
-    Ok(limit.rlim_cur)
 }
 
 #[test]
