@@ -1,7 +1,8 @@
 //! Running other programs: shown, checked, timed.
 
+use std::io::{BufRead, BufReader};
 use std::path::Path;
-use std::process::Command;
+use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -30,6 +31,37 @@ pub(crate) fn run_with(
         bail!("`{program} {}` ended with {status}", arguments.join(" "));
     }
     Ok(begun.elapsed())
+}
+
+/// Runs a command, shows what it prints on its standard output and answers it.
+pub(crate) fn run_and_keep(
+    root: &Path,
+    program: &str,
+    arguments: &[&str],
+    variables: &[(&str, String)],
+) -> Result<String> {
+    say(&format!("$ {program} {}", arguments.join(" ")));
+    let mut child = Command::new(program)
+        .args(arguments)
+        .current_dir(root)
+        .envs(variables.iter().map(|(name, value)| (name, value)))
+        .stdout(Stdio::piped())
+        .spawn()
+        .with_context(|| format!("running {program}"))?;
+    let mut kept = String::new();
+    if let Some(printed) = child.stdout.take() {
+        for line in BufReader::new(printed).lines() {
+            let line = line?;
+            say(&line);
+            kept.push_str(&line);
+            kept.push('\n');
+        }
+    }
+    let status = child.wait()?;
+    if !status.success() {
+        bail!("`{program} {}` ended with {status}", arguments.join(" "));
+    }
+    Ok(kept)
 }
 
 /// What a command prints, or `None` when it fails or is not there.

@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 
 use crate::needs::{self, Need};
-use crate::run::{run_with, say};
+use crate::run::{output, run_and_keep, run_with, say};
 
 /// One suite: tests of crates, or a module of the system tests.
 struct Suite {
@@ -88,7 +88,7 @@ pub(crate) fn test(root: &Path, only: Option<&str>) -> Result<()> {
     run_with(root, "cargo", &["build", "-p", "ganglion", "--locked"], &[])?;
     times.push(("build", built.elapsed()));
     for suite in chosen {
-        times.push((suite.name, carry_out(root, suite, &[], &[])?));
+        times.push((suite.name, carry_out(root, suite, &[])?));
     }
     say("\nseconds by suite");
     for (name, time) in times {
@@ -97,15 +97,30 @@ pub(crate) fn test(root: &Path, only: Option<&str>) -> Result<()> {
     Ok(())
 }
 
-/// Runs one suite, optimised, at the length that the issues name.
+/// Runs one suite, optimised, at the length that the issues name; what it printed becomes the report
+/// `docs/measured/soak-NAME.txt`.
 pub(crate) fn soak(root: &Path, name: &str) -> Result<()> {
     let suite = find(name)?;
     run_with(root, "cargo", &["build", "--release", "-p", "ganglion", "--locked"], &[])?;
     let program = root.join("target/release/ganglion").display().to_string();
     let mut variables = vec![("GANGLION_BIN", program)];
     variables.extend(suite.soak.iter().map(|(name, value)| (*name, (*value).to_owned())));
-    let time = carry_out(root, suite, &variables, &["--nocapture"])?;
-    say(&format!("soak {name}: {:.1} s", time.as_secs_f64()));
+    needs::install(suite.needs)?;
+    let arguments = arguments(suite, &["--nocapture"]);
+    let begun = std::time::Instant::now();
+    let printed = run_and_keep(root, "cargo", &arguments, &variables)?;
+    let commit = output("git", &["-C", &root.display().to_string(), "rev-parse", "HEAD"]);
+    let settings: Vec<_> = suite.soak.iter().map(|(n, v)| format!("{n}={v}")).collect();
+    let report = format!(
+        "cargo xtask soak {name}: {}\ncommit {}\n{}\n{:.1} s\n\n{printed}",
+        suite.what,
+        commit.unwrap_or_default().trim(),
+        settings.join(" "),
+        begun.elapsed().as_secs_f64(),
+    );
+    let file = root.join(format!("docs/measured/soak-{name}.txt"));
+    std::fs::write(&file, report).with_context(|| format!("writing {}", file.display()))?;
+    say(&format!("report: {}", file.display()));
     Ok(())
 }
 
@@ -134,14 +149,13 @@ pub(crate) fn bench(root: &Path, name: &str, rest: &[&str]) -> Result<()> {
     Ok(())
 }
 
-fn carry_out(
-    root: &Path,
-    suite: &Suite,
-    variables: &[(&str, String)],
-    extra: &[&str],
-) -> Result<Duration> {
+fn carry_out(root: &Path, suite: &Suite, variables: &[(&str, String)]) -> Result<Duration> {
     say(&format!("\n== {}: {}", suite.name, suite.what));
     needs::install(suite.needs)?;
+    run_with(root, "cargo", &arguments(suite, &[]), variables)
+}
+
+fn arguments<'a>(suite: &'a Suite, extra: &[&'a str]) -> Vec<&'a str> {
     let mut arguments = vec!["test", "--locked"];
     let (of_cargo, of_tests): (Vec<&str>, Vec<&str>) =
         suite.tests.iter().partition(|argument| !argument.ends_with("::"));
@@ -149,7 +163,7 @@ fn carry_out(
     arguments.push("--");
     arguments.extend(of_tests);
     arguments.extend(extra);
-    run_with(root, "cargo", &arguments, variables)
+    arguments
 }
 
 fn find(name: &str) -> Result<&'static Suite> {

@@ -1,5 +1,5 @@
-//! Simulated clients: each makes one request after another, drawn by chance, and checks every answer
-//! against the model.
+//! Simulated clients: each makes one request after another, drawn by chance, and checks every
+//! answer against the model.
 
 use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

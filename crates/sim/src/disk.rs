@@ -1,8 +1,8 @@
 //! A disk that fails and loses power as real ones do, for the embedded engine.
 //!
-//! What a reader sees (the page cache) is kept apart from what a power cut leaves. A sync that fails
-//! forgets what it should have written, and later syncs do not write it, while readers still see
-//! it, as Linux does.
+//! What a reader sees (the page cache) is kept apart from what a power cut leaves. A sync that
+//! fails forgets what it should have written, and later syncs do not write it, while readers still
+//! see it, as Linux does.
 
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};

@@ -1,5 +1,5 @@
-//! KV4's reference engine as a neuron's disk would give it: commits take time, come in batches, fail
-//! in spells of trouble, and a crash takes whatever was not committed.
+//! KV4's reference engine as a neuron's disk would give it: commits take time, come in batches,
+//! fail in spells of trouble, and a crash takes whatever was not committed.
 //!
 //! What survives is a [`Platter`]: the operations that were committed, in order. Opening a store
 //! carries them out again. A batch becomes durable, visible and told at one moment, and its writers

@@ -98,9 +98,13 @@ fn fill_and_free(seed: u64) -> Result<()> {
     ensure!(problem.status == 503, "{problem:?}");
     ensure!(problem.json()?["title"] == "store_unavailable", "{problem:?}");
 
-    // Readiness has the reason, on the private listener.
+    // Readiness has the reason, on the private listener, once statistics have met the full disk too:
+    // they are small and fit for as long as nobody else tries.
     let admin = neuron.address("admin")?;
     let readyz = until("unready", || {
+        for _ in 0..5 {
+            write(&mut client, &mut told, 30_000)?;
+        }
         let url = format!("http://{admin}/readyz");
         let answer = curl::Request::new("GET", url).send()?;
         Ok((answer.status == 503).then_some(answer))

@@ -1,8 +1,8 @@
 //! Views by hand: loads, commits and the telling of commits in any order.
 //!
-//! A commit is on the store before it is told, rows may be read at any point between, and a load may
-//! take as long as it likes or be given up. Whatever the order, a view shows nothing that is older
-//! than what was told, and nothing that was never so.
+//! A commit is on the store before it is told, rows may be read at any point between, and a load
+//! may take as long as it likes or be given up. Whatever the order, a view shows nothing that is
+//! older than what was told, and nothing that was never so.
 
 use std::sync::Arc;
 use std::sync::atomic::Ordering::SeqCst;
