@@ -91,6 +91,7 @@ async fn make_demo_account(services: &Services) -> Result<String> {
             path: wire::names::Path::parse("/accounts")?,
             params: &params,
             if_match: None,
+            must_be_new: false,
             authority: "",
             is_tls: false,
         };

@@ -338,6 +338,15 @@ impl Socket<()> {
             socket.finish(End::Close(refusal.close_code(), refusal.to_string())).await;
             return;
         }
+        // A revocation or a rule that came since the token was looked at has found no socket to close.
+        let still = token::recheck(services, &verified, &room, address).await;
+        if let Err(fault) = still {
+            counters.refused.fetch_add(1, Ordering::Relaxed);
+            shared.neuron.sockets.leave(id);
+            let reason = fault.code.as_str().to_owned();
+            socket.finish(End::Close(CloseCode::UNAUTHORIZED, reason)).await;
+            return;
+        }
         counters.opened.fetch_add(1, Ordering::Relaxed);
         let token = verified.claims.id;
         services.graces.connected(token, services.now_s());

@@ -54,26 +54,25 @@ impl<T: Send + Sync + std::fmt::Debug + 'static> Derived<T> {
         if let Some(known) = self.compiled.pin().get(bucket) {
             return Ok(known.clone());
         }
-        loop {
-            let before = self.touched.load(Ordering::SeqCst);
-            let mut rows = Vec::new();
-            for (path, _) in kv.paths(bucket, &self.layer, &Path::root()).await? {
-                let node = Node::new(bucket.clone(), self.layer.clone(), path.clone());
-                for head in kv.heads(&node).await? {
-                    rows.push((path.clone(), head));
-                }
-            }
-            let compiled = Arc::new((self.compile)(&rows));
-            let _keeping = self.keeping.lock().unwrap_or_else(PoisonError::into_inner);
-            if self.touched.load(Ordering::SeqCst) == before {
-                let kept = self.compiled.pin();
-                if kept.len() >= BUCKETS_MAX {
-                    kept.clear();
-                }
-                kept.insert(bucket.clone(), compiled.clone());
-                return Ok(compiled);
+        let before = self.touched.load(Ordering::SeqCst);
+        let mut rows = Vec::new();
+        for (path, _) in kv.paths(bucket, &self.layer, &Path::root()).await? {
+            let node = Node::new(bucket.clone(), self.layer.clone(), path.clone());
+            for head in kv.heads(&node).await? {
+                rows.push((path.clone(), head));
             }
         }
+        let compiled = Arc::new((self.compile)(&rows));
+        // The rows were read after this call began, so the form is good for it either way.
+        let _keeping = self.keeping.lock().unwrap_or_else(PoisonError::into_inner);
+        if self.touched.load(Ordering::SeqCst) == before {
+            let kept = self.compiled.pin();
+            if kept.len() >= BUCKETS_MAX {
+                kept.clear();
+            }
+            kept.insert(bucket.clone(), compiled.clone());
+        }
+        Ok(compiled)
     }
 
     fn forget(&self, bucket: &Bucket) {

@@ -141,6 +141,25 @@ impl Kv4 {
         }
     }
 
+    /// Live entries of a node after a key, in key order, from the store: for nodes that are too large
+    /// to be held.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn page(
+        &self,
+        node: &Node,
+        after: Option<&Key>,
+        limit: usize,
+    ) -> Result<Vec<Arc<Head>>, StoreError> {
+        let mut page = Vec::new();
+        for key in self.store.keys(node, after, limit).await? {
+            let newest = self.store.newest(&node.entry(key.clone())).await?;
+            page.extend(newest.and_then(|version| Head::of(&key, &version)).map(Arc::new));
+        }
+        Ok(page)
+    }
+
     /// Waits until the node's view holds `ver` of an entry or a newer one. The caller sets the
     /// deadline by dropping this.
     ///

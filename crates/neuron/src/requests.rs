@@ -190,6 +190,7 @@ async fn service_request(
             if_match: request
                 .if_match
                 .map(|tag| tag.trim().trim_start_matches("W/").trim_matches('"')),
+            must_be_new: request.if_none_match == Some("*"),
             authority: request.authority,
             is_tls: request.is_tls,
         };
@@ -333,6 +334,7 @@ async fn legacy_request(
             path,
             params: &params,
             if_match: None,
+            must_be_new: false,
             authority: request.authority,
             is_tls: request.is_tls,
         };

@@ -18,6 +18,8 @@ use crate::{Answer, Call, Closing, Services, accounts, store_fault, write_fault}
 
 /// Most rows in one answer of a listing or a series; `limit` asks for fewer.
 pub const ROWS_MAX: usize = 100_000;
+/// Values of a node that is too large to be held in memory, in one answer.
+const PAGE_MAX: usize = 1_000;
 /// Entries that one transaction deletes.
 const DELETE_AT_ONCE: usize = 500;
 /// How long a read with `at` waits for its version.
@@ -107,7 +109,17 @@ async fn list(
     let is_after = |key: &Key| after.as_deref().is_none_or(|after| key.as_str() > after);
     match shape {
         Some("values" | "datum") => {
-            let heads = services.kv.heads(node).await.map_err(store_fault)?;
+            let asks_page = call.params.text("limit").is_some();
+            let heads = match services.kv.heads(node).await {
+                Err(StoreError::TooLarge) if asks_page => {
+                    let after = after.as_deref().map(Key::parse).transpose();
+                    let after =
+                        after.map_err(|error| Fault::with(error.code(), error.to_string()))?;
+                    services.kv.page(node, after.as_ref(), limit.min(PAGE_MAX)).await
+                }
+                heads => heads,
+            };
+            let heads = heads.map_err(store_fault)?;
             for head in heads.iter().filter(|head| is_after(&head.key)).take(limit) {
                 next(&mut v);
                 if shape == Some("datum") {
@@ -283,6 +295,9 @@ async fn condition(
     node: &Node,
     given: Option<&str>,
 ) -> Result<Condition, Fault> {
+    if call.must_be_new {
+        return Ok(Condition::Absent);
+    }
     match given {
         Some(FORCE) => Ok(Condition::Any),
         // A text that no neuron gave cannot be the newest version of anything.

@@ -347,6 +347,8 @@ pub struct Call<'a> {
     pub params: &'a Params,
     /// The version of an `If-Match` header.
     pub if_match: Option<&'a str>,
+    /// `If-None-Match: *`: a write only makes what is not there.
+    pub must_be_new: bool,
     /// `host:port` as the client wrote it, and whether it came by TLS.
     pub authority: &'a str,
     pub is_tls: bool,

@@ -286,15 +286,45 @@ pub async fn verify(services: &Services, text: &str) -> Result<Verified, Fault> 
     }
     let bucket = Bucket::account(&claims.account, claims.sub.as_ref())
         .ok_or_else(|| refuse("the token names no account"))?;
-    if !principal::is_active(services, &claims.account, claims.sub.as_ref(), claims.not_before_ms)
-        .await?
-    {
-        return Err(refuse("the token's account is not active"));
+    let verified = Verified { claims, bucket };
+    hold(services, &verified).await?;
+    Ok(verified)
+}
+
+/// Whether what a verified token stands on still holds: its account, and that it was not revoked.
+async fn hold(services: &Services, verified: &Verified) -> Result<(), Fault> {
+    let Verified { claims, bucket } = verified;
+    let (account, sub) = (&claims.account, claims.sub.as_ref());
+    if !principal::is_active(services, account, sub, claims.not_before_ms).await? {
+        return Err(Fault::with(Code::Unauthorized, "the token's account is not active"));
     }
-    if is_revoked(services, &bucket, &claims).await? {
-        return Err(refuse("the token has been revoked"));
+    if is_revoked(services, bucket, claims).await? {
+        return Err(Fault::with(Code::Unauthorized, "the token has been revoked"));
     }
-    Ok(Verified { claims, bucket })
+    Ok(())
+}
+
+/// Looks again at a socket that has joined: what changed between its verification and its joining
+/// found nobody to close.
+///
+/// # Errors
+/// As [`verify`] and [`room`].
+pub async fn recheck(
+    services: &Services,
+    verified: &Verified,
+    room: &crate::RoomRef,
+    address: std::net::IpAddr,
+) -> Result<(), Fault> {
+    hold(services, verified).await?;
+    for at in [&room.path, &room.path.join(&room.topic).unwrap_or_else(|_| room.path.clone())] {
+        if is_user_revoked(services, &verified.bucket, &verified.claims, at).await? {
+            return Err(Fault::with(Code::Unauthorized, "the token has been revoked"));
+        }
+    }
+    if access::denied(services, &verified.bucket, &room.path, address).await? {
+        return Err(Fault::with(Code::Unauthorized, "a rule in /_auth denies this address here"));
+    }
+    Ok(())
 }
 
 /// Where a verified token joins: the path asked for, resolved to a namespace and topic.

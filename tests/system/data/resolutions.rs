@@ -1078,3 +1078,16 @@ fn sessions_and_settings_are_services_like_the_others() -> Result<()> {
     assert_eq!(v(top.delete("/_conf/a?k=strict"))?, 1);
     Ok(())
 }
+
+#[test]
+fn a_write_can_ask_to_be_the_first() -> Result<()> {
+    let top = account()?;
+    let first = |value: i32| {
+        let request = top.request("PUT", "/_data/p").header("if-none-match: *");
+        request.body(json!({ "k": "new", "v": value }).to_string()).send()
+    };
+    assert_eq!(first(1)?.json()?["v"], 1);
+    assert_eq!(first(2)?.json()?["v"], "key_exists");
+    assert_eq!(v(top.get("/_data/p?k=new"))?, 1);
+    Ok(())
+}

@@ -10,7 +10,7 @@ mod fuzz;
 use std::panic::{self, AssertUnwindSafe};
 
 /// Seeds of a neuron's life, and of the embedded engine's, when nobody says how many.
-const NEURON_SEEDS: u64 = 200;
+const NEURON_SEEDS: u64 = 150;
 const EMBEDDED_SEEDS: u64 = 60;
 
 #[test]
