@@ -334,6 +334,36 @@ fn a_request_that_was_hung_up_on_is_not_carried_out_again() -> Result<()> {
     Ok(())
 }
 
+/// Two creations of one name used to race: the slower one dropped what the first owner had written.
+#[test]
+fn creations_of_one_name_do_not_harm_each_other() -> Result<()> {
+    let neuron = Neuron::start()?;
+    let url = neuron.url();
+    let sys = format!("$sys:{SYS_SECRET}");
+    let body = json!({ "k": "twin", "v": { "email": "twin@example.org", "password": "woot" } });
+    let create = || curl::json("PUT", &url, "/_acc/accounts", &sys, Some(&body));
+    let answers: Vec<Result<Value>> = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..8).map(|_| scope.spawn(create)).collect();
+        threads.into_iter().filter_map(|thread| thread.join().ok()).collect()
+    });
+    let mut secrets = Vec::new();
+    for answer in answers {
+        let answer = answer?;
+        match answer["v"]["secret"].as_str() {
+            Some(secret) => secrets.push(secret.to_owned()),
+            None => {
+                assert!(answer["v"] == "username_exists" || answer["v"] == "locked", "{answer}")
+            }
+        }
+    }
+    assert_eq!(secrets.len(), 1, "one of them made it");
+    let own = format!("twin:{}", secrets[0]);
+    curl::json("PUT", &url, "/_data/p", &own, Some(&json!({ "k": "a", "v": 1 })))?;
+    assert_eq!(create()?["v"], "username_exists");
+    assert_eq!(curl::json("GET", &url, "/_data/p?k=a", &own, None)?["v"], 1);
+    Ok(())
+}
+
 /// Statistics of an account that was deleted used to be flushed into its successor's bucket.
 #[test]
 fn an_account_does_not_inherit_the_figures_of_an_earlier_one() -> Result<()> {

@@ -5,6 +5,8 @@
 //! kept as hashes; a plain one appears in the reply that made it and nowhere else.
 
 use std::borrow::Cow;
+use std::collections::HashSet;
+use std::sync::{Mutex, PoisonError};
 
 use kv4::write::{Condition, KeyChange, Op, Write, WriteError};
 use kv4::{Bucket, Head, Node};
@@ -149,6 +151,12 @@ async fn create_account(
     let password = password(&details)?;
     let active = active(&details)?.unwrap_or(true);
     let chosen = secret(&details)?;
+    // One creation of a name at a time: a second one must not drop what the first one's owner has
+    // written by then.
+    let _creating = Creating::begin(services, node, key)?;
+    if services.kv.get(node, key).await.map_err(store_fault)?.is_some() {
+        return Err(Code::UsernameExists.into());
+    }
     // Whatever an earlier owner of the name left behind, such as statistics that were flushed after
     // its end, is not this one's.
     for bucket in buckets_of(services, call, key).await? {
@@ -212,6 +220,35 @@ async fn create_account(
         ver: Some(written.version.ver),
         no_store: true,
     })
+}
+
+/// Accounts that are being created, by the node and key of their row.
+#[derive(Debug, Default)]
+pub(crate) struct Creations(Mutex<HashSet<(Node, Key)>>);
+
+/// The right to create one account.
+struct Creating<'a> {
+    creations: &'a Creations,
+    account: (Node, Key),
+}
+
+impl<'a> Creating<'a> {
+    fn begin(services: &'a Services, node: &Node, key: &Key) -> Result<Creating<'a>, Fault> {
+        let creations = &services.creations;
+        let account = (node.clone(), key.clone());
+        let mut under_way = creations.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if !under_way.insert(account.clone()) {
+            return Err(Fault::with(Code::Locked, "this account is being created"));
+        }
+        Ok(Creating { creations, account })
+    }
+}
+
+impl Drop for Creating<'_> {
+    fn drop(&mut self) {
+        let mut under_way = self.creations.0.lock().unwrap_or_else(PoisonError::into_inner);
+        under_way.remove(&self.account);
+    }
 }
 
 /// Merges fields into an account; what only we may set stays.

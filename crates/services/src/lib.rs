@@ -177,6 +177,7 @@ pub struct Services {
     pub keys: token::Keys,
     pub graces: token::Graces,
     pub idempotent: idempotency::UnderWay,
+    pub(crate) creations: accounts::Creations,
 }
 
 impl std::fmt::Debug for Services {
@@ -230,6 +231,7 @@ impl Services {
             keys: token::Keys::default(),
             graces: token::Graces::default(),
             idempotent: idempotency::UnderWay::default(),
+            creations: accounts::Creations::default(),
         }
     }
 
