@@ -50,9 +50,9 @@ extern "C" fn end_shared() {
 
 /// Somebody who calls a neuron with credentials.
 #[derive(Clone, Debug)]
-struct Caller {
+pub(super) struct Caller {
     url: String,
-    credentials: String,
+    pub(super) credentials: String,
 }
 
 impl Caller {
@@ -77,7 +77,7 @@ impl Caller {
         self.call("GET", path, None)
     }
 
-    fn put(&self, path: &str, body: Value) -> Result<Value> {
+    pub(super) fn put(&self, path: &str, body: Value) -> Result<Value> {
         self.call("PUT", path, Some(&body))
     }
 
@@ -92,14 +92,14 @@ impl Caller {
 
 /// An account of its own for a test, with its secret and name.
 #[derive(Clone, Debug)]
-struct Account {
-    name: String,
+pub(super) struct Account {
+    pub(super) name: String,
     secret: String,
     caller: Caller,
 }
 
 impl Account {
-    fn new(neuron: &Neuron) -> Result<Account> {
+    pub(super) fn new(neuron: &Neuron) -> Result<Account> {
         static NEXT: AtomicU32 = AtomicU32::new(0);
         let name = format!("account{}", NEXT.fetch_add(1, Ordering::Relaxed));
         let body = json!({ "k": name, "v": { "email": format!("{name}@example.org") } });
@@ -133,7 +133,7 @@ impl std::ops::Deref for Account {
 }
 
 /// `v` of an answer that is not an error.
-fn v(answer: Result<Value>) -> Result<Value> {
+pub(super) fn v(answer: Result<Value>) -> Result<Value> {
     let mut answer = answer?;
     if answer["s"] != "ok" {
         bail!("refused: {answer}");

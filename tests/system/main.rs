@@ -6,4 +6,5 @@ mod crash;
 mod data;
 mod demo;
 mod edge;
+mod flood;
 mod signal;

@@ -13,7 +13,7 @@ struct Suite {
     name: &'static str,
     what: &'static str,
     needs: &'static [Need],
-    /// Arguments of `cargo test`.
+    /// Arguments of `cargo test`, and among them the module of the test program.
     tests: &'static [&'static str],
     /// Variables that make it as long as the issues name; none when it is so already.
     soak: &'static [(&'static str, &'static str)],
@@ -61,6 +61,13 @@ const SUITES: &[Suite] = &[
         needs: &[needs::CURL, needs::OPENSSL],
         tests: &["-p", "tests", "--test", "system", "edge::"],
         soak: &[],
+    },
+    Suite {
+        name: "flood",
+        what: "what one caller's flood does to another's waiting time",
+        needs: &[needs::CURL],
+        tests: &["-p", "tests", "--test", "system", "flood::", "--test-threads=1"],
+        soak: &[("GANGLION_FLOOD_ROUNDS", "30")],
     },
     Suite {
         name: "demo",
@@ -158,12 +165,17 @@ fn carry_out(root: &Path, suite: &Suite, variables: &[(&str, String)]) -> Result
 fn arguments<'a>(suite: &'a Suite, extra: &[&'a str]) -> Vec<&'a str> {
     let mut arguments = vec!["test", "--locked"];
     let (of_cargo, of_tests): (Vec<&str>, Vec<&str>) =
-        suite.tests.iter().partition(|argument| !argument.ends_with("::"));
+        suite.tests.iter().partition(|argument| !is_of_tests(argument));
     arguments.extend(of_cargo);
     arguments.push("--");
     arguments.extend(of_tests);
     arguments.extend(extra);
     arguments
+}
+
+/// Whether the test program reads an argument, and not cargo.
+fn is_of_tests(argument: &str) -> bool {
+    argument.ends_with("::") || argument.starts_with("--test-threads")
 }
 
 fn find(name: &str) -> Result<&'static Suite> {

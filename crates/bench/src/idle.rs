@@ -47,8 +47,7 @@ async fn serve_connection(stream: TcpStream, headers: HeaderMap, body: Bytes) {
     builder
         .http1()
         .timer(TokioTimer::new())
-        .header_read_timeout(Duration::from_secs(10))
-        .max_headers(100)
+        .header_read_timeout(Duration::from_secs(75))
         .max_buf_size(32 << 10);
     builder
         .http2()

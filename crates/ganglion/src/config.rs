@@ -128,10 +128,20 @@ sections! {
         /// How long a client may take to send a request's body.
         body_time: Span = Span(Duration::from_secs(20)),
         /// Requests of one account that are carried out at the same time; more wait their turn. While
-        /// other accounts call too, its reads are as many as there are cores but one.
+        /// others call too, its reads are as many as there are cores but one. Here and below, who
+        /// proves to be no account counts by address.
         requests_at_once: usize = 256,
         /// Requests of one account that wait their turn; more are refused as overloaded.
         requests_waiting: usize = 1_024,
+        /// Part of the time of all cores that one account may take while others call too: what it
+        /// asks beyond that waits, so that theirs need not. 1 for no bound.
+        share: f64 = 0.25,
+        /// Requests of one account in a second, a second's worth at once; more are refused. 0 for no
+        /// bound.
+        requests_per_account: u32 = 0,
+        /// Requests of one address in a second, whoever makes them; 0 for no bound. A proxy that is
+        /// not in listen.trusted_proxies is one address.
+        requests_per_address: u32 = 0,
         /// Slow password hashes at the same time, each 19 MiB; and how many may wait.
         password_hashes: usize = 2,
         /// Password hashes that wait; more are refused as overloaded.
@@ -240,6 +250,9 @@ impl Config {
             if is_zero {
                 bail!("{name} cannot be zero");
             }
+        }
+        if !(limits.share > 0.0 && limits.share <= 1.0) {
+            bail!("limits.share is above 0 and at most 1, not {}", limits.share);
         }
         if signal.queue.0 < signal.message.0 {
             bail!("signal.queue must hold at least one message of signal.message bytes");

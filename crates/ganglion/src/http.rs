@@ -4,21 +4,20 @@
 
 use std::convert::Infallible;
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
 use http::{Method, StatusCode};
 use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
-use hyper::body::{Body, Incoming};
+use hyper::body::{self, Body as _};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
-use neuron::requests::AllowOrigin;
+use neuron::requests::{Admission as _, AllowOrigin, Payer};
 use neuron::{Neuron, requests};
 use services::access::Network;
-use services::principal::Caller;
-use services::sessions::{LoginGuard, Sessions};
+use services::sessions::Session;
 use tokio::io::{AsyncRead, AsyncWrite};
 use wire::envelope::{self, Fault};
 use wire::errors::Code;
@@ -30,7 +29,7 @@ use crate::metrics;
 use crate::pace::{Pace, Paced};
 use crate::pages::Pages;
 use crate::sockets::{self, SocketTable};
-use crate::turns::Turns;
+use crate::turns::{Spender, Turns};
 
 type HttpResponse = hyper::Response<Full<Bytes>>;
 
@@ -56,7 +55,7 @@ pub(crate) struct Shared {
     pub(crate) gate: Arc<Gate>,
     pub(crate) admin_gate: Arc<Gate>,
     /// Each account's share of the requests that are carried out at a time.
-    pub(crate) turns: Turns,
+    pub(crate) turns: Arc<Turns>,
     pub(crate) counters: Counters,
 }
 
@@ -65,7 +64,6 @@ pub(crate) struct Shared {
 pub(crate) struct Counters {
     pub(crate) requests: AtomicU64,
     pub(crate) refused_body: AtomicU64,
-    pub(crate) refused_turn: AtomicU64,
 }
 
 /// One connection, as its requests see it.
@@ -75,7 +73,8 @@ struct Connection {
     is_tls: bool,
     /// Whether this is a private listener, with metrics and reasons.
     is_admin: bool,
-    login: Mutex<Option<LoginGuard>>,
+    session: Session,
+    spender: Spender,
     /// Its place among the open connections; a WebSocket takes it over.
     entered: Arc<Entered>,
     /// Whether a request has come; a connection without one is cut.
@@ -83,16 +82,21 @@ struct Connection {
     pace: Arc<Pace>,
 }
 
+/// A connection that a listener has let in.
+pub(crate) struct Incoming {
+    pub(crate) entered: Entered,
+    pub(crate) spender: Spender,
+    pub(crate) is_tls: bool,
+    /// Whether it came to a private listener, with metrics and reasons.
+    pub(crate) is_admin: bool,
+}
+
 /// Serves one connection until it ends or the neuron stops.
-pub(crate) async fn serve_connection<IO>(
-    shared: Arc<Shared>,
-    io: IO,
-    entered: Entered,
-    is_tls: bool,
-    is_admin: bool,
-) where
+pub(crate) async fn serve_connection<IO>(shared: Arc<Shared>, io: IO, incoming: Incoming)
+where
     IO: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    let Incoming { entered, spender, is_tls, is_admin } = incoming;
     let peer = entered.address();
     let limits = &shared.config.limits;
     let mut builder = auto::Builder::new(hyper_util::rt::TokioExecutor::new());
@@ -109,12 +113,13 @@ pub(crate) async fn serve_connection<IO>(
         .keep_alive_interval(std::time::Duration::from_secs(20));
     let lifecycle = shared.lifecycle.clone();
     let connection = Arc::new(Connection {
+        spender,
         entered: Arc::new(entered),
         shared,
         peer,
         is_tls,
         is_admin,
-        login: Mutex::new(None),
+        session: Session::default(),
         has_begun: AtomicBool::new(false),
         pace: Arc::default(),
     });
@@ -132,7 +137,7 @@ pub(crate) async fn serve_connection<IO>(
     let mut beginning = std::pin::pin!(beginning);
     loop {
         tokio::select! {
-            done = serving.as_mut() => return log_end(peer, done),
+            done = connection.spender.metered(serving.as_mut()) => return log_end(peer, done),
             () = beginning.as_mut(), if !beginning.is_elapsed() => {
                 if !connection.has_begun.load(Ordering::Relaxed) {
                     tracing::debug!(%peer, "no request came");
@@ -154,33 +159,58 @@ fn log_end(peer: IpAddr, done: Result<(), Box<dyn std::error::Error + Send + Syn
 }
 
 impl Connection {
-    async fn handle(self: &Arc<Self>, request: hyper::Request<Incoming>) -> HttpResponse {
+    async fn handle(self: &Arc<Self>, request: hyper::Request<body::Incoming>) -> HttpResponse {
         self.has_begun.store(true, Ordering::Relaxed);
         let _under_way = self.pace.begun(request.version());
         let _busy = self.shared.lifecycle.busy();
         self.shared.counters.requests.fetch_add(1, Ordering::Relaxed);
         let path = request.uri().path();
-        if let Some(response) = self.health(request.method(), path).await {
-            return response;
-        }
         if self.is_admin {
-            return plain(StatusCode::NOT_FOUND, "metrics, livez, readyz and drainz are here\n");
+            let response = self.health(request.method(), path).await;
+            return response.unwrap_or_else(|| {
+                plain(StatusCode::NOT_FOUND, "metrics, livez, readyz and drainz are here\n")
+            });
+        }
+        let address = self.address(&request);
+        if !self.shared.turns.arrive(address) {
+            let fault = Fault::with(Code::TooManyRequests, "this address makes too many requests");
+            return faulted(
+                &fault,
+                StatusCode::TOO_MANY_REQUESTS,
+                wants_problem(request.headers()),
+            );
         }
         if let Some((version, token)) = requests::socket_target(path) {
-            let address = self.address(&request);
             return sockets::upgrade(&self.shared, &self.entered, request, version, token, address)
                 .await;
         }
-        if let Some(page) = self.shared.pages.get(path) {
-            return page.response(request.method());
+        self.api(request, address).await
+    }
+
+    /// Health and pages, which nobody in particular asks for.
+    async fn other(&self, method: &Method, path: &str, address: IpAddr) -> HttpResponse {
+        let Ok(_turn) = self.spender.turn(Payer::Address(address), true).await else {
+            return plain(StatusCode::SERVICE_UNAVAILABLE, "too many requests are under way\n");
+        };
+        if let Some(response) = self.health(method, path).await {
+            return response;
         }
-        self.api(request).await
+        match self.shared.pages.get(path) {
+            Some(page) => page.response(method),
+            None => plain(
+                StatusCode::NOT_FOUND,
+                "there is nothing here; the API is at /_data and its like\n",
+            ),
+        }
     }
 
     /// Carries out a request. One that may change something goes on when the client has gone: its
     /// steps belong together.
-    async fn api(self: &Arc<Self>, request: hyper::Request<Incoming>) -> HttpResponse {
-        let address = self.address(&request);
+    async fn api(
+        self: &Arc<Self>,
+        request: hyper::Request<body::Incoming>,
+        address: IpAddr,
+    ) -> HttpResponse {
         let (parts, body) = request.into_parts();
         let body = match self.read_body(body).await {
             Ok(body) => body,
@@ -188,8 +218,7 @@ impl Connection {
                 self.shared.counters.refused_body.fetch_add(1, Ordering::Relaxed);
                 let status =
                     StatusCode::from_u16(fault.code.status()).unwrap_or(StatusCode::BAD_REQUEST);
-                let accept = parts.headers.get(header::ACCEPT).and_then(|v| v.to_str().ok());
-                return closing(faulted(&fault, status, requests::wants_problem(accept)));
+                return closing(faulted(&fault, status, wants_problem(&parts.headers)));
             }
         };
         if parts.method == Method::GET || parts.method == Method::HEAD {
@@ -198,7 +227,7 @@ impl Connection {
         let connection = self.clone();
         let work = async move {
             let _busy = connection.shared.lifecycle.busy();
-            connection.answer(&parts, &body, address).await
+            connection.spender.metered(connection.answer(&parts, &body, address)).await
         };
         tokio::spawn(work).await.unwrap_or_else(|error| {
             tracing::error!(%error, "a request was not carried out");
@@ -217,10 +246,6 @@ impl Connection {
         let authority = text(header::HOST)
             .or_else(|| parts.uri.authority().map(http::uri::Authority::as_str))
             .unwrap_or("localhost");
-        let is_ended = |caller: &Caller| {
-            let login = self.login.lock().unwrap_or_else(PoisonError::into_inner);
-            login.as_ref().is_some_and(|login| login.is_ended() && login.is_of(caller))
-        };
         let request = requests::Request {
             method: parts.method.as_str(),
             path: parts.uri.path(),
@@ -234,27 +259,14 @@ impl Connection {
             authority,
             is_tls: self.is_tls,
             address,
-            is_ended: &is_ended,
+            session: &self.session,
             body,
         };
-        let Some(response) = self.shared.neuron.request(&request, &self.shared.turns).await else {
-            return plain(
-                StatusCode::NOT_FOUND,
-                "there is nothing here; the API is at /_data and its like\n",
-            );
+        let Some(response) = self.shared.neuron.request(&request, &self.spender).await else {
+            return self.other(&parts.method, request.path, address).await;
         };
-        let mut was_ended = false;
-        if let Some(caller) = &response.caller {
-            was_ended = is_ended(caller);
-            let mut login = self.login.lock().unwrap_or_else(PoisonError::into_inner);
-            if was_ended {
-                *login = None;
-            } else if !login.as_ref().is_some_and(|login| login.is_of(caller)) {
-                *login = Some(Sessions::login(&self.shared.neuron.services, caller, address));
-            }
-        }
         let reply = self.reply(response, &parts.method);
-        if was_ended { closing(reply) } else { reply }
+        if self.session.take_ended() { closing(reply) } else { reply }
     }
 
     fn reply(&self, response: requests::Response, method: &Method) -> HttpResponse {
@@ -306,7 +318,7 @@ impl Connection {
         reply
     }
 
-    async fn read_body(&self, body: Incoming) -> Result<Bytes, Fault> {
+    async fn read_body(&self, body: body::Incoming) -> Result<Bytes, Fault> {
         if body.is_end_stream() {
             return Ok(Bytes::new());
         }
@@ -413,6 +425,10 @@ pub(crate) fn plain(status: StatusCode, text: impl Into<String>) -> HttpResponse
     let content_type = HeaderValue::from_static("text/plain; charset=utf-8");
     response.headers_mut().insert(header::CONTENT_TYPE, content_type);
     response
+}
+
+fn wants_problem(headers: &http::HeaderMap) -> bool {
+    requests::wants_problem(headers.get(header::ACCEPT).and_then(|value| value.to_str().ok()))
 }
 
 /// Ends the connection after an answer.

@@ -7,10 +7,12 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
+use neuron::requests::{Admission as _, Payer};
 use tokio::net::{TcpListener, TcpStream};
 
-use crate::http::{self, Shared};
+use crate::http::{self, Incoming, Shared};
 use crate::tls::Tls;
+use crate::turns::Spender;
 
 /// Connections that the kernel holds for a listener.
 const BACKLOG: i32 = 4096;
@@ -146,13 +148,25 @@ async fn serve(stream: TcpStream, entered: Entered, kind: Kind, shared: Arc<Shar
         tracing::debug!(%peer, %error, "connection gone");
         return;
     }
+    let spender = Spender::new(shared.turns.clone());
+    let connection = Incoming { entered, spender, is_tls: false, is_admin: false };
     match kind {
-        Kind::Http => http::serve_connection(shared, stream, entered, false, false).await,
-        Kind::Admin => http::serve_connection(shared, stream, entered, false, true).await,
+        Kind::Http => http::serve_connection(shared, stream, connection).await,
+        Kind::Admin => {
+            let connection = Incoming { is_admin: true, ..connection };
+            http::serve_connection(shared, stream, connection).await;
+        }
         Kind::Https(tls) => {
-            match tokio::time::timeout(HANDSHAKE_TIME, tls.acceptor().accept(stream)).await {
+            let spender = &connection.spender;
+            let handshake = async {
+                // A handshake is dear, and nobody in particular asks for it.
+                spender.turn(Payer::Address(peer), true).await.map_err(|_| "overloaded")?;
+                tls.acceptor().accept(stream).await.map_err(|error| error.to_string())
+            };
+            match tokio::time::timeout(HANDSHAKE_TIME, spender.metered(handshake)).await {
                 Ok(Ok(stream)) => {
-                    http::serve_connection(shared, stream, entered, true, false).await
+                    let connection = Incoming { is_tls: true, ..connection };
+                    http::serve_connection(shared, stream, connection).await;
                 }
                 Ok(Err(error)) => tracing::debug!(%peer, %error, "TLS handshake failed"),
                 Err(_) => tracing::debug!(%peer, "TLS handshake took too long"),

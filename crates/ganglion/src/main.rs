@@ -2,6 +2,7 @@
 //!
 //! This file reads the command line. The neuron is put together in `serve.rs`.
 
+mod alarm;
 mod client;
 mod config;
 mod control;
@@ -10,6 +11,7 @@ mod http;
 mod lifecycle;
 mod listen;
 mod metrics;
+mod os;
 mod pace;
 mod pages;
 mod serve;

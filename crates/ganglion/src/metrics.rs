@@ -17,10 +17,21 @@ pub(crate) fn render(shared: &Shared) -> String {
         "Bodies too large or too slow.",
         load(&http.refused_body),
     );
+    let turns = &shared.turns.counters;
     out.counter(
         "http_turns_refused_total",
-        "Requests refused because their account had too many under way.",
-        load(&http.refused_turn),
+        "Requests refused because too many of their account or address were under way.",
+        load(&turns.overloaded),
+    );
+    out.counter(
+        "http_over_rate_total",
+        "Requests refused because their account or address makes too many a second.",
+        load(&turns.over_rate),
+    );
+    out.counter(
+        "http_delayed_total",
+        "Requests that waited for their account's or address's share of time.",
+        load(&turns.delayed),
     );
     out.gauge(
         "http_requests_under_way",

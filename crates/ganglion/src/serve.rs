@@ -18,17 +18,19 @@ use store::embedded::{EmbeddedStore, Options};
 use tokio::net::TcpListener;
 use wire::names::Key;
 
+use crate::alarm::AlarmClock;
 use crate::config::Config;
 use crate::control;
 use crate::dev;
 use crate::http::{Counters, Shared};
 use crate::lifecycle::Lifecycle;
 use crate::listen::{self, Gate, Kind};
+use crate::os;
 use crate::pages::Pages;
 use crate::sockets::SocketTable;
 use crate::system::{PasswordPool, SystemClock, SystemRng};
 use crate::tls::Tls;
-use crate::turns::Turns;
+use crate::turns::{Bounds, Turns};
 
 /// Name of the store's file in the data folder.
 pub(crate) const STORE_FILE: &str = "ganglion.redb";
@@ -51,7 +53,7 @@ pub(crate) struct Start {
 /// Runs a neuron until it is told to stop.
 pub(crate) async fn serve(start: Start) -> Result<()> {
     let Start { mut config, is_dev, ready_file } = start;
-    raise_file_limit();
+    os::raise_file_limit();
     let data_dir = config.store.data_dir.clone();
     make_private_folder(&data_dir)?;
     let dev_keys = is_dev.then(|| dev::Keys::load(&data_dir)).transpose()?;
@@ -153,6 +155,14 @@ fn assemble(config: &mut Config, store: Arc<EmbeddedStore>, sys_secret: &str) ->
         sys_secret: sys_secret.to_owned(),
     };
     let trusted = config.listen.trusted_proxies.iter();
+    let bounds = Bounds {
+        at_once: limits.requests_at_once,
+        waiting: limits.requests_waiting,
+        workers: workers(),
+        share: limits.share,
+        account_rate: limits.requests_per_account,
+        address_rate: limits.requests_per_address,
+    };
     Ok(Shared {
         neuron: Neuron::new(parts, switchboard),
         sockets,
@@ -162,7 +172,7 @@ fn assemble(config: &mut Config, store: Arc<EmbeddedStore>, sys_secret: &str) ->
         trusted_proxies: trusted.filter_map(|proxy| Network::parse(proxy)).collect(),
         gate: Gate::new(limits.connections, limits.connections_per_address),
         admin_gate: Gate::new(ADMIN_CONNECTIONS, ADMIN_CONNECTIONS),
-        turns: Turns::new(limits.requests_at_once, limits.requests_waiting, workers()),
+        turns: Turns::new(bounds, AlarmClock::start()?),
         counters: Counters::default(),
         config: config.clone(),
     })
@@ -369,26 +379,4 @@ fn host_name() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let name = name.trim().split('.').next().unwrap_or_default().to_owned();
     if name.is_empty() { "localhost".to_owned() } else { name }
-}
-
-/// Lets the process have as many sockets as it may.
-fn raise_file_limit() {
-    if let Err(error) = rlimit_to_hard() {
-        tracing::warn!(%error, "the limit of open files stays as it is");
-    }
-}
-
-#[allow(unsafe_code)]
-fn rlimit_to_hard() -> std::io::Result<()> {
-    let mut limit = libc::rlimit { rlim_cur: 0, rlim_max: 0 };
-    // SAFETY: both calls are given a valid rlimit that lives through them.
-    let done = unsafe {
-        if libc::getrlimit(libc::RLIMIT_NOFILE, &raw mut limit) != 0 {
-            -1
-        } else {
-            limit.rlim_cur = limit.rlim_max;
-            libc::setrlimit(libc::RLIMIT_NOFILE, &raw const limit)
-        }
-    };
-    if done == 0 { Ok(()) } else { Err(std::io::Error::last_os_error()) }
 }

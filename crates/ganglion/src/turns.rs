@@ -1,45 +1,125 @@
-//! Turns: how many requests of one account are carried out at a time.
+//! Turns: when a request of one account may be carried out, so that a flood of one does not become
+//! the delay of another.
 //!
-//! An account that floods waits for itself, and past a bound is refused, so that its requests do not
-//! fill the queues that others use. While several accounts call, reads of one account, which are
-//! work for a core and not for the disk, leave one worker to the others.
+//! An account that floods waits for itself, and past a bound is refused. While several accounts
+//! call, two more rules hold: reads of one account, which are work for a core and not for the disk,
+//! leave one worker to the others; and an account that has used its share of the workers' time waits
+//! until it is due again. Time is metered where it is spent, in the polls of a connection, so it
+//! includes reading, parsing, proving and writing. Whoever cannot prove to be an account takes the
+//! turns of his address.
 
-use std::sync::Arc;
+use std::net::{IpAddr, Ipv6Addr};
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
-use kv4::Bucket;
-use neuron::requests::Admission;
+use neuron::requests::{Admission, Payer, Refused};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-/// Accounts remembered; idle ones are forgotten beyond it.
-const ACCOUNTS_MAX: usize = 10_000;
+use crate::alarm::AlarmClock;
 
-/// Ticks for which accounts count as in company after two of them have called in turn.
-const COMPANY_TICKS: u32 = 2;
+/// Payers remembered; idle ones are forgotten beyond it.
+const PAYERS_MAX: usize = 10_000;
 
-/// The turns of every account.
+/// Ticks for which payers count as in company after two of them have called in turn.
+const COMPANY_TICKS: u32 = 3;
+
+/// Time that a payer may save up and spend at once, in ns: about what the alarm is late by. What it
+/// spends at once is what somebody else may have to wait for.
+const SAVED_NS: u64 = 30_000;
+
+/// Longest wait before it is asked again whether there is company still.
+const WAIT_STEP: Duration = Duration::from_millis(100);
+
+const SECOND_NS: u64 = 1_000_000_000;
+
+/// What [`Turns`] keeps to.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Bounds {
+    /// Requests of one payer at once.
+    pub(crate) at_once: usize,
+    /// Requests of one payer that wait.
+    pub(crate) waiting: usize,
+    /// Worker threads.
+    pub(crate) workers: usize,
+    /// Part of their time that one payer may take in company, above 0 and up to 1.
+    pub(crate) share: f64,
+    /// Requests of one account in a second; 0 for no bound.
+    pub(crate) account_rate: u32,
+    /// Requests of one address in a second, whoever makes them; 0 for no bound.
+    pub(crate) address_rate: u32,
+}
+
+/// How often bounds were hit.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    /// Refused with too many of their payer waiting.
+    pub(crate) overloaded: AtomicU64,
+    /// Refused over a rate.
+    pub(crate) over_rate: AtomicU64,
+    /// Waited for their payer's share of time.
+    pub(crate) delayed: AtomicU64,
+}
+
+/// The turns of every payer.
 #[derive(Debug)]
 pub(crate) struct Turns {
-    at_once: usize,
-    /// Reads at once of one account in company.
+    bounds: Bounds,
+    /// Reads at once of one payer in company.
     reads_in_company: usize,
-    waiting_max: usize,
-    accounts: papaya::HashMap<Bucket, Arc<Account>, foldhash::fast::RandomState>,
+    begun: Instant,
+    accounts: papaya::HashMap<Payer, Arc<Account>>,
     /// Grows with each [`Turns::tick`].
     now: AtomicU32,
-    /// When two accounts called in turn, last.
+    /// When two payers called in turn, last.
     met: AtomicU32,
     /// Which account called last.
     last: AtomicU64,
     next_number: AtomicU64,
+    pub(crate) counters: Counters,
+    alarm: AlarmClock,
 }
 
+/// What one payer has used and waits for.
 #[derive(Debug)]
 struct Account {
+    payer: Payer,
     number: u64,
     running: Arc<Semaphore>,
-    reading: Arc<Semaphore>,
+    /// Whoever holds a permit decides, in company, when the next request goes on.
+    lane: Arc<Semaphore>,
     waiting: AtomicUsize,
+    /// When its share of the workers' time allows the next request.
+    share: Due,
+    /// When its rate does.
+    rate: Due,
+}
+
+/// A limit in virtual time (the generic cell rate algorithm): every use moves a date on, and a use
+/// is late or early by how far that date is from now. In ns since [`Turns`] began.
+#[derive(Debug, Default)]
+struct Due(AtomicU64);
+
+impl Due {
+    fn wait(&self, now: u64) -> Duration {
+        Duration::from_nanos(self.0.load(Ordering::Relaxed).saturating_sub(now))
+    }
+
+    /// Pays afterwards; what was not used is forfeited, but for what a timer is late by.
+    fn charge(&self, now: u64, cost: u64) {
+        let next = |due: u64| Some(due.max(now.saturating_sub(SAVED_NS)).saturating_add(cost));
+        let _ = self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
+    }
+
+    /// Pays in advance, unless that is more than a second too early.
+    fn take(&self, now: u64, a_second: u32) -> bool {
+        let cost = SECOND_NS / u64::from(a_second);
+        let next = |due: u64| {
+            let due = due.max(now) + cost;
+            (due - now <= SECOND_NS).then_some(due)
+        };
+        self.0.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).is_ok()
+    }
 }
 
 /// Counts a request as waiting for as long as this is held.
@@ -52,17 +132,19 @@ impl Drop for Waiting<'_> {
 }
 
 impl Turns {
-    pub(crate) fn new(at_once: usize, waiting_max: usize, workers: usize) -> Turns {
-        Turns {
-            at_once,
-            reads_in_company: workers.saturating_sub(1).clamp(1, at_once),
-            waiting_max,
+    pub(crate) fn new(bounds: Bounds, alarm: AlarmClock) -> Arc<Turns> {
+        Arc::new(Turns {
+            bounds,
+            reads_in_company: bounds.workers.saturating_sub(1).clamp(1, bounds.at_once),
+            begun: Instant::now(),
             accounts: papaya::HashMap::default(),
             now: AtomicU32::new(COMPANY_TICKS + 1),
             met: AtomicU32::new(0),
             last: AtomicU64::new(0),
             next_number: AtomicU64::new(1),
-        }
+            counters: Counters::default(),
+            alarm,
+        })
     }
 
     /// Tells that a second or so has passed.
@@ -70,35 +152,62 @@ impl Turns {
         self.now.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Whether other accounts than this one call as well.
-    fn in_company(&self, account: &Account) -> bool {
-        let now = self.now.load(Ordering::Relaxed);
-        if self.last.load(Ordering::Relaxed) != account.number {
-            let before = self.last.swap(account.number, Ordering::Relaxed);
-            if before != 0 {
-                self.met.store(now, Ordering::Relaxed);
-            }
+    /// Counts a request of an address against its rate; `false` when it is over.
+    pub(crate) fn arrive(&self, address: IpAddr) -> bool {
+        let rate = self.bounds.address_rate;
+        let is_in_time =
+            rate == 0 || self.account(stranger(address)).rate.take(self.now_ns(), rate);
+        if !is_in_time {
+            self.counters.over_rate.fetch_add(1, Ordering::Relaxed);
         }
+        is_in_time
+    }
+
+    fn now_ns(&self) -> u64 {
+        u64::try_from(self.begun.elapsed().as_nanos()).unwrap_or(u64::MAX)
+    }
+
+    fn is_in_company(&self) -> bool {
+        let now = self.now.load(Ordering::Relaxed);
         now.wrapping_sub(self.met.load(Ordering::Relaxed)) <= COMPANY_TICKS
     }
 
-    fn account(&self, bucket: &Bucket) -> Arc<Account> {
+    /// Notes who calls, and thereby whether others call as well.
+    fn meet(&self, account: &Account) {
+        if self.last.load(Ordering::Relaxed) != account.number {
+            let before = self.last.swap(account.number, Ordering::Relaxed);
+            if before != 0 {
+                self.met.store(self.now.load(Ordering::Relaxed), Ordering::Relaxed);
+            }
+        }
+    }
+
+    fn account(&self, payer: Payer) -> Arc<Account> {
         let accounts = self.accounts.pin();
-        if let Some(account) = accounts.get(bucket) {
+        if let Some(account) = accounts.get(&payer) {
             return account.clone();
         }
-        if accounts.len() >= ACCOUNTS_MAX {
-            accounts.retain(|_, account| account.running.available_permits() < self.at_once);
+        if accounts.len() >= PAYERS_MAX {
+            accounts.retain(|_, account| self.is_owed(account));
         }
-        let fresh = || {
-            Arc::new(Account {
-                number: self.next_number.fetch_add(1, Ordering::Relaxed),
-                running: Arc::new(Semaphore::new(self.at_once)),
-                reading: Arc::new(Semaphore::new(self.reads_in_company)),
-                waiting: AtomicUsize::new(0),
-            })
+        let fresh = Account {
+            payer: payer.clone(),
+            number: self.next_number.fetch_add(1, Ordering::Relaxed),
+            running: Arc::new(Semaphore::new(self.bounds.at_once)),
+            lane: Arc::new(Semaphore::new(self.reads_in_company)),
+            waiting: AtomicUsize::new(0),
+            share: Due::default(),
+            rate: Due::default(),
         };
-        accounts.get_or_insert_with(bucket.clone(), fresh).clone()
+        accounts.get_or_insert(payer, Arc::new(fresh)).clone()
+    }
+
+    /// Whether forgetting the account would forget what it still has to wait for.
+    fn is_owed(&self, account: &Account) -> bool {
+        let now = self.now_ns();
+        account.running.available_permits() < self.bounds.at_once
+            || !account.share.wait(now).is_zero()
+            || !account.rate.wait(now).is_zero()
     }
 }
 
@@ -106,7 +215,7 @@ impl Turns {
 #[derive(Debug)]
 pub(crate) struct Turn {
     _running: OwnedSemaphorePermit,
-    _reading: Option<OwnedSemaphorePermit>,
+    _lane: Option<OwnedSemaphorePermit>,
 }
 
 impl Account {
@@ -114,30 +223,106 @@ impl Account {
         &self,
         semaphore: &Arc<Semaphore>,
         waiting_max: usize,
-    ) -> Option<OwnedSemaphorePermit> {
+    ) -> Result<OwnedSemaphorePermit, Refused> {
         if let Ok(permit) = semaphore.clone().try_acquire_owned() {
-            return Some(permit);
+            return Ok(permit);
         }
         let before = self.waiting.fetch_add(1, Ordering::Relaxed);
         let _waiting = Waiting(&self.waiting);
         if before >= waiting_max {
-            return None;
+            return Err(Refused::Overloaded);
         }
-        semaphore.clone().acquire_owned().await.ok()
+        Ok(semaphore.clone().acquire_owned().await.expect("these semaphores are never closed"))
     }
 }
 
-impl Admission for Turns {
+/// One connection: its work is charged to whoever called on it last.
+#[derive(Debug)]
+pub(crate) struct Spender {
+    turns: Arc<Turns>,
+    last: Mutex<Option<Arc<Account>>>,
+}
+
+impl Spender {
+    pub(crate) fn new(turns: Arc<Turns>) -> Spender {
+        Spender { turns, last: Mutex::new(None) }
+    }
+
+    /// Charges the time that `work` is polled for, while that counts.
+    pub(crate) async fn metered<T>(&self, work: impl Future<Output = T>) -> T {
+        let mut work = std::pin::pin!(work);
+        std::future::poll_fn(|context| {
+            if !self.turns.is_in_company() {
+                return work.as_mut().poll(context);
+            }
+            let begun = Instant::now();
+            let polled = work.as_mut().poll(context);
+            self.charge(begun.elapsed());
+            polled
+        })
+        .await
+    }
+
+    fn charge(&self, spent: Duration) {
+        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(account) = &*last {
+            let Bounds { share, workers, .. } = self.turns.bounds;
+            let cost = spent.as_nanos() as f64 / (share * workers as f64);
+            account.share.charge(self.turns.now_ns(), cost as u64);
+        }
+    }
+
+    fn account(&self, payer: Payer) -> Arc<Account> {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        match &*last {
+            Some(account) if account.payer == payer => account.clone(),
+            _ => last.insert(self.turns.account(payer)).clone(),
+        }
+    }
+}
+
+impl Admission for Spender {
     type Turn = Turn;
 
-    async fn turn(&self, bucket: &Bucket, is_read: bool) -> Option<Turn> {
-        let account = self.account(bucket);
-        let in_company = self.in_company(&account);
-        let running = account.permit(&account.running, self.waiting_max).await?;
-        let reading = match is_read && in_company {
-            true => Some(account.permit(&account.reading, self.waiting_max).await?),
-            false => None,
+    async fn turn(&self, payer: Payer, is_read: bool) -> Result<Turn, Refused> {
+        let turns = &self.turns;
+        let Bounds { waiting, account_rate, .. } = turns.bounds;
+        let is_account = matches!(payer, Payer::Account(_));
+        let account =
+            self.account(if let Payer::Address(at) = payer { stranger(at) } else { payer });
+        if is_account && account_rate != 0 && !account.rate.take(turns.now_ns(), account_rate) {
+            turns.counters.over_rate.fetch_add(1, Ordering::Relaxed);
+            return Err(Refused::OverRate(account_rate));
+        }
+        let refused = |refused| {
+            turns.counters.overloaded.fetch_add(1, Ordering::Relaxed);
+            refused
         };
-        Some(Turn { _running: running, _reading: reading })
+        turns.meet(&account);
+        let running = account.permit(&account.running, waiting).await.map_err(refused)?;
+        if !turns.is_in_company() {
+            return Ok(Turn { _running: running, _lane: None });
+        }
+        let lane = account.permit(&account.lane, waiting).await.map_err(refused)?;
+        let mut wait = account.share.wait(turns.now_ns());
+        if !wait.is_zero() {
+            turns.counters.delayed.fetch_add(1, Ordering::Relaxed);
+        }
+        while !wait.is_zero() && turns.is_in_company() {
+            turns.alarm.sleep_until(Instant::now() + wait.min(WAIT_STEP)).await;
+            wait = account.share.wait(turns.now_ns());
+        }
+        Ok(Turn { _running: running, _lane: is_read.then_some(lane) })
     }
+}
+
+/// A payer that is no account. Of an IPv6 address its /64 counts, which is what one customer is
+/// given.
+fn stranger(address: IpAddr) -> Payer {
+    Payer::Address(match address {
+        IpAddr::V6(address) => {
+            Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into()
+        }
+        address => address,
+    })
 }

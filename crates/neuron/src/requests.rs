@@ -10,13 +10,14 @@ use kv4::Bucket;
 use services::access::{self, Wish};
 use services::idempotency::{self, Begun};
 use services::legacy::{self, Route};
-use services::principal::{self, Caller};
+use services::principal;
+use services::sessions::{Login, Session};
 use services::statistics::Measured;
 use services::{Answer, Call, Method, Service, Services, layer_of};
 use wire::envelope::{self, Fault};
 use wire::errors::Code;
 use wire::names::{Key, Layer, Path, percent_decode};
-use wire::params::Params;
+use wire::params::{Params, ParamsError};
 
 use crate::Neuron;
 
@@ -38,8 +39,8 @@ pub struct Request<'a> {
     pub is_tls: bool,
     /// The client's, found once for limits, rules and logs.
     pub address: IpAddr,
-    /// Whether the session of a caller on this connection was ended.
-    pub is_ended: &'a (dyn Fn(&Caller) -> bool + Send + Sync),
+    /// What the connection remembers of its callers.
+    pub session: &'a Session,
     pub body: &'a [u8],
 }
 
@@ -65,8 +66,8 @@ pub struct Response {
     pub allow_origin: AllowOrigin,
     /// Whether this answers a preflight.
     pub is_preflight: bool,
-    /// Who asked, once proven.
-    pub caller: Option<Arc<Caller>>,
+    /// Whether its caller was proven and let in; then it has been counted.
+    pub is_admitted: bool,
 }
 
 /// `Access-Control-Allow-Origin`.
@@ -92,22 +93,40 @@ impl Response {
             retry_after_s: None,
             allow_origin: AllowOrigin::Everybody,
             is_preflight: false,
-            caller: None,
+            is_admitted: false,
         }
     }
 }
 
-/// Each account's share of the requests that are carried out at a time.
+/// Whose turn a request takes.
+#[derive(Clone, Debug, Eq, Hash, PartialEq)]
+pub enum Payer {
+    /// The account or sub-account that the caller has proven to be.
+    Account(Bucket),
+    /// Somebody who has not proven anything.
+    Address(IpAddr),
+}
+
+/// Why a request has no turn.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Refused {
+    /// Too many requests of its payer wait already.
+    Overloaded,
+    /// Its payer makes more than this many requests a second.
+    OverRate(u32),
+}
+
+/// Each payer's share of the requests that are carried out at a time.
 pub trait Admission: Send + Sync {
     /// Lasts as long as the request is carried out.
     type Turn: Send;
 
-    /// Waits for the account's turn; `None` when too many of its requests wait already.
+    /// Waits for the payer's turn. A read is work for a core, and not for the disk.
     fn turn(
         &self,
-        bucket: &Bucket,
+        payer: Payer,
         is_read: bool,
-    ) -> impl Future<Output = Option<Self::Turn>> + Send;
+    ) -> impl Future<Output = Result<Self::Turn, Refused>> + Send;
 }
 
 impl Neuron {
@@ -152,12 +171,13 @@ impl<'a> Target<'a> {
 }
 
 /// What is known of a request that goes on to a service.
-struct Admitted {
-    caller: Arc<Caller>,
+struct Admitted<Turn> {
+    login: Arc<Login>,
     method: Method,
     params: Params,
     allow_origin: AllowOrigin,
     real_status: bool,
+    _turn: Turn,
 }
 
 async fn service_request(
@@ -167,20 +187,16 @@ async fn service_request(
     service: Service,
     rest: &str,
 ) -> Response {
-    let mut real_status = wants_problem(request.accept);
-    let admitted = match admit(services, request, real_status).await {
+    let admitted = match admit(services, request, admission, wants_problem(request.accept)).await {
         Ok(admitted) => admitted,
-        Err(fault) => return refuse(&fault, real_status),
+        Err(denied) => return denied.response(),
     };
-    real_status = admitted.real_status;
-    let caller = &admitted.caller;
+    let caller = admitted.login.caller();
     let done = async {
-        let _turn = turn(admission, &admitted).await?;
         let path =
             Path::from_url(rest).map_err(|error| Fault::with(error.code(), error.to_string()))?;
         let (method, params) = (admitted.method, &admitted.params);
-        let erase = params.flag("erase");
-        let wish = Wish::Call { service, method, path: &path, erase };
+        let wish = Wish { service, method, path: &path, erase: params.flag("erase") };
         access::decide(services, caller, request.address, wish).await?;
         let call = Call {
             caller,
@@ -197,13 +213,13 @@ async fn service_request(
         carry_out(services, service, &call, request).await
     }
     .await;
-    count(services, caller, service, admitted.method);
+    count(services, &admitted.login, service, admitted.method);
     let mut response = match done {
         Ok(answer) => accept(answer, request.if_none_match),
-        Err(fault) => refuse(&fault, real_status),
+        Err(fault) => refuse(&fault, admitted.real_status),
     };
     response.allow_origin = admitted.allow_origin;
-    response.caller = Some(admitted.caller);
+    response.is_admitted = true;
     response
 }
 
@@ -229,79 +245,121 @@ async fn carry_out(
     }
 }
 
-async fn turn<A: Admission>(admission: &A, admitted: &Admitted) -> Result<A::Turn, Fault> {
-    // A read that waits for a version is no work, and must not hold the others up.
-    let is_read = admitted.method == Method::Get && admitted.params.text("at").is_none();
-    admission.turn(&admitted.caller.bucket, is_read).await.ok_or_else(|| {
-        Fault::with(Code::Overloaded, "this account has too many requests under way")
-    })
+/// A request that is refused before a service sees it.
+struct Denied {
+    fault: Fault,
+    allow_origin: AllowOrigin,
+    real_status: bool,
 }
 
-/// Reads a request and proves its caller.
-async fn admit(
+impl Denied {
+    fn response(self) -> Response {
+        let mut response = refuse(&self.fault, self.real_status);
+        response.allow_origin = self.allow_origin;
+        response
+    }
+}
+
+/// Reads a request, proves its caller, and waits for his turn.
+async fn admit<A: Admission>(
     services: &Arc<Services>,
     request: &Request<'_>,
+    admission: &A,
     real_status: bool,
-) -> Result<Admitted, Fault> {
-    let method = match request.method {
-        "GET" | "HEAD" => Method::Get,
-        "PUT" => Method::Put,
-        "POST" => Method::Post,
-        "DELETE" => Method::Delete,
-        other => {
-            return Err(Fault::with(Code::MethodNotFound, format!("there is no {other} here")));
+) -> Result<Admitted<A::Turn>, Denied> {
+    let denied = |fault| Denied { fault, allow_origin: AllowOrigin::Everybody, real_status };
+    let method = method(request.method).map_err(denied)?;
+    let (login, params) = match prove(services, request).await {
+        Ok(proven) => proven,
+        Err(fault) => {
+            turn(admission, Payer::Address(request.address), true).await.map_err(denied)?;
+            return Err(denied(fault));
         }
     };
-    // Credentials come first: an unknown caller learns nothing of how bodies are read.
-    let caller = match request.authorization {
-        Some(header) => Some(principal::from_header(services, header, request.address).await?),
+    let bucket = &login.caller().bucket;
+    // A read that waits for a version is no work, and must not hold the others up.
+    let waits = params.as_ref().is_ok_and(|params| params.text("at").is_some());
+    let is_read = method == Method::Get && !waits;
+    let turn = turn(admission, Payer::Account(bucket.clone()), is_read).await.map_err(denied)?;
+    let params =
+        params.map_err(|error| denied(Fault::with(Code::BadRequest, error.to_string())))?;
+    let settings = services.settings.of(&services.kv, bucket).await;
+    let settings =
+        settings.map_err(|error| denied(Fault::with(Code::StoreUnavailable, error.to_string())))?;
+    let real_status = real_status || settings.at(&Path::root(), "real_status").unwrap_or(false);
+    let origins = settings.at::<Vec<String>>(&Path::root(), "cors_origins");
+    let allow_origin = match (origins, request.origin) {
+        (None, _) => AllowOrigin::Everybody,
+        (Some(_), None) => AllowOrigin::Nobody,
+        (Some(origins), Some(origin)) if origins.iter().any(|known| known == origin) => {
+            AllowOrigin::Only(origin.to_owned())
+        }
+        (Some(_), Some(_)) => {
+            let fault = Fault::with(Code::NotAllowed, "this account does not allow that origin");
+            return Err(Denied { fault, allow_origin: AllowOrigin::Nobody, real_status });
+        }
+    };
+    Ok(Admitted { login, method, params, allow_origin, real_status, _turn: turn })
+}
+
+fn method(method: &str) -> Result<Method, Fault> {
+    match method {
+        "GET" | "HEAD" => Ok(Method::Get),
+        "PUT" => Ok(Method::Put),
+        "POST" => Ok(Method::Post),
+        "DELETE" => Ok(Method::Delete),
+        other => Err(Fault::with(Code::MethodNotFound, format!("there is no {other} here"))),
+    }
+}
+
+/// Finds the caller, by his `Authorization` or, as v2 clients send them, by `ident` and `secret`
+/// among the parameters. Credentials come first: an unknown caller learns nothing of how bodies are
+/// read.
+async fn prove(
+    services: &Arc<Services>,
+    request: &Request<'_>,
+) -> Result<(Arc<Login>, Result<Params, ParamsError>), Fault> {
+    let Request { session, address, .. } = *request;
+    let login = match request.authorization {
+        Some(header) => Some(principal::from_header(services, session, header, address).await?),
         None => None,
     };
     let params = Params::read(request.query, request.body);
-    let caller = match (caller, &params) {
-        (Some(caller), _) => caller,
-        (None, Ok(params)) => by_params(services, params, request.address).await?,
+    let login = match (login, &params) {
+        (Some(login), _) => login,
         (None, Err(_)) => return Err(Code::Unauthorized.into()),
+        (None, Ok(params)) => match (params.text("ident"), params.text("secret")) {
+            (Some(ident), Some(secret)) => {
+                principal::from_parts(services, session, &ident, &secret, address).await?
+            }
+            _ => {
+                return Err(Fault::with(
+                    Code::Unauthorized,
+                    "send credentials as Basic authentication, or as `ident` and `secret`",
+                ));
+            }
+        },
     };
-    if (request.is_ended)(&caller) {
+    if login.is_ended() {
         return Err(Fault::with(Code::Unauthorized, "this session was ended"));
     }
-    let params = params.map_err(|error| Fault::with(Code::BadRequest, error.to_string()))?;
-    let settings = services.settings.of(&services.kv, &caller.bucket).await;
-    let settings =
-        settings.map_err(|error| Fault::with(Code::StoreUnavailable, error.to_string()))?;
-    let real_status = real_status || settings.at(&Path::root(), "real_status").unwrap_or(false);
-    let mut allow_origin = AllowOrigin::Everybody;
-    if let Some(origins) = settings.at::<Vec<String>>(&Path::root(), "cors_origins") {
-        allow_origin = match request.origin {
-            None => AllowOrigin::Nobody,
-            Some(origin) if origins.iter().any(|known| known == origin) => {
-                AllowOrigin::Only(origin.to_owned())
-            }
-            Some(_) => {
-                let why = "this account does not allow that origin";
-                return Err(Fault::with(Code::NotAllowed, why));
-            }
-        };
-    }
-    Ok(Admitted { caller, method, params, allow_origin, real_status })
+    Ok((login, params))
 }
 
-/// `ident` and `secret` among the parameters, as v2 clients send them.
-async fn by_params(
-    services: &Services,
-    params: &Params,
-    address: IpAddr,
-) -> Result<Arc<Caller>, Fault> {
-    match (params.text("ident"), params.text("secret")) {
-        (Some(ident), Some(secret)) => {
-            principal::from_parts(services, &ident, &secret, address).await
+async fn turn<A: Admission>(admission: &A, payer: Payer, is_read: bool) -> Result<A::Turn, Fault> {
+    let of = match payer {
+        Payer::Account(_) => "account",
+        Payer::Address(_) => "address",
+    };
+    admission.turn(payer, is_read).await.map_err(|refused| match refused {
+        Refused::Overloaded => {
+            Fault::with(Code::Overloaded, format!("this {of} has too many requests under way"))
         }
-        _ => Err(Fault::with(
-            Code::Unauthorized,
-            "send credentials as Basic authentication, or as `ident` and `secret`",
-        )),
-    }
+        Refused::OverRate(rate) => Fault::with(
+            Code::TooManyRequests,
+            format!("this {of} makes more than {rate} requests a second"),
+        ),
+    })
 }
 
 async fn legacy_request(
@@ -315,8 +373,8 @@ async fn legacy_request(
         if route == Route::SignalList {
             return Ok(legacy::signal_list(services, request.authority, request.is_tls));
         }
-        let admitted = admit(services, request, false).await?;
-        let _turn = turn(admission, &admitted).await?;
+        let admitted = admit(services, request, admission, false).await;
+        let admitted = admitted.map_err(|denied| denied.fault)?;
         let is_listing = admitted.method == Method::Get && !adds;
         let path = legacy::path(route, is_listing, &admitted.params)?;
         let service = match route {
@@ -326,10 +384,11 @@ async fn legacy_request(
         };
         let params = legacy::params(route, admitted.params);
         let method = if adds { Method::Put } else { admitted.method };
-        let wish = Wish::Call { service, method, path: &path, erase: false };
-        access::decide(services, &admitted.caller, request.address, wish).await?;
+        let caller = admitted.login.caller();
+        let wish = Wish { service, method, path: &path, erase: false };
+        access::decide(services, caller, request.address, wish).await?;
         let call = Call {
-            caller: &admitted.caller,
+            caller,
             method,
             path,
             params: &params,
@@ -339,7 +398,7 @@ async fn legacy_request(
             is_tls: request.is_tls,
         };
         let done = legacy::call(services, route, &call, adds).await;
-        count(services, &admitted.caller, service, method);
+        count(services, &admitted.login, service, method);
         done
     }
     .await;
@@ -397,27 +456,28 @@ fn retry_after_s(fault: &Fault) -> Option<u64> {
 }
 
 /// `api:3` at `/<service>/<METHOD>`, by who called.
-fn count(services: &Services, caller: &Caller, service: Service, method: Method) {
+fn count(services: &Services, login: &Login, service: Service, method: Method) {
     static MEASURES: OnceLock<(Layer, Vec<Path>)> = OnceLock::new();
     const METHODS: [Method; 4] = [Method::Delete, Method::Get, Method::Post, Method::Put];
-    let (measure, paths) = MEASURES.get_or_init(|| {
-        let of = |service: Service, method: Method| {
-            Path::parse(&format!("/{}/{}", service.name(), method.as_str()))
-                .expect("service and method names are legal segments")
-        };
-        let paths =
-            Service::ALL.iter().flat_map(|service| METHODS.map(|method| of(*service, method)));
-        (layer_of("api:3"), paths.collect())
-    });
     let at = service as usize * METHODS.len() + method as usize;
-    let Ok(key) = Key::parse(&caller.who) else { return };
-    let measured = Measured {
-        bucket: caller.bucket.clone(),
-        measure: measure.clone(),
-        path: paths[at].clone(),
-        key,
-    };
-    services.stats.record(measured, 1, services.now_s());
+    login.count(services, at, || {
+        let (measure, paths) = MEASURES.get_or_init(|| {
+            let of = |service: Service, method: Method| {
+                Path::parse(&format!("/{}/{}", service.name(), method.as_str()))
+                    .expect("service and method names are legal segments")
+            };
+            let paths =
+                Service::ALL.iter().flat_map(|service| METHODS.map(|method| of(*service, method)));
+            (layer_of("api:3"), paths.collect())
+        });
+        let caller = login.caller();
+        Some(Measured {
+            bucket: caller.bucket.clone(),
+            measure: measure.clone(),
+            path: paths[at].clone(),
+            key: Key::parse(&caller.who).ok()?,
+        })
+    });
 }
 
 /// Whether an `Accept` header asks for problem details and real statuses.

@@ -16,11 +16,14 @@ use wire::token::{Claims, Grants};
 use crate::principal::{Caller, Role};
 use crate::{Method, Service, Services, accounts, store_fault};
 
-/// What somebody wants to do.
+/// A call of the HTTP API that somebody wants to make with an account's credentials.
 #[derive(Clone, Copy, Debug)]
-pub enum Wish<'a> {
-    /// A call of the HTTP API with an account's credentials.
-    Call { service: Service, method: Method, path: &'a Path, erase: bool },
+pub struct Wish<'a> {
+    pub service: Service,
+    pub method: Method,
+    pub path: &'a Path,
+    /// Whether a whole series is to go.
+    pub erase: bool,
 }
 
 /// Decides a call.
@@ -33,7 +36,7 @@ pub async fn decide(
     address: IpAddr,
     wish: Wish<'_>,
 ) -> Result<(), Fault> {
-    let Wish::Call { service, method, path, erase } = wish;
+    let Wish { service, method, path, erase } = wish;
     let is_read = method == Method::Get;
     // `_auth` is never denied by its own rule, so nobody locks himself out.
     if service != Service::Authorization && denied(services, &caller.bucket, path, address).await? {

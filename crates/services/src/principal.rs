@@ -9,13 +9,14 @@ use std::sync::{Arc, LazyLock};
 
 use aws_lc_rs::digest::{Context, SHA256};
 use kv4::{Bucket, Head, Node, Ver};
-use wire::credentials::{Credentials, Secret};
+use wire::credentials::{Credentials, CredentialsError, Secret};
 use wire::envelope::Fault;
 use wire::errors::Code;
 use wire::names::{Ident, Key};
 
 use crate::accounts::{ACCOUNTS_PATH, ADMINS_PATH, AccountRow, AdminRow, LAYER};
 use crate::logs::Level;
+use crate::sessions::{Login, Session};
 use crate::{Rng, Services, layer, path, secrets, store_fault};
 
 /// Proofs remembered; beyond it half are forgotten.
@@ -67,9 +68,10 @@ impl std::fmt::Debug for Proven {
     }
 }
 
+/// What showed that somebody is who he says.
 #[derive(Debug)]
-struct Proof {
-    caller: Arc<Caller>,
+pub(crate) struct Proof {
+    pub(crate) caller: Arc<Caller>,
     /// Rows that were looked at, with the versions at which they proved it.
     rows: Vec<(Node, Key, Ver)>,
 }
@@ -101,69 +103,85 @@ impl Proven {
         digest
     }
 
-    /// The caller of a proof that still holds.
+    /// A proof that still holds.
     async fn known(
         &self,
         services: &Services,
         digest: &[u8; 32],
-    ) -> Result<Option<Arc<Caller>>, Fault> {
+    ) -> Result<Option<Arc<Proof>>, Fault> {
         let Some(proof) = self.proofs.pin().get(digest).cloned() else { return Ok(None) };
-        Ok(proof.still_holds(services).await?.then(|| proof.caller.clone()))
+        Ok(proof.still_holds(services).await?.then_some(proof))
     }
 
-    fn remember(&self, digest: [u8; 32], proof: Proof) -> Arc<Caller> {
+    fn remember(&self, digest: [u8; 32], proof: Proof) -> Arc<Proof> {
         let proofs = self.proofs.pin();
         if proofs.len() >= PROOFS_MAX {
             // Digests are as good as random: this lets go of half of them.
             proofs.retain(|digest, _| digest[0] & 1 == 0);
         }
-        let caller = proof.caller.clone();
-        proofs.insert(digest, Arc::new(proof));
-        caller
+        let proof = Arc::new(proof);
+        proofs.insert(digest, proof.clone());
+        proof
     }
 }
 
-/// Finds the caller of an `Authorization` header's value.
+/// Finds the caller of an `Authorization` header's value, and notes his login on the connection.
 ///
 /// # Errors
 /// `unauthorized`, `malformed_partner`, or `too_many_requests` for an address with too many failures.
 pub async fn from_header(
-    services: &Services,
+    services: &Arc<Services>,
+    session: &Session,
     header: &str,
     address: IpAddr,
-) -> Result<Arc<Caller>, Fault> {
-    let digest = services.proven.digest(&[header], address);
-    if let Some(caller) = services.proven.known(services, &digest).await? {
-        return Ok(caller);
+) -> Result<Arc<Login>, Fault> {
+    if let Some(login) = session.known(header, address)
+        && login.proof().still_holds(services).await?
+    {
+        return Ok(login);
     }
-    let credentials = Credentials::from_basic(header)
-        .map_err(|error| Fault::with(error.code(), error.to_string()))?;
-    let proof = prove_limited(services, &credentials, address).await?;
-    Ok(services.proven.remember(digest, proof))
+    let credentials = || Credentials::from_basic(header);
+    let proof = proof(services, &[header], credentials, address).await?;
+    Ok(session.log_in(services, proof, Some(header), address))
 }
 
-/// Finds the caller of an ident and secret that came as parameters.
+/// Finds the caller of an ident and secret that came as parameters, and notes his login on the
+/// connection.
 ///
 /// # Errors
 /// As [`from_header`].
 pub async fn from_parts(
-    services: &Services,
+    services: &Arc<Services>,
+    session: &Session,
     ident: &str,
     secret: &str,
     address: IpAddr,
-) -> Result<Arc<Caller>, Fault> {
-    let digest = services.proven.digest(&[ident, "\0", secret], address);
-    if let Some(caller) = services.proven.known(services, &digest).await? {
-        return Ok(caller);
+) -> Result<Arc<Login>, Fault> {
+    let credentials = || Credentials::from_parts(ident, secret);
+    let proof = proof(services, &[ident, "\0", secret], credentials, address).await?;
+    Ok(session.log_in(services, proof, None, address))
+}
+
+/// The remembered proof of what was presented, or a new one.
+async fn proof(
+    services: &Services,
+    presented: &[&str],
+    credentials: impl FnOnce() -> Result<Credentials, CredentialsError>,
+    address: IpAddr,
+) -> Result<Arc<Proof>, Fault> {
+    let digest = services.proven.digest(presented, address);
+    if let Some(proof) = services.proven.known(services, &digest).await? {
+        return Ok(proof);
     }
-    let credentials = Credentials::from_parts(ident, secret)
-        .map_err(|error| Fault::with(error.code(), error.to_string()))?;
+    let credentials =
+        credentials().map_err(|error| Fault::with(error.code(), error.to_string()))?;
     let proof = prove_limited(services, &credentials, address).await?;
     Ok(services.proven.remember(digest, proof))
 }
 
 impl Proof {
-    async fn still_holds(&self, services: &Services) -> Result<bool, Fault> {
+    /// Whether the rows that proved it are what they were.
+    pub(crate) async fn still_holds(&self, services: &Services) -> Result<bool, Fault> {
         for (node, key, ver) in &self.rows {
             let head = services.kv.get(node, key).await.map_err(store_fault)?;
             if head.is_none_or(|head| head.ver != *ver) {

@@ -8,96 +8,167 @@ use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
+use aws_lc_rs::constant_time::verify_slices_are_equal;
 use kv4::Bucket;
 use wire::envelope::Fault;
 use wire::errors::Code;
 
-use crate::principal::Caller;
+use crate::principal::{Caller, Proof};
+use crate::statistics::{Counter, Measured};
 use crate::{Answer, Call, Closing, Method, Services, entries};
 
 /// The connections over which somebody has logged in.
 #[derive(Debug, Default)]
 pub struct Sessions {
-    logins: Mutex<HashMap<u64, Login>>,
+    logins: Mutex<HashMap<u64, Arc<Row>>>,
     next: AtomicU64,
 }
 
-#[derive(Clone, Debug)]
-struct Login {
-    bucket: Bucket,
-    who: Arc<str>,
+/// What `_sess` shows of a login.
+#[derive(Debug)]
+struct Row {
+    caller: Arc<Caller>,
     address: IpAddr,
     since_s: u64,
-    ended: Arc<AtomicBool>,
+    ended: AtomicBool,
 }
 
-/// A login's hold on its row; the row goes when this is dropped.
-#[derive(Debug)]
-pub struct LoginGuard {
-    sessions: Arc<Services>,
+/// Keeps a row in the list until it is dropped.
+struct Listed {
+    services: Arc<Services>,
     id: u64,
-    /// Whether `caller` is still the one that logged in.
-    bucket: Bucket,
-    who: Arc<str>,
-    ended: Arc<AtomicBool>,
+    row: Arc<Row>,
 }
 
-impl LoginGuard {
+impl Drop for Listed {
+    fn drop(&mut self) {
+        let sessions = &self.services.sessions;
+        sessions.logins.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id);
+    }
+}
+
+/// Who has logged in over a connection, and what proved it.
+pub struct Login {
+    listed: Arc<Listed>,
+    proof: Arc<Proof>,
+    /// The header that was proven, and from where.
+    presented: Option<(Box<str>, IpAddr)>,
+    /// What the last request was counted by.
+    counter: Mutex<Option<(usize, Arc<Counter>)>>,
+}
+
+impl std::fmt::Debug for Login {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Login").field("caller", self.caller()).finish_non_exhaustive()
+    }
+}
+
+impl Login {
+    pub fn caller(&self) -> &Arc<Caller> {
+        &self.proof.caller
+    }
+
+    pub(crate) fn proof(&self) -> &Proof {
+        &self.proof
+    }
+
     /// Whether somebody ended this login: the connection is to be closed.
     pub fn is_ended(&self) -> bool {
-        self.ended.load(Ordering::Relaxed)
+        self.listed.row.ended.load(Ordering::Relaxed)
     }
 
-    /// Whether this login is that of a caller.
-    pub fn is_of(&self, caller: &Caller) -> bool {
-        self.bucket == caller.bucket && self.who == caller.who
+    /// Counts a request of this login as one of the `kind` that `measured` describes.
+    pub fn count(
+        &self,
+        services: &Services,
+        kind: usize,
+        measured: impl FnOnce() -> Option<Measured>,
+    ) {
+        let now_s = services.now_s();
+        let mut counter = self.counter.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some((of, counter)) = &*counter
+            && *of == kind
+            && counter.count(&services.stats, now_s)
+        {
+            return;
+        }
+        let Some(measured) = measured() else { return };
+        *counter = services.stats.counter(measured, now_s).map(|counter| (kind, counter));
     }
 }
 
-impl Drop for LoginGuard {
-    fn drop(&mut self) {
-        let mut logins =
-            self.sessions.sessions.logins.lock().unwrap_or_else(PoisonError::into_inner);
-        logins.remove(&self.id);
+/// What one connection remembers of its callers: the last login.
+#[derive(Debug, Default)]
+pub struct Session(Mutex<Option<Arc<Login>>>);
+
+impl Session {
+    /// The login that the same header was proven by before, from the same address.
+    pub(crate) fn known(&self, header: &str, address: IpAddr) -> Option<Arc<Login>> {
+        let last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let login = last.as_ref()?;
+        let (known, from) = login.presented.as_ref()?;
+        // A proxy may bring several clients over one connection.
+        let is_same = verify_slices_are_equal(known.as_bytes(), header.as_bytes()).is_ok();
+        (is_same && *from == address).then(|| login.clone())
+    }
+
+    /// Notes that somebody has proven who he is; it is the same login while the caller is the same.
+    pub(crate) fn log_in(
+        &self,
+        services: &Arc<Services>,
+        proof: Arc<Proof>,
+        header: Option<&str>,
+        address: IpAddr,
+    ) -> Arc<Login> {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let listed = match &*last {
+            Some(login) if login.is_of(&proof.caller) => login.listed.clone(),
+            _ => Arc::new(services.sessions.list(services, proof.caller.clone(), address)),
+        };
+        let presented = header.map(|header| (Box::from(header), address));
+        let login = Login { listed, proof, presented, counter: Mutex::default() };
+        last.insert(Arc::new(login)).clone()
+    }
+
+    /// Whether the login was ended; then the connection is to be closed, and starts anew.
+    pub fn take_ended(&self) -> bool {
+        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        last.take_if(|login| login.is_ended()).is_some()
+    }
+}
+
+impl Login {
+    fn is_of(&self, caller: &Caller) -> bool {
+        let own = self.caller();
+        own.bucket == caller.bucket && own.who == caller.who
     }
 }
 
 impl Sessions {
-    /// Notes that a caller has logged in over a connection.
-    pub fn login(services: &Arc<Services>, caller: &Caller, address: IpAddr) -> LoginGuard {
-        let id = services.sessions.next.fetch_add(1, Ordering::Relaxed);
-        let ended = Arc::new(AtomicBool::new(false));
-        let login = Login {
-            bucket: caller.bucket.clone(),
-            who: caller.who.clone(),
-            address,
-            since_s: services.now_s(),
-            ended: ended.clone(),
-        };
-        let mut logins = services.sessions.logins.lock().unwrap_or_else(PoisonError::into_inner);
-        logins.insert(id, login);
-        LoginGuard {
-            sessions: services.clone(),
-            id,
-            bucket: caller.bucket.clone(),
-            who: caller.who.clone(),
-            ended,
-        }
+    fn list(&self, services: &Arc<Services>, caller: Arc<Caller>, address: IpAddr) -> Listed {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let since_s = services.now_s();
+        let row = Arc::new(Row { caller, address, since_s, ended: AtomicBool::new(false) });
+        let mut logins = self.logins.lock().unwrap_or_else(PoisonError::into_inner);
+        logins.insert(id, row.clone());
+        Listed { services: services.clone(), id, row }
     }
 
     /// Ends every login of a bucket and of its sub-accounts.
     pub(crate) fn end_all(&self, bucket: &Bucket) {
         let logins = self.logins.lock().unwrap_or_else(PoisonError::into_inner);
-        for login in logins.values().filter(|login| login.bucket.is_within(bucket)) {
+        for login in logins.values().filter(|login| login.caller.bucket.is_within(bucket)) {
             login.ended.store(true, Ordering::Relaxed);
         }
     }
 
-    fn of(&self, bucket: &Bucket) -> Vec<(u64, Login)> {
+    fn of(&self, bucket: &Bucket) -> Vec<(u64, Arc<Row>)> {
         let logins = self.logins.lock().unwrap_or_else(PoisonError::into_inner);
         let mut found: Vec<_> = logins
             .iter()
-            .filter(|(_, login)| login.bucket == *bucket && !login.ended.load(Ordering::Relaxed))
+            .filter(|(_, login)| {
+                login.caller.bucket == *bucket && !login.ended.load(Ordering::Relaxed)
+            })
             .map(|(id, login)| (*id, login.clone()))
             .collect();
         found.sort_by_key(|(id, _)| *id);
@@ -145,7 +216,7 @@ fn rows(services: &Services, bucket: &Bucket) -> Vec<(String, serde_json::Value)
     let logins = services.sessions.of(bucket).into_iter().map(|(id, login)| {
         let id = format!("login-{id}");
         let row = serde_json::json!({
-            "id": id, "kind": "login", "who": &*login.who, "address": login.address.to_string(),
+            "id": id, "kind": "login", "who": &*login.caller.who, "address": login.address.to_string(),
             "since": login.since_s,
         });
         (id, row)

@@ -7,8 +7,8 @@
 
 use std::collections::{BTreeMap, HashMap};
 use std::hash::BuildHasher;
-use std::sync::atomic::{AtomicU32, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use foldhash::fast::RandomState;
 use kv4::Bucket;
@@ -39,6 +39,8 @@ pub struct Measured {
 #[derive(Debug, Default)]
 pub struct Statistics {
     hasher: RandomState,
+    /// What is counted by handle.
+    counters: papaya::HashMap<Measured, Arc<Counter>, RandomState>,
     shards: [Mutex<Shard>; SHARDS],
     /// Cells of minutes before this one are in the store and final: what comes with such a minute,
     /// since the clock was set back, is counted here.
@@ -58,7 +60,114 @@ struct Cell {
     dirty: bool,
 }
 
+/// Counts single events of one measure by one key, without a look-up or a lock.
+#[derive(Debug)]
+pub struct Counter {
+    measured: Measured,
+    /// The minute in the upper half, what was counted in it and not yet taken over in the lower.
+    count: AtomicU64,
+}
+
+/// A counter that is not looked at any more.
+const RETIRED: u64 = u64::MAX;
+
+impl Counter {
+    /// Counts one event. `false` when the counter is no longer looked at: get another one.
+    pub fn count(&self, statistics: &Statistics, now_s: u64) -> bool {
+        let minute = minute(now_s);
+        let mut counted = self.count.load(Ordering::Relaxed);
+        loop {
+            if counted == RETIRED {
+                return false;
+            }
+            let is_of_minute = counted >> 32 == minute && counted & COUNT_MAX < COUNT_MAX;
+            let next = if is_of_minute { counted + 1 } else { minute << 32 | 1 };
+            let exchanged = self.count.compare_exchange_weak(
+                counted,
+                next,
+                Ordering::Relaxed,
+                Ordering::Relaxed,
+            );
+            match exchanged {
+                Ok(_) if is_of_minute => return true,
+                Ok(_) => {
+                    statistics.take_over(&self.measured, counted);
+                    return true;
+                }
+                Err(now) => counted = now,
+            }
+        }
+    }
+
+    /// Takes what was counted and leaves `then`; a retired counter stays so and holds nothing.
+    fn take(&self, then: u64) -> u64 {
+        let next = |counted: u64| (counted != RETIRED).then_some(then);
+        self.count.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next).unwrap_or(0)
+    }
+}
+
+/// Most events that a [`Counter`] holds.
+const COUNT_MAX: u64 = u32::MAX as u64;
+
+fn minute(now_s: u64) -> u64 {
+    // One less than the field holds, so that no count is taken for `RETIRED`.
+    (now_s / 60).min(COUNT_MAX - 1)
+}
+
 impl Statistics {
+    /// A handle that counts single events of a measure, with this event counted; `None` when there
+    /// are too many, and then the event is counted by a look-up.
+    pub fn counter(&self, measured: Measured, now_s: u64) -> Option<Arc<Counter>> {
+        let counters = self.counters.pin();
+        loop {
+            if counters.len() >= CELLS_MAX {
+                self.record(measured, 1, now_s);
+                return None;
+            }
+            let fresh = || Counter { measured: measured.clone(), count: AtomicU64::new(0) };
+            let counter = counters.get_or_insert_with(measured.clone(), || Arc::new(fresh()));
+            if counter.count(self, now_s) {
+                return Some(counter.clone());
+            }
+            // It is being let go of by a flush: that ends by itself.
+            std::hint::spin_loop();
+        }
+    }
+
+    /// Takes over what a counter held.
+    fn take_over(&self, measured: &Measured, counted: u64) {
+        let count = counted & COUNT_MAX;
+        if count > 0 {
+            let stat = Stat { sum: count, min: 1, max: 1, count };
+            self.merge(measured.clone(), stat, (counted >> 32) * 60);
+        }
+    }
+
+    /// Takes over what all counters hold, and lets go of those that nobody uses.
+    fn gather(&self) {
+        let counters = self.counters.pin();
+        let mut idle = Vec::new();
+        for (measured, counter) in &counters {
+            let counted = counter.take(0);
+            self.take_over(measured, counted);
+            if counted == 0 && Arc::strong_count(counter) == 1 {
+                idle.push(measured.clone());
+            }
+        }
+        for measured in idle {
+            self.retire(&measured);
+        }
+    }
+
+    /// Lets go of a counter; its holders find out when they count next.
+    fn retire(&self, measured: &Measured) {
+        let counters = self.counters.pin();
+        if let Some(counter) = counters.get(measured) {
+            self.take_over(measured, counter.take(RETIRED));
+            counters.remove(measured);
+        }
+    }
+
     /// Adds one value.
     pub fn record(&self, measured: Measured, value: u64, now_s: u64) {
         self.merge(measured, Stat::of(value), now_s);
@@ -66,7 +175,7 @@ impl Statistics {
 
     /// Adds figures gathered elsewhere.
     pub fn merge(&self, measured: Measured, stat: Stat, now_s: u64) {
-        let minute = u32::try_from(now_s / 60).unwrap_or(u32::MAX);
+        let minute = u32::try_from(minute(now_s)).unwrap_or(u32::MAX);
         let shard = usize::try_from(self.hasher.hash_one(&measured)).unwrap_or(0) % SHARDS;
         let mut shard = self.shards[shard].lock().unwrap_or_else(PoisonError::into_inner);
         let minute = minute.max(self.first_open.load(Ordering::Relaxed));
@@ -137,6 +246,12 @@ impl Listener for Statistics {
     fn committed(&self, events: &[Event]) {
         for event in events {
             if let Event::Dropped(bucket) = event {
+                for (measured, counter) in &self.counters.pin() {
+                    if measured.bucket.is_within(bucket) {
+                        counter.take(RETIRED);
+                    }
+                }
+                self.counters.pin().retain(|measured, _| !measured.bucket.is_within(bucket));
                 for shard in &self.shards {
                     let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
                     shard.cells.retain(|(measured, _), _| !measured.bucket.is_within(bucket));
@@ -152,6 +267,7 @@ impl Services {
     /// # Errors
     /// The store's; what was not written is kept for the next flush.
     pub async fn flush_stats(&self) -> Result<(), StoreError> {
+        self.stats.gather();
         let dirty = self.stats.take_dirty(self.identity.number);
         for (at, cells) in dirty.chunks(FLUSH_CELLS_MAX).enumerate() {
             if let Err(error) = self.kv.put_stats(cells.to_vec()).await {
@@ -160,7 +276,7 @@ impl Services {
             }
         }
         // One minute's grace: a value may be recorded with a time read just before it.
-        let minute = u32::try_from(self.now_s() / 60).unwrap_or(u32::MAX);
+        let minute = u32::try_from(minute(self.now_s())).unwrap_or(u32::MAX);
         self.stats.forget_before(minute.saturating_sub(1));
         Ok(())
     }

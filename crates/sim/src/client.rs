@@ -6,10 +6,10 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use ::neuron::Neuron;
-use ::neuron::requests::{Admission, Request};
+use ::neuron::requests::{Admission, Payer, Refused, Request};
 use base64::Engine as _;
-use kv4::Bucket;
 use serde_json::{Value, json};
+use services::sessions::Session;
 
 use crate::executor::Machine;
 use crate::model::{Left, Model, Open, Place};
@@ -52,8 +52,8 @@ struct Everybody;
 impl Admission for Everybody {
     type Turn = ();
 
-    async fn turn(&self, _: &Bucket, _: bool) -> Option<()> {
-        Some(())
+    async fn turn(&self, _: Payer, _: bool) -> Result<(), Refused> {
+        Ok(())
     }
 }
 
@@ -115,7 +115,7 @@ impl Client {
             authority: "localhost",
             is_tls: false,
             address: IpAddr::V4(Ipv4Addr::new(192, 0, 2, last_byte)),
-            is_ended: &|_| false,
+            session: &Session::default(),
             body: body.as_bytes(),
         };
         let is_put = method == "PUT" && path.starts_with("/_data");
@@ -125,7 +125,7 @@ impl Client {
         let response = self.neuron.request(&request, &Everybody).await;
         let response = response.expect("the path is one of the API");
         // What is refused before its caller is known is nobody's.
-        if is_put && response.caller.is_some() {
+        if is_put && response.is_admitted {
             self.model().puts.entry(self.who.who.to_owned()).or_default().answered += 1;
         }
         let body = serde_json::from_str(&response.body);

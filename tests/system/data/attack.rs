@@ -2,10 +2,9 @@
 //!
 //! Every attacker has an address of its own on loopback, so that no other test is counted with him.
 
-use std::io::{BufRead, BufReader, Read, Write};
+use std::io::{Read, Write};
 use std::net::TcpStream;
 use std::process::Command;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail, ensure};
@@ -20,12 +19,6 @@ use super::{Account, Caller, PATIENCE, connect, join, shared, until, v, word};
 const HALF_OPEN_MAX: u64 = 10_000;
 /// How long one client may wait while those are open.
 const SERVED_WITHIN: Duration = Duration::from_secs(5);
-/// Connections of an account that floods, and for how long.
-const FLOOD_CONNECTIONS: usize = 16;
-const FLOOD_TIME: Duration = Duration::from_secs(3);
-/// What another account's p99 may be under that flood, on a machine that does other things too.
-const FLOODED_P99_MAX: Duration = Duration::from_millis(750);
-
 /// Asks with credentials from an attacker's address.
 fn ask(url: &str, credentials: &str, address: &str, path: &str) -> Result<Value> {
     Request::new("GET", format!("{url}{path}"))
@@ -534,100 +527,4 @@ fn keys_and_tokens_are_shown_to_nobody() -> Result<()> {
     }
     assert_eq!(word(top.get("/_acc/tokens"))?, "not_found");
     Ok(())
-}
-
-#[test]
-fn one_accounts_flood_leaves_another_served() -> Result<()> {
-    let neuron = Neuron::start()?;
-    let (loud, quiet) = (Account::new(&neuron)?, Account::new(&neuron)?);
-    for account in [&loud, &quiet] {
-        v(account.put("/_data/p", json!({ "k": "a", "v": { "n": 1 } })))?;
-    }
-    let idle = latencies(&neuron, &quiet, FLOOD_TIME / 2)?;
-    let over = AtomicBool::new(false);
-    let flooded = AtomicU64::new(0);
-    let busy = std::thread::scope(|scope| {
-        for _ in 0..FLOOD_CONNECTIONS {
-            scope.spawn(|| -> Result<()> {
-                let mut connection = KeepAlive::open(&neuron, &loud)?;
-                while !over.load(Ordering::Relaxed) {
-                    connection.ask()?;
-                    flooded.fetch_add(1, Ordering::Relaxed);
-                }
-                Ok(())
-            });
-        }
-        let busy = latencies(&neuron, &quiet, FLOOD_TIME);
-        over.store(true, Ordering::Relaxed);
-        busy
-    })?;
-    let p99 = |latencies: &[Duration]| latencies[latencies.len() * 99 / 100];
-    let p50 = |latencies: &[Duration]| latencies[latencies.len() / 2];
-    println!(
-        "flood of {} requests/s on {FLOOD_CONNECTIONS} connections; another account: idle p50 {:?} p99 {:?}, \
-         flooded p50 {:?} p99 {:?} ({:.1} times)",
-        flooded.load(Ordering::Relaxed) / FLOOD_TIME.as_secs(),
-        p50(&idle),
-        p99(&idle),
-        p50(&busy),
-        p99(&busy),
-        p99(&busy).as_secs_f64() / p99(&idle).as_secs_f64(),
-    );
-    assert!(flooded.load(Ordering::Relaxed) > 100, "that was no flood");
-    assert!(p99(&busy) < FLOODED_P99_MAX, "{:?}", p99(&busy));
-    Ok(())
-}
-
-/// How long each of an account's requests takes, one after the other with a pause, sorted.
-fn latencies(neuron: &Neuron, account: &Account, time: Duration) -> Result<Vec<Duration>> {
-    let mut connection = KeepAlive::open(neuron, account)?;
-    let begun = Instant::now();
-    let mut latencies = Vec::new();
-    while begun.elapsed() < time {
-        let asked = Instant::now();
-        connection.ask()?;
-        latencies.push(asked.elapsed());
-        std::thread::sleep(Duration::from_millis(2));
-    }
-    latencies.sort_unstable();
-    ensure!(!latencies.is_empty(), "nothing was answered");
-    Ok(latencies)
-}
-
-/// One connection that asks for the same value again and again.
-struct KeepAlive {
-    stream: BufReader<TcpStream>,
-    request: String,
-}
-
-impl KeepAlive {
-    fn open(neuron: &Neuron, account: &Account) -> Result<KeepAlive> {
-        let stream = TcpStream::connect(neuron.address("http")?)?;
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        let credentials = base64::engine::general_purpose::STANDARD.encode(&account.credentials);
-        let request = format!(
-            "GET /_data/p?k=a HTTP/1.1\r\nhost: a\r\nauthorization: Basic {credentials}\r\n\r\n"
-        );
-        Ok(KeepAlive { stream: BufReader::new(stream), request })
-    }
-
-    fn ask(&mut self) -> Result<()> {
-        self.stream.get_mut().write_all(self.request.as_bytes())?;
-        let mut length = 0;
-        loop {
-            let mut line = String::new();
-            ensure!(self.stream.read_line(&mut line)? > 0, "hung up");
-            if let Some(value) = line.to_lowercase().strip_prefix("content-length:") {
-                length = value.trim().parse()?;
-            }
-            if line == "\r\n" {
-                break;
-            }
-        }
-        let mut body = vec![0; length];
-        self.stream.read_exact(&mut body)?;
-        ensure!(body.starts_with(b"{\"v\":{\"n\":1"), "{}", String::from_utf8_lossy(&body));
-        Ok(())
-    }
 }

@@ -1,0 +1,220 @@
+//! What one caller's flood does to another's waiting time.
+//!
+//! Idle and flooded phases take turns, so that what else the machine does falls on both. Generator
+//! and neuron share its cores. `GANGLION_FLOOD_ROUNDS` sets how many phases of each kind there are.
+
+use std::io::{BufRead, BufReader, Read, Write};
+use std::net::{SocketAddr, TcpStream};
+use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
+use std::sync::{Condvar, Mutex, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, ensure};
+use base64::Engine as _;
+use serde_json::json;
+use socket2::{Domain, Socket, Type};
+use tests::neuron::Neuron;
+
+use super::data::{Account, v};
+
+const CONNECTIONS: usize = 16;
+const PHASE: Duration = Duration::from_millis(500);
+/// Time for a flood to begin or to end.
+const BETWEEN: Duration = Duration::from_millis(50);
+/// Pause between two requests of the account that does not flood.
+const PAUSE: Duration = Duration::from_millis(2);
+const PATIENCE: Duration = Duration::from_secs(20);
+/// What that account's p99 may be, on a machine that does other things too.
+const P99_MAX: Duration = Duration::from_millis(100);
+/// Where strangers call from, so that no other test is counted with them.
+const STRANGER: &str = "127.0.0.77";
+
+#[test]
+fn of_reads() -> Result<()> {
+    flood("reads", |loud| Ok(request("GET", "/_data/p?k=a", &loud.credentials, "")))
+}
+
+#[test]
+fn of_writes() -> Result<()> {
+    flood("writes", |loud| {
+        let body = json!({ "k": "b", "v": { "n": 1 } }).to_string();
+        Ok(request("PUT", "/_data/p", &loud.credentials, &body))
+    })
+}
+
+#[test]
+fn of_guesses_by_a_stranger() -> Result<()> {
+    flood("guesses", |loud| Ok(request("GET", "/_data/p?k=a", &format!("{}:guess", loud.name), "")))
+}
+
+#[test]
+fn of_pages() -> Result<()> {
+    flood("pages", |_| Ok("GET /livez HTTP/1.1\r\nhost: a\r\n\r\n".to_owned()))
+}
+
+fn request(method: &str, path: &str, credentials: &str, body: &str) -> String {
+    let credentials = base64::engine::general_purpose::STANDARD.encode(credentials);
+    let length = body.len();
+    format!(
+        "{method} {path} HTTP/1.1\r\nhost: a\r\nauthorization: Basic {credentials}\r\n\
+         content-length: {length}\r\n\r\n{body}"
+    )
+}
+
+fn rounds() -> Result<u32> {
+    match std::env::var("GANGLION_FLOOD_ROUNDS") {
+        Ok(rounds) => rounds.parse().context("GANGLION_FLOOD_ROUNDS"),
+        Err(_) => Ok(4),
+    }
+}
+
+/// Floods with one request on all connections, and measures what another account waits for its own.
+fn flood(what: &str, asks: impl FnOnce(&Account) -> Result<String>) -> Result<()> {
+    let neuron = Neuron::start()?;
+    let (loud, quiet) = (Account::new(&neuron)?, Account::new(&neuron)?);
+    for account in [&loud, &quiet] {
+        v(account.put("/_data/p", json!({ "k": "a", "v": { "n": 1 } })))?;
+    }
+    let flooding = asks(&loud)?;
+    let calling = request("GET", "/_data/p?k=a", &quiet.credentials, "");
+    let address: SocketAddr = neuron.address("http")?.parse()?;
+    let rounds = rounds()?;
+    let (switch, count) = (Switch::default(), AtomicU64::new(0));
+    let (idle, flooded) = std::thread::scope(|scope| {
+        let flooders: Vec<_> = (0..CONNECTIONS)
+            .map(|_| {
+                scope.spawn(|| -> Result<()> {
+                    let mut connection = KeepAlive::open(address, STRANGER)?;
+                    while switch.wait_while_off() {
+                        connection.ask(&flooding)?;
+                        count.fetch_add(1, Ordering::Relaxed);
+                    }
+                    Ok(())
+                })
+            })
+            .collect();
+        let measured = (|| -> Result<_> {
+            let mut connection = KeepAlive::open(address, "127.0.0.1")?;
+            let (mut idle, mut flooded) = (Vec::new(), Vec::new());
+            for _ in 0..rounds {
+                for (phase, latencies) in [(Phase::Off, &mut idle), (Phase::On, &mut flooded)] {
+                    switch.set(phase);
+                    std::thread::sleep(BETWEEN);
+                    let begun = Instant::now();
+                    while begun.elapsed() < PHASE {
+                        let asked = Instant::now();
+                        let answer = connection.ask(&calling)?;
+                        latencies.push(asked.elapsed());
+                        ensure!(answer.starts_with("{\"v\":{\"n\":1"), "{answer}");
+                        std::thread::sleep(PAUSE);
+                    }
+                }
+            }
+            Ok((idle, flooded))
+        })();
+        switch.set(Phase::Over);
+        for flooder in flooders {
+            flooder.join().expect("a flooding thread panicked")?;
+        }
+        measured
+    })?;
+    let (idle, flooded) = (Percentiles::of(idle), Percentiles::of(flooded));
+    let a_second = count.load(Ordering::Relaxed) as f64 / (PHASE * rounds).as_secs_f64();
+    println!(
+        "flood of {what}, {a_second:.0} a second on {CONNECTIONS} connections; another account waits \
+         {:?} idle and {:?} beside it (p50), {:?} and {:?} (p99): {:.1} times",
+        idle.p50,
+        flooded.p50,
+        idle.p99,
+        flooded.p99,
+        flooded.p99.as_secs_f64() / idle.p99.as_secs_f64(),
+    );
+    ensure!(a_second > 100.0, "that was no flood");
+    ensure!(flooded.p99 < P99_MAX, "p99 {:?}", flooded.p99);
+    Ok(())
+}
+
+/// What flooding threads do; those that do not flood sleep, and cost the idle phases nothing.
+#[derive(Default)]
+struct Switch {
+    phase: AtomicU8,
+    sleeping: Mutex<()>,
+    changed: Condvar,
+}
+
+#[derive(Clone, Copy)]
+#[repr(u8)]
+enum Phase {
+    Off,
+    On,
+    Over,
+}
+
+impl Switch {
+    fn set(&self, phase: Phase) {
+        let _sleeping = self.sleeping.lock().unwrap_or_else(PoisonError::into_inner);
+        self.phase.store(phase as u8, Ordering::Relaxed);
+        self.changed.notify_all();
+    }
+
+    fn is(&self, phase: Phase) -> bool {
+        self.phase.load(Ordering::Relaxed) == phase as u8
+    }
+
+    /// `false` when it is over.
+    fn wait_while_off(&self) -> bool {
+        if self.is(Phase::Off) {
+            let sleeping = self.sleeping.lock().unwrap_or_else(PoisonError::into_inner);
+            let waited = self.changed.wait_while(sleeping, |()| self.is(Phase::Off));
+            drop(waited.unwrap_or_else(PoisonError::into_inner));
+        }
+        !self.is(Phase::Over)
+    }
+}
+
+struct Percentiles {
+    p50: Duration,
+    p99: Duration,
+}
+
+impl Percentiles {
+    fn of(mut all: Vec<Duration>) -> Percentiles {
+        all.sort_unstable();
+        let at = |percent: usize| all[(all.len() * percent / 100).min(all.len() - 1)];
+        Percentiles { p50: at(50), p99: at(99) }
+    }
+}
+
+/// One connection on which one request follows the other.
+struct KeepAlive(BufReader<TcpStream>);
+
+impl KeepAlive {
+    fn open(address: SocketAddr, from: &str) -> Result<KeepAlive> {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+        socket.bind(&SocketAddr::new(from.parse()?, 0).into())?;
+        socket.connect(&address.into())?;
+        let stream = TcpStream::from(socket);
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(PATIENCE))?;
+        Ok(KeepAlive(BufReader::new(stream)))
+    }
+
+    fn ask(&mut self, request: &str) -> Result<String> {
+        self.0.get_mut().write_all(request.as_bytes())?;
+        let mut length = 0;
+        let mut line = String::new();
+        loop {
+            line.clear();
+            ensure!(self.0.read_line(&mut line)? > 0, "hung up");
+            if let Some(value) = line.to_lowercase().strip_prefix("content-length:") {
+                length = value.trim().parse()?;
+            }
+            if line == "\r\n" {
+                break;
+            }
+        }
+        let mut body = vec![0; length];
+        self.0.read_exact(&mut body)?;
+        Ok(String::from_utf8(body)?)
+    }
+}
