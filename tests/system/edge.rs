@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use tests::curl;
 use tests::neuron::{Neuron, SYS_SECRET};
+use tests::socket::Client;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -242,6 +243,32 @@ fn health_readiness_and_drain_are_three_answers() -> Result<()> {
     let (status, why) = ask(format!("{}/readyz", neuron.url()), "GET")?;
     assert!(status == "503" && !why.contains("draining"), "reasons are private: {why}");
     assert_eq!(neuron.stop()?, Some(0));
+    Ok(())
+}
+
+#[test]
+fn a_socket_counts_as_the_connection_that_it_is() -> Result<()> {
+    let neuron = Neuron::start_with(&[("GANGLION_LIMITS__CONNECTIONS_PER_ADDRESS", "4")], &[])?;
+    let credentials = format!("$sys:{SYS_SECRET}");
+    let token = curl::json("PUT", &neuron.url(), "/_token?k=bob&expire=600", &credentials, None)?;
+    let token = token["v"].as_str().context("a token")?;
+    let metrics = format!("http://{}/metrics", neuron.address("admin")?);
+    let open = |count: usize| -> Result<bool> {
+        Ok(curl::run(&[&metrics])?.contains(&format!("\nganglion_connections {count}\n")))
+    };
+    wait_until("curl has gone", || open(0))?;
+    let url = format!("ws://{}/ws/v2/{token}", neuron.address("http")?);
+    let mut sockets = Vec::new();
+    for _ in 0..4 {
+        let mut socket = Client::connect(&url)?;
+        socket.frame()?;
+        sockets.push(socket);
+    }
+    wait_until("sockets are counted", || open(4))?;
+    assert!(Client::connect(&url).is_err(), "a fifth is one too many");
+    drop(sockets.pop());
+    wait_until("the room of one that went", || open(3))?;
+    Client::connect(&url)?.frame()?;
     Ok(())
 }
 

@@ -460,6 +460,34 @@ mod tests {
         assert!(error.contains("`stats.flsh`") && error.contains("`stats.flush`"), "{error}");
     }
 
+    /// Zero either has a meaning of its own or is refused by the key's name.
+    #[test]
+    fn a_time_of_zero_is_refused_where_it_would_mean_nothing() -> Result<()> {
+        // No view outlives a look at it; the rest is cut at once.
+        let meaningful = ["views.idle", "stop.deadline"];
+        let defaults = Table::try_from(Config::default())?;
+        for key in KEYS {
+            let default = &defaults[key.section][key.name];
+            let is_span =
+                default.as_str().is_some_and(|text| parse_units(text, &SPAN_UNITS).is_some());
+            if !is_span {
+                continue;
+            }
+            let name = format!("{}.{}", key.section, key.name);
+            let mut table = defaults.clone();
+            let section = table[key.section].as_table_mut().expect("a section is a table");
+            section.insert(key.name.to_owned(), Value::String("0s".to_owned()));
+            let checked = Config::deserialize(Value::Table(table))?.check();
+            if meaningful.contains(&name.as_str()) {
+                checked?;
+            } else {
+                let error = checked.expect_err(&name).to_string();
+                assert!(error.contains(&name), "{name}: {error}");
+            }
+        }
+        Ok(())
+    }
+
     #[test]
     fn the_environment_overrides_keys_of_every_type() -> Result<()> {
         let mut table = Table::new();

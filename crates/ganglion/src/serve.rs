@@ -104,7 +104,11 @@ pub(crate) async fn serve(start: Start) -> Result<()> {
 }
 
 /// Puts cores and shell together; nothing runs and nothing listens yet.
-fn assemble(config: &mut Config, store: Arc<EmbeddedStore>, sys_secret: &str) -> Result<Shared> {
+pub(crate) fn assemble(
+    config: &mut Config,
+    store: Arc<EmbeddedStore>,
+    sys_secret: &str,
+) -> Result<Shared> {
     if config.neuron.host.is_empty() {
         config.neuron.host = host_name();
     }

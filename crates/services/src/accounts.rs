@@ -192,6 +192,9 @@ async fn create_account(
     row.set("active", Json::from(serde_json::Value::Bool(active)));
     row.set("secret", Json::string(&secret_hash));
     row.set("password", password_hash);
+    if is_too_large(&row) {
+        return Err(too_many_fields());
+    }
 
     let email_key = Key::parse(&email).map_err(|_| Code::BadEmail)?;
     let write = Write {
@@ -310,8 +313,11 @@ async fn merge(
         let head = services.kv.get(node, key).await.map_err(store_fault)?;
         let head = head.ok_or(Code::NotFound)?;
         let mut row = head.value.members().unwrap_or_default();
+        let before = row.clone();
         change(&mut row)?;
-        if row.len() > FIELDS_MAX || row.to_json().as_str().len() > ROW_BYTES_MAX {
+        // A row that is too large already, from before there was a bound, can be changed all the
+        // same: its account must not be one that nobody can end.
+        if is_too_large(&row) && !is_too_large(&before) {
             return Err(too_many_fields());
         }
         let write = Write {
@@ -431,6 +437,9 @@ async fn put_admin(services: &Services, call: &Call<'_>, node: &Node) -> Result<
         if details.get("role").is_none() {
             details.set("role", Json::string("admin"));
         }
+        if is_too_large(&details) {
+            return Err(too_many_fields());
+        }
         let write = Write {
             entry: node.entry(key.clone()),
             op: Op::Put { value: details.to_json(), keys: Default::default() },
@@ -464,6 +473,10 @@ fn details(call: &Call<'_>) -> Result<Members, Fault> {
         return Err(too_many_fields());
     }
     Ok(details)
+}
+
+fn is_too_large(row: &Members) -> bool {
+    row.len() > FIELDS_MAX || row.to_json().as_str().len() > ROW_BYTES_MAX
 }
 
 fn too_many_fields() -> Fault {

@@ -852,6 +852,39 @@ fn accounts_are_checked_and_merged() -> Result<()> {
     Ok(())
 }
 
+/// An account could be made with a row so large that no change of it was taken, its end included.
+#[test]
+fn a_row_has_a_bounded_number_of_fields_and_bytes() -> Result<()> {
+    const FIELDS_MAX: usize = 64;
+    const ROW_BYTES_MAX: usize = 64 << 10;
+    // What the row of an account and of an admin holds beside the fields that are given here.
+    for (path, own, given) in [
+        ("/_acc/accounts", 12, json!({ "email": "lily@example.org" })),
+        ("/_acc/users/admins", 2, json!({ "password": "password", "role": "admin" })),
+    ] {
+        let top = account()?;
+        let with = |count: usize, bytes: usize| {
+            let mut details = given.clone();
+            for at in 0..count {
+                details[format!("field{at}")] = json!("x".repeat(bytes));
+            }
+            json!({ "k": "lily", "v": details })
+        };
+        let room = FIELDS_MAX - own;
+        let refused = "require_account_details";
+        assert_eq!(word(top.put(path, with(room + 1, 1)))?, refused, "{path}: a field too many");
+        assert_eq!(word(top.put(path, with(1, ROW_BYTES_MAX)))?, refused, "{path}: too many bytes");
+        v(top.put(path, with(room, 1)))?;
+        v(top.post(path, json!({ "k": "lily", "v": { "field0": "other" } })))?;
+        let more = json!({ "k": "lily", "v": { "more": 1 } });
+        assert_eq!(word(top.post(path, more))?, refused, "{path}: merged");
+        let longer = json!({ "k": "lily", "v": { "field0": "x".repeat(ROW_BYTES_MAX) } });
+        assert_eq!(word(top.post(path, longer))?, refused, "{path}: merged");
+        assert_eq!(v(top.delete(&format!("{path}?k=lily")))?, 1, "{path}");
+    }
+    Ok(())
+}
+
 #[test]
 fn admins_are_made_listed_changed_and_removed() -> Result<()> {
     let top = account()?;
@@ -1089,5 +1122,34 @@ fn a_write_can_ask_to_be_the_first() -> Result<()> {
     assert_eq!(first(1)?.json()?["v"], 1);
     assert_eq!(first(2)?.json()?["v"], "key_exists");
     assert_eq!(v(top.get("/_data/p?k=new"))?, 1);
+    Ok(())
+}
+
+#[test]
+fn an_answer_has_a_bounded_number_of_bytes() -> Result<()> {
+    /// Bytes of values in one answer of a series, and of one value here.
+    const ANSWER_BYTES_MAX: usize = 16 << 20;
+    const VALUE_BYTES: usize = 1_000_000;
+    const FIT: usize = ANSWER_BYTES_MAX / VALUE_BYTES;
+    let top = account()?;
+    let body = json!({ "k": "a", "v": "x".repeat(VALUE_BYTES - 2) }).to_string();
+    let put = || top.request("PUT", "/_data/p").body(body.clone()).send()?.json();
+    for _ in 0..FIT {
+        v(put())?;
+    }
+    let rows = v(top.get("/_data/p?k=a&time_series=1"))?;
+    assert_eq!(rows.as_array().map(Vec::len), Some(FIT));
+    v(put())?;
+    assert_eq!(word(top.get("/_data/p?k=a&time_series=1"))?, "too_large");
+    let rows = v(top.get("/_data/p?k=a&time_series=1&limit=2"))?;
+    assert_eq!(rows.as_array().map(Vec::len), Some(2), "a page of it is had");
+
+    // The feed goes on where an answer of it ends.
+    v(put())?;
+    let first = v(top.get("/_ds?a=changes&limit=1000"))?;
+    assert_eq!(first["changes"].as_array().map(Vec::len), Some(FIT + 1));
+    assert_eq!(first["last_seq"], FIT + 2);
+    let rest = v(top.get(&format!("/_ds?a=changes&limit=1000&since={}", FIT + 1)))?;
+    assert_eq!(rest["changes"].as_array().map(Vec::len), Some(1));
     Ok(())
 }
