@@ -220,6 +220,45 @@ fn only_trusted_proxies_say_who_the_client_is() -> Result<()> {
     Ok(())
 }
 
+/// `_host` used to hand out `ws://` to pages that a proxy had served by TLS, which browsers refuse.
+#[test]
+fn a_trusted_proxy_says_that_its_client_speaks_tls() -> Result<()> {
+    let credentials = format!("$sys:{SYS_SECRET}");
+    let (by_x, by_standard) =
+        ("x-forwarded-proto: https", "forwarded: for=203.0.113.7;Proto=\"https\", for=10.0.0.1");
+    for (trusted, believed, cases) in [
+        ("[]", "x-forwarded-for", [(by_x, "ws"), (by_standard, "ws"), ("x-a: b", "ws")]),
+        (
+            "[\"127.0.0.0/8\"]",
+            "x-forwarded-for",
+            [(by_x, "wss"), (by_standard, "ws"), ("x-forwarded-proto: http", "ws")],
+        ),
+        (
+            "[\"127.0.0.0/8\"]",
+            "forwarded",
+            [(by_x, "ws"), (by_standard, "wss"), ("forwarded: for=203.0.113.7", "ws")],
+        ),
+    ] {
+        let settings = [
+            ("GANGLION_LISTEN__TRUSTED_PROXIES", trusted),
+            ("GANGLION_LISTEN__FORWARDED_HEADER", believed),
+        ];
+        let neuron = Neuron::start_with(&settings, &[])?;
+        let authority = neuron.address("http")?;
+        for (header, scheme) in cases {
+            let url = format!("{}/_host/best/signal", neuron.url());
+            let answer = curl::run(&["-u", &credentials, "-H", header, &url])?;
+            let answer: Value = serde_json::from_str(&answer)?;
+            let expected = format!("{scheme}://{authority}/ws");
+            assert_eq!(answer["v"], expected, "{trusted} {believed} {header}");
+            let list = curl::run(&["-H", header, &format!("{}/wsList", neuron.url())])?;
+            let list: Value = serde_json::from_str(&list)?;
+            assert_eq!(list["d"]["value"], expected, "{trusted} {believed} {header}");
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn health_readiness_and_drain_are_three_answers() -> Result<()> {
     let mut neuron = Neuron::start()?;

@@ -96,10 +96,11 @@ sections! {
         https: Vec<SocketAddr> = Vec::new(),
         /// Metrics, and health with its reasons. Keep it private.
         admin: Vec<SocketAddr> = vec![SocketAddr::from(([127, 0, 0, 1], 4007))],
-        /// Addresses of proxies (CIDR) that are believed when they say who the client is.
+        /// Addresses of proxies (CIDR) that are believed when they say who the client is and whether
+        /// it speaks TLS.
         trusted_proxies: Vec<String> = Vec::new(),
-        /// The one header in which they say it: `x-forwarded-for`, or `forwarded`. A proxy passes
-        /// the other one on as its client wrote it.
+        /// The one header in which they say it: `x-forwarded-for` (with `x-forwarded-proto`), or
+        /// `forwarded`. A proxy passes the other one on as its client wrote it.
         forwarded_header: String = "x-forwarded-for".to_owned(),
     }
     /// The certificate of TLS listeners; read again when a file changes.

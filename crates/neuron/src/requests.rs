@@ -160,6 +160,18 @@ struct Admitted {
     real_status: bool,
 }
 
+/// A refusal before a service is asked, and which pages may read it.
+struct Refused {
+    fault: Fault,
+    allow_origin: AllowOrigin,
+}
+
+impl From<Fault> for Refused {
+    fn from(fault: Fault) -> Refused {
+        Refused { fault, allow_origin: AllowOrigin::Everybody }
+    }
+}
+
 async fn service_request(
     services: &Arc<Services>,
     request: &Request<'_>,
@@ -170,7 +182,11 @@ async fn service_request(
     let mut real_status = wants_problem(request.accept);
     let admitted = match admit(services, request, real_status).await {
         Ok(admitted) => admitted,
-        Err(fault) => return refuse(&fault, real_status),
+        Err(Refused { fault, allow_origin }) => {
+            let mut response = refuse(&fault, real_status);
+            response.allow_origin = allow_origin;
+            return response;
+        }
     };
     real_status = admitted.real_status;
     let caller = &admitted.caller;
@@ -242,14 +258,15 @@ async fn admit(
     services: &Arc<Services>,
     request: &Request<'_>,
     real_status: bool,
-) -> Result<Admitted, Fault> {
+) -> Result<Admitted, Refused> {
     let method = match request.method {
         "GET" | "HEAD" => Method::Get,
         "PUT" => Method::Put,
         "POST" => Method::Post,
         "DELETE" => Method::Delete,
         other => {
-            return Err(Fault::with(Code::MethodNotFound, format!("there is no {other} here")));
+            let fault = Fault::with(Code::MethodNotFound, format!("there is no {other} here"));
+            return Err(fault.into());
         }
     };
     // Credentials come first: an unknown caller learns nothing of how bodies are read.
@@ -261,12 +278,11 @@ async fn admit(
     let caller = match (caller, &params) {
         (Some(caller), _) => caller,
         (None, Ok(params)) => by_params(services, params, request.address).await?,
-        (None, Err(_)) => return Err(Code::Unauthorized.into()),
+        (None, Err(_)) => return Err(Fault::new(Code::Unauthorized).into()),
     };
     if (request.is_ended)(&caller) {
-        return Err(Fault::with(Code::Unauthorized, "this session was ended"));
+        return Err(Fault::with(Code::Unauthorized, "this session was ended").into());
     }
-    let params = params.map_err(|error| Fault::with(Code::BadRequest, error.to_string()))?;
     let settings = services.settings.of(&services.kv, &caller.bucket).await;
     let settings =
         settings.map_err(|error| Fault::with(Code::StoreUnavailable, error.to_string()))?;
@@ -280,10 +296,15 @@ async fn admit(
             }
             Some(_) => {
                 let why = "this account does not allow that origin";
-                return Err(Fault::with(Code::NotAllowed, why));
+                let fault = Fault::with(Code::NotAllowed, why);
+                return Err(Refused { fault, allow_origin: AllowOrigin::Nobody });
             }
         };
     }
+    let params = params.map_err(|error| Refused {
+        fault: Fault::with(Code::BadRequest, error.to_string()),
+        allow_origin: allow_origin.clone(),
+    })?;
     Ok(Admitted { caller, method, params, allow_origin, real_status })
 }
 
@@ -311,11 +332,19 @@ async fn legacy_request(
     route: Route,
     adds: bool,
 ) -> Response {
+    let mut allow_origin = AllowOrigin::Everybody;
     let done = async {
         if route == Route::SignalList {
-            return Ok(legacy::signal_list(services, request.authority, request.is_tls));
+            let params = Params::read(request.query, request.body).unwrap_or_default();
+            let Request { authority, is_tls, .. } = *request;
+            return Ok(legacy::signal_list(services, authority, is_tls, &params));
         }
-        let admitted = admit(services, request, false).await?;
+        let admitted = admit(services, request, false).await;
+        let admitted = admitted.map_err(|refused| {
+            allow_origin = refused.allow_origin;
+            refused.fault
+        })?;
+        allow_origin = admitted.allow_origin.clone();
         let _turn = turn(admission, &admitted).await?;
         let is_listing = admitted.method == Method::Get && !adds;
         let path = legacy::path(route, is_listing, &admitted.params)?;
@@ -343,7 +372,7 @@ async fn legacy_request(
         done
     }
     .await;
-    match done {
+    let mut response = match done {
         Ok(data) => {
             let mut response = Response::new(200, Some(JSON), envelope::legacy_ok(&data));
             response.no_store = true;
@@ -355,7 +384,9 @@ async fn legacy_request(
             response.retry_after_s = retry_after_s(&fault);
             response
         }
-    }
+    };
+    response.allow_origin = allow_origin;
+    response
 }
 
 fn accept(answer: Answer, if_none_match: Option<&str>) -> Response {

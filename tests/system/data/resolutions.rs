@@ -6,6 +6,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use tests::curl::Request;
+use tests::neuron::Neuron;
 use tests::socket::Client;
 
 use super::{Account, Caller, connect, join, shared, until, v, word};
@@ -685,7 +686,24 @@ fn an_account_can_list_the_origins_that_may_call() -> Result<()> {
     v(mine.json())?;
     let other = top.request("GET", "/_data").header("origin: https://other.example").send()?;
     assert_eq!(word(other.json())?, "not_allowed");
+    assert_eq!(other.header("access-control-allow-origin"), None, "its page may not read that");
     v(top.get("/_data"))?;
+    let unread = top.request("PUT", "/_data").header("origin: https://mine.example").body("{");
+    let unread = unread.send()?;
+    assert_eq!(unread.header("access-control-allow-origin"), Some("https://mine.example"));
+    assert_eq!(word(unread.json())?, "bad_request");
+
+    // The old routes are the same account's.
+    let domains = |origin: &str| {
+        let who = format!("ident={}&secret={}", top.name, top.secret);
+        Request::new("GET", format!("{}/domain?{who}", top.url)).header(origin).send()
+    };
+    let mine = domains("origin: https://mine.example")?;
+    assert_eq!(mine.header("access-control-allow-origin"), Some("https://mine.example"));
+    assert_eq!(mine.json()?["s"], 200);
+    let other = domains("origin: https://other.example")?;
+    assert_eq!(other.header("access-control-allow-origin"), None);
+    assert_eq!(other.json()?["e"], "not_allowed");
     Ok(())
 }
 
@@ -930,6 +948,39 @@ fn figures_of_nothing_are_an_empty_list() -> Result<()> {
 }
 
 // §1.8.
+
+#[test]
+fn an_old_client_that_asks_for_a_safe_url_is_given_one() -> Result<()> {
+    let neuron = shared()?;
+    let authority = neuron.address("http")?;
+    let safe = format!("wss://{authority}/ws");
+    let as_it_came = format!("ws://{authority}/ws");
+    for (query, form, expected) in [
+        ("", "", &as_it_came),
+        ("?secure=1", "", &safe),
+        ("?secure=True", "", &safe),
+        ("?secure=0", "", &as_it_came),
+        ("", "secure=1", &safe),
+        ("", r#"{"secure":1}"#, &safe),
+        ("", r#"{"secure":"True"}"#, &safe),
+    ] {
+        for route in ["/signal/list", "/wsList"] {
+            let url = format!("{}{route}{query}", neuron.url());
+            let request = Request::new(if form.is_empty() { "GET" } else { "POST" }, url);
+            let request = if form.is_empty() { request } else { request.body(form) };
+            let answer = request.send()?.json()?;
+            assert_eq!(answer["d"]["value"], *expected, "{route}{query} {form}: {answer}");
+        }
+    }
+    let urls = r#"["ws://plain.example/ws","wss://safe.example/ws"]"#;
+    let neuron = Neuron::start_with(&[("GANGLION_SIGNAL__URLS", urls)], &[])?;
+    for (query, expected) in [("", "ws://plain.example/ws"), ("?secure=1", "wss://safe.example/ws")]
+    {
+        let url = format!("{}/signal/list{query}", neuron.url());
+        assert_eq!(Request::new("GET", url).send()?.json()?["d"]["value"], expected, "{query}");
+    }
+    Ok(())
+}
 
 #[test]
 fn the_legacy_routes_serve_a_whole_visit() -> Result<()> {
