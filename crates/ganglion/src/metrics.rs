@@ -82,6 +82,9 @@ pub(crate) fn render(shared: &Shared) -> String {
     let (cells, lost) = shared.neuron.services.stats.held();
     out.gauge("stats_cells", "Cells of statistics in memory.", cells);
     out.counter("stats_lost_total", "Values lost because there were too many cells.", lost);
+    let (lines, lost) = shared.neuron.services.logs.held();
+    out.gauge("log_lines", "Lines of accounts' logs that wait to be written.", lines);
+    out.counter("log_lines_lost_total", "Lines lost because too many waited.", lost);
     out.0
 }
 

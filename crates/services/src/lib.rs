@@ -170,7 +170,7 @@ pub struct Services {
     pub rules: Arc<Derived<Rules>>,
     pub settings: Arc<Derived<Settings>>,
     pub stats: Arc<statistics::Statistics>,
-    pub logs: logs::Logs,
+    pub logs: Arc<logs::Logs>,
     pub sessions: sessions::Sessions,
     pub proven: principal::Proven,
     pub failures: limits::Failures,
@@ -212,6 +212,8 @@ impl Services {
         let rules = Derived::new(&kv, layer(authorization::LAYER), Rules::compile);
         let settings = Derived::new(&kv, layer(configuration::LAYER), Settings::compile);
         kv.on_commit(stats.clone());
+        let logs = Arc::new(logs::Logs::default());
+        kv.on_commit(logs.clone());
         let proven = principal::Proven::new(&sys_secret, &*rng);
         Services {
             kv,
@@ -224,7 +226,7 @@ impl Services {
             rules,
             settings,
             stats,
-            logs: logs::Logs::default(),
+            logs,
             sessions: sessions::Sessions::default(),
             proven,
             failures: limits::Failures::default(),

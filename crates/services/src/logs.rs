@@ -4,11 +4,12 @@
 //! `$sys` sees its own. Retention keeps the layers short ([`KEPT`]).
 
 use std::collections::VecDeque;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use kv4::store::{Retention, StoreError};
+use kv4::store::{Event, Listener, Retention, StoreError};
 use kv4::write::{Condition, Op, Write, WriteError};
-use kv4::{Bucket, Node};
+use kv4::{Bucket, Node, Stamp};
 use wire::json::Json;
 use wire::names::{Key, Layer};
 
@@ -19,8 +20,8 @@ use crate::{Services, layer, path};
 pub const RUNTIME_PATH: &str = "/runtime/hosts/active";
 /// How many lines of a neuron's series are kept, and for how long.
 pub const KEPT: (u64, u64) = (10_000, 7 * 86_400);
-/// Lines that wait to be written; the oldest go first.
-const LINES_MAX: usize = 10_000;
+/// Lines that wait to be written; of more the oldest are lost, and counted.
+pub const LINES_MAX: usize = 10_000;
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Level {
@@ -46,17 +47,61 @@ impl Level {
 /// Lines that wait to be written.
 #[derive(Debug, Default)]
 pub struct Logs {
-    lines: Mutex<VecDeque<(Bucket, Level, String)>>,
+    lines: Mutex<VecDeque<Line>>,
+    lost: AtomicU64,
+}
+
+#[derive(Debug)]
+struct Line {
+    bucket: Bucket,
+    level: Level,
+    text: String,
+    /// Of the first attempt to write it, so that a line that had to wait stands where it belongs.
+    stamp: Option<Stamp>,
 }
 
 impl Logs {
     /// Adds a line to a bucket's log. It must hold no secret.
     pub fn note(&self, bucket: &Bucket, level: Level, line: impl FnOnce() -> String) {
-        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        if lines.len() >= LINES_MAX {
-            lines.pop_front();
+        let line = Line { bucket: bucket.clone(), level, text: line(), stamp: None };
+        let mut lines = self.lines();
+        lines.push_back(line);
+        self.cut(&mut lines);
+    }
+
+    /// Lines that wait, and those that were lost because too many did.
+    pub fn held(&self) -> (usize, u64) {
+        (self.lines().len(), self.lost.load(Ordering::Relaxed))
+    }
+
+    /// Puts lines that could not be written before those that came meanwhile.
+    fn put_back(&self, refused: Vec<Line>) {
+        let mut lines = self.lines();
+        for line in refused.into_iter().rev() {
+            lines.push_front(line);
         }
-        lines.push_back((bucket.clone(), level, line()));
+        self.cut(&mut lines);
+    }
+
+    fn cut(&self, lines: &mut VecDeque<Line>) {
+        let surplus = lines.len().saturating_sub(LINES_MAX);
+        lines.drain(..surplus);
+        self.lost.fetch_add(surplus as u64, Ordering::Relaxed);
+    }
+
+    fn lines(&self) -> MutexGuard<'_, VecDeque<Line>> {
+        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Listener for Logs {
+    /// What waits for a bucket goes with it, or the next flush would bring it back.
+    fn committed(&self, events: &[Event]) {
+        for event in events {
+            if let Event::Dropped(bucket) = event {
+                self.lines().retain(|line| !line.bucket.is_within(bucket));
+            }
+        }
     }
 }
 
@@ -64,31 +109,36 @@ impl Services {
     /// Writes the lines that wait.
     ///
     /// # Errors
-    /// The store's; the lines are lost then, since a log must not grow while nobody can take it.
+    /// The store's; the lines that it did not take are kept for the next flush, [`LINES_MAX`] of
+    /// them at most.
     pub async fn flush_logs(&self) -> Result<(), StoreError> {
-        let lines =
-            std::mem::take(&mut *self.logs.lines.lock().unwrap_or_else(PoisonError::into_inner));
+        let Ok(key) = Key::parse(&self.neuron_key()) else { return Ok(()) };
+        let mut lines: Vec<Line> = std::mem::take(&mut *self.logs.lines()).into();
         if lines.is_empty() {
             return Ok(());
         }
-        let Ok(key) = Key::parse(&self.neuron_key()) else { return Ok(()) };
-        let writes = lines
-            .into_iter()
-            .map(|(bucket, level, line)| Write {
-                entry: Node::new(bucket, layer(level.layer()), path(RUNTIME_PATH))
-                    .entry(key.clone()),
-                op: Op::Put { value: Json::string(&line), keys: Default::default() },
+        let mut writes = Vec::with_capacity(lines.len());
+        for line in &mut lines {
+            let node =
+                Node::new(line.bucket.clone(), layer(line.level.layer()), path(RUNTIME_PATH));
+            writes.push(Write {
+                entry: node.entry(key.clone()),
+                op: Op::Put { value: Json::string(&line.text), keys: Default::default() },
                 condition: Condition::Any,
                 who: self.identity.neuron.as_str().into(),
-                stamp: self.stamp(),
-            })
-            .collect();
-        for answer in self.kv.write_all(writes).await {
+                stamp: *line.stamp.get_or_insert_with(|| self.stamp()),
+            });
+        }
+        let mut failed = None;
+        let mut refused = Vec::new();
+        for (line, answer) in lines.into_iter().zip(self.kv.write_all(writes).await) {
             if let Err(WriteError::Store(error)) = answer {
-                return Err(error);
+                failed = Some(error);
+                refused.push(line);
             }
         }
-        Ok(())
+        self.logs.put_back(refused);
+        failed.map_or(Ok(()), Err)
     }
 
     /// Lets go of lines, versions, revocations and kept answers that are old enough; answers how

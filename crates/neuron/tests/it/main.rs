@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used)]
 
 mod listing;
+mod logs;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};

@@ -1,0 +1,91 @@
+//! Lines of accounts' logs: kept while the store refuses them, within a bound, and gone with their
+//! bucket.
+
+use kv4::Bucket;
+use serde_json::{Value, json};
+use services::logs::{LINES_MAX, Level};
+
+use super::{SYS, Stage};
+
+/// Flushes until the store, which tries a disk again after a pause, takes it.
+async fn flush(stage: &Stage) {
+    let flushed = async {
+        while stage.neuron.flush().await.is_err() {
+            tokio::task::yield_now().await;
+        }
+    };
+    tokio::time::timeout(std::time::Duration::from_secs(20), flushed).await.unwrap();
+}
+
+/// The lines of a level, the oldest first.
+async fn series(stage: &Stage, who: &str, level: Level) -> Vec<String> {
+    let target =
+        format!("/_ds/runtime/hosts/active?l={}&k=host:neuron&time_series=1", level.layer());
+    let rows = stage.ok(who, "GET", &target, Value::Null).await;
+    let mut lines: Vec<String> =
+        rows.as_array().unwrap().iter().map(|row| row[2].as_str().unwrap().to_owned()).collect();
+    lines.reverse();
+    lines
+}
+
+#[tokio::test]
+async fn lines_that_the_store_refuses_are_written_when_it_takes_them() {
+    let stage = Stage::new().await;
+    let note = |text: &str| {
+        stage.neuron.services.logs.note(&Bucket::sys(), Level::Warn, || text.to_owned());
+    };
+    stage.disk.set_full(true);
+    note("one");
+    note("two");
+    let refused_at_s = stage.neuron.services.now_s();
+    assert!(stage.neuron.flush().await.is_err());
+    assert!(stage.neuron.services.flush_logs().await.is_err());
+    stage.clock.advance_s(3600);
+    note("three");
+    assert!(stage.neuron.services.flush_logs().await.is_err());
+    assert_eq!(stage.neuron.services.logs.held(), (3, 0));
+    stage.disk.set_full(false);
+    flush(&stage).await;
+    assert_eq!(series(&stage, SYS, Level::Warn).await, ["one", "two", "three"]);
+    assert_eq!(stage.neuron.services.logs.held(), (0, 0));
+    flush(&stage).await;
+    assert_eq!(series(&stage, SYS, Level::Warn).await.len(), 3, "written once");
+
+    // They stand where they belong in time, not where the store came back.
+    let target = "/_ds/runtime/hosts/active?l=*logs:warn&k=host:neuron&time_series=1";
+    let rows = stage.ok(SYS, "GET", target, Value::Null).await;
+    assert_eq!(rows[2][0], refused_at_s, "{rows}");
+}
+
+#[tokio::test]
+async fn of_more_lines_than_may_wait_the_newest_are_kept_and_the_rest_counted() {
+    let stage = Stage::new().await;
+    let logs = &stage.neuron.services.logs;
+    let note = |at: usize| logs.note(&Bucket::sys(), Level::Warn, || format!("line {at}"));
+    stage.disk.set_full(true);
+    (0..LINES_MAX).for_each(note);
+    assert!(stage.neuron.services.flush_logs().await.is_err());
+    assert_eq!(logs.held(), (LINES_MAX, 0));
+    (LINES_MAX..LINES_MAX + 2).for_each(note);
+    assert_eq!(logs.held(), (LINES_MAX, 2));
+    stage.disk.set_full(false);
+    flush(&stage).await;
+    let lines = series(&stage, SYS, Level::Warn).await;
+    assert_eq!((lines.len(), lines[0].as_str()), (LINES_MAX, "line 2"));
+    assert_eq!(lines[LINES_MAX - 1], format!("line {}", LINES_MAX + 1));
+}
+
+/// Lines of a deleted account would be found by the next owner of its name.
+#[tokio::test]
+async fn lines_that_wait_go_with_their_account() {
+    let stage = Stage::new().await;
+    let (elena, bucket) = stage.account("elena").await;
+    let body = json!({ "k": "lily", "v": { "email": "lily@example.org" } });
+    stage.ok(&elena, "PUT", "/_acc/accounts", body).await;
+    let logs = &stage.neuron.services.logs;
+    let others = logs.held().0 - 1;
+    stage.ok(SYS, "DELETE", "/_acc/accounts?k=elena", Value::Null).await;
+    assert_eq!(logs.held().0, others + 1, "hers is gone, and her end is told to `$sys`");
+    flush(&stage).await;
+    assert!(!stage.neuron.services.kv.buckets().await.unwrap().contains(&bucket));
+}
