@@ -281,7 +281,42 @@ fn health_readiness_and_drain_are_three_answers() -> Result<()> {
     assert!(status == "503" && why.contains("draining"), "{status} {why}");
     let (status, why) = ask(format!("{}/readyz", neuron.url()), "GET")?;
     assert!(status == "503" && !why.contains("draining"), "reasons are private: {why}");
+
+    // Draining can be taken back: an operator may have meant another neuron.
+    let credentials = format!("$sys:{SYS_SECRET}");
+    let token = curl::json("PUT", &neuron.url(), "/_token?k=bob&expire=600", &credentials, None)?;
+    let url = format!(
+        "ws://{}/ws/v2/{}",
+        neuron.address("http")?,
+        token["v"].as_str().context("a token")?
+    );
+    assert_eq!(Client::connect(&url)?.close_code()?, 1001);
+    assert_eq!(ask(format!("{}/drainz", neuron.url()), "DELETE")?.0, "404", "private");
+    assert_eq!(ask(format!("{admin}/drainz"), "DELETE")?, ("200".to_owned(), "ok\n".to_owned()));
+    assert_eq!(ask(format!("{admin}/readyz"), "GET")?.0, "200");
+    let mut socket = Client::connect(&url)?;
+    socket.frame()?;
+    let (status, why) = ask(format!("{admin}/drainz"), "GET")?;
+    assert!(status == "503" && why.contains("1 sockets"), "{status} {why}");
+    drop(socket);
     assert_eq!(neuron.stop()?, Some(0));
+    Ok(())
+}
+
+#[test]
+fn readiness_goes_while_the_disk_has_less_room_than_it_should() -> Result<()> {
+    let free = tests::os::free_bytes(&std::env::temp_dir())?;
+    let ready = |free_min: u64| -> Result<String> {
+        let settings = [("GANGLION_STORE__FREE_MIN", free_min.to_string())];
+        let settings = settings.each_ref().map(|(name, value)| (*name, value.as_str()));
+        let neuron = Neuron::start_with(&settings, &[])?;
+        let url = format!("http://{}/readyz", neuron.address("admin")?);
+        curl::run(&[&url])
+    };
+    assert_eq!(ready(0)?, "ok\n");
+    assert_eq!(ready(free / 2)?, "ok\n");
+    let why = ready(free * 2)?;
+    assert!(why.starts_with("no\ndisk: ") && why.contains("store.free_min"), "{why}");
     Ok(())
 }
 

@@ -85,6 +85,9 @@ sections! {
         /// again. Empty for `cluster.key` in the data folder, made on first start. It is in no
         /// backup: keep it elsewhere.
         cluster_key_file: PathBuf = PathBuf::new(),
+        /// Free space of the data folder's disk below which `/readyz` says no; 0 for none. The default
+        /// is what some commits of the largest size take.
+        free_min: Size = Size(32 << 20),
         /// Memory for pages of the store's file; warm reads come from views.
         cache: Size = Size(16 << 20),
     }
@@ -116,7 +119,7 @@ sections! {
     limits: LimitsConfig {
         /// Open connections, all listeners together.
         connections: usize = 50_000,
-        /// Open connections of one client address.
+        /// Open connections of one client address; of IPv6, of one /64.
         connections_per_address: usize = 20_000,
         /// Bytes of a request's body.
         body: Size = Size(1 << 20),

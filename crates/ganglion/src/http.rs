@@ -347,6 +347,9 @@ impl Connection {
             "/drainz" if self.is_admin => {
                 if method == Method::POST {
                     lifecycle.drain();
+                } else if method == Method::DELETE {
+                    lifecycle.resume();
+                    return Some(verdict(!lifecycle.is_draining(), lifecycle.unready()));
                 }
                 let left = lifecycle.left(self.shared.sockets.len());
                 Some(verdict(lifecycle.is_draining() && left.is_empty(), left))

@@ -4,8 +4,8 @@
 // A test that cannot go on fails here and now.
 #![allow(clippy::unwrap_used)]
 
+mod flush;
 mod listing;
-mod logs;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};

@@ -1,5 +1,5 @@
-//! Lines of accounts' logs: kept while the store refuses them, within a bound, and gone with their
-//! bucket.
+//! What a flush writes: lines of accounts' logs, kept while the store refuses them, within a bound,
+//! and gone with their bucket; and always something.
 
 use kv4::Bucket;
 use serde_json::{Value, json};
@@ -88,4 +88,18 @@ async fn lines_that_wait_go_with_their_account() {
     assert_eq!(logs.held().0, others + 1, "hers is gone, and her end is told to `$sys`");
     flush(&stage).await;
     assert!(!stage.neuron.services.kv.buckets().await.unwrap().contains(&bucket));
+}
+
+/// Readiness follows the flush: one with nothing to write used to find a full disk in order.
+#[tokio::test]
+async fn a_flush_asks_the_store_even_when_nothing_was_measured() {
+    let stage = Stage::new().await;
+    for _ in 0..3 {
+        flush(&stage).await;
+    }
+    stage.disk.set_full(true);
+    assert!(stage.neuron.flush().await.is_err());
+    assert!(stage.neuron.flush().await.is_err(), "what was not written is tried again");
+    stage.disk.set_full(false);
+    flush(&stage).await;
 }
