@@ -12,6 +12,7 @@ mod configuration;
 mod data;
 pub mod describe;
 mod discovery;
+mod ending;
 pub mod entries;
 mod host;
 pub mod idempotency;
@@ -439,6 +440,24 @@ pub(crate) fn write_fault(error: WriteError) -> Fault {
         WriteError::Store(error) => store_fault(error),
         error => Fault::with(Code::Internal, error.to_string()),
     }
+}
+
+/// The outputs of futures that are carried out at the same time, in their order.
+pub(crate) async fn all<F: Future + Unpin>(futures: impl Iterator<Item = F>) -> Vec<F::Output> {
+    let mut waiting: Vec<F> = futures.collect();
+    let mut done: Vec<Option<F::Output>> = waiting.iter().map(|_| None).collect();
+    std::future::poll_fn(|context| {
+        let mut is_waiting = false;
+        for (future, done) in waiting.iter_mut().zip(&mut done).filter(|(_, done)| done.is_none()) {
+            match std::pin::Pin::new(future).poll(context) {
+                std::task::Poll::Ready(output) => *done = Some(output),
+                std::task::Poll::Pending => is_waiting = true,
+            }
+        }
+        if is_waiting { std::task::Poll::Pending } else { std::task::Poll::Ready(()) }
+    })
+    .await;
+    done.into_iter().flatten().collect()
 }
 
 /// The first of two futures to finish: `Some` of the one that was wanted, `None` for the deadline.

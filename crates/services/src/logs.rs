@@ -3,7 +3,7 @@
 //! Lines are gathered in memory and written with the statistics; each account sees what concerns it,
 //! `$sys` sees its own. Retention keeps the layers short ([`KEPT`]).
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -11,10 +11,10 @@ use kv4::store::{Event, Listener, Retention, StoreError};
 use kv4::write::{Condition, Op, Write, WriteError};
 use kv4::{Bucket, Node, Stamp};
 use wire::json::Json;
-use wire::names::{Key, Layer};
+use wire::names::{Key, Layer, Path};
 
 use crate::settings::RetentionSetting;
-use crate::{Services, layer, path};
+use crate::{Services, configuration, idempotency, layer, path, token};
 
 /// Where neurons keep their own measures and logs.
 pub const RUNTIME_PATH: &str = "/runtime/hosts/active";
@@ -159,29 +159,48 @@ impl Services {
     }
 
     async fn prune_bucket(&self, bucket: &Bucket) -> Result<u64, StoreError> {
-        let now_micros = self.clock.now_micros();
-        let mut gone = crate::token::forget_expired(self, bucket).await?;
-        gone += crate::idempotency::forget_old(self, bucket).await?;
+        let layers = self.kv.layers(bucket).await?;
+        let has = |name: &str| layers.iter().any(|layer| layer.as_str() == name);
+        let mut gone = 0;
+        if has(token::LAYER) {
+            gone += token::forget_expired(self, bucket).await?;
+        }
+        if has(idempotency::LAYER) {
+            gone += idempotency::forget_old(self, bucket).await?;
+        }
         let (count, age_s) = KEPT;
+        let now_micros = self.clock.now_micros();
         let short = Retention {
             before_micros: Some(now_micros.saturating_sub(age_s * 1_000_000)),
             count_max: Some(count),
         };
-        for level in Level::ALL {
+        for level in Level::ALL.into_iter().filter(|level| has(level.layer())) {
             let node = Node::new(bucket.clone(), layer(level.layer()), path(RUNTIME_PATH));
             gone += self.kv.prune(&node, short).await?;
         }
+        if has(configuration::LAYER) {
+            gone += self.apply_retention(bucket, now_micros).await?;
+        }
+        Ok(gone)
+    }
+
+    /// Applies the setting `retention`: at each path the nearest one for its layer, above it or there.
+    async fn apply_retention(&self, bucket: &Bucket, now_micros: u64) -> Result<u64, StoreError> {
         let settings = self.settings.of(&self.kv, bucket).await?;
-        let places = settings.places::<RetentionSetting>("retention");
-        for (at, setting) in &places {
-            let Ok(kept) = Layer::parse(&setting.layer) else { continue };
-            for (path, _) in self.kv.paths(bucket, &kept, at).await? {
-                // A setting further down stands in place of this one.
-                let nearest = places
-                    .iter()
-                    .filter(|(other, o)| o.layer == setting.layer && path.is_within(other))
-                    .max_by_key(|(other, _)| other.depth());
-                if nearest.is_some_and(|(other, _)| other == at) {
+        let mut by_layer: BTreeMap<String, BTreeMap<Path, RetentionSetting>> = BTreeMap::new();
+        for (at, setting) in settings.places::<RetentionSetting>("retention") {
+            by_layer.entry(setting.layer.clone()).or_default().insert(at, setting);
+        }
+        let mut gone = 0;
+        for (kept, places) in by_layer {
+            let Ok(kept) = Layer::parse(&kept) else { continue };
+            // Each path is come upon once: below the highest place that it lies under.
+            let is_highest =
+                |at: &Path| !at.ancestors().skip(1).any(|above| places.contains_key(&above));
+            for at in places.keys().filter(|at| is_highest(at)) {
+                for (path, _) in self.kv.paths(bucket, &kept, at).await? {
+                    let nearest = path.ancestors().find_map(|above| places.get(&above));
+                    let Some(setting) = nearest else { continue };
                     let node = Node::new(bucket.clone(), kept.clone(), path);
                     gone += self.kv.prune(&node, setting.at(now_micros)).await?;
                 }

@@ -6,6 +6,7 @@
 
 mod flush;
 mod listing;
+mod retention;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
@@ -82,6 +83,18 @@ impl Stage {
 
     /// A call with credentials; its envelope.
     async fn call(&self, credentials: &str, method: &str, target: &str, body: Value) -> Value {
+        self.call_once(credentials, method, target, body, None).await
+    }
+
+    /// The same with an idempotency key.
+    async fn call_once(
+        &self,
+        credentials: &str,
+        method: &str,
+        target: &str,
+        body: Value,
+        idempotency_key: Option<&str>,
+    ) -> Value {
         let basic = base64::engine::general_purpose::STANDARD.encode(credentials);
         let authorization = format!("Basic {basic}");
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
@@ -95,7 +108,7 @@ impl Stage {
             origin: None,
             if_match: None,
             if_none_match: None,
-            idempotency_key: None,
+            idempotency_key,
             authority: "localhost",
             is_tls: false,
             address: IpAddr::V4(Ipv4Addr::LOCALHOST),
