@@ -10,6 +10,7 @@ use kv4::Bucket;
 use services::access::{self, Wish};
 use services::idempotency::{self, Begun};
 use services::legacy::{self, Route};
+use services::logs::Level;
 use services::principal::{self, Caller};
 use services::statistics::Measured;
 use services::{Answer, Call, Method, Service, Services, layer_of};
@@ -80,6 +81,8 @@ pub enum AllowOrigin {
 
 const JSON: &str = "application/json";
 const PROBLEM: &str = "application/problem+json";
+/// Characters of a URL's path in a line of the log.
+const LOGGED_PATH_CHARS_MAX: usize = 256;
 
 impl Response {
     fn new(status: u16, content_type: Option<&'static str>, body: String) -> Response {
@@ -158,6 +161,30 @@ struct Admitted {
     params: Params,
     allow_origin: AllowOrigin,
     real_status: bool,
+    /// Whether its account asks for a line of each call.
+    is_logged: bool,
+}
+
+impl Admitted {
+    /// Notes the call in the account's log, where it asks for that.
+    fn log<T>(
+        &self,
+        services: &Services,
+        service: Service,
+        request: &Request<'_>,
+        done: &Result<T, Fault>,
+    ) {
+        if !self.is_logged {
+            return;
+        }
+        services.logs.note(&self.caller.bucket, Level::Debug, || {
+            let outcome = done.as_ref().map_or_else(|fault| fault.code.as_str(), |_| "ok");
+            let path: String = request.path.chars().take(LOGGED_PATH_CHARS_MAX).collect();
+            let (method, name) = (request.method, service.name());
+            let (who, address) = (&self.caller.who, request.address);
+            format!("{method} {path} (_{name}) by {who} from {address}: {outcome}")
+        });
+    }
 }
 
 /// A refusal before a service is asked, and which pages may read it.
@@ -214,6 +241,7 @@ async fn service_request(
     }
     .await;
     count(services, caller, service, admitted.method);
+    admitted.log(services, service, request, &done);
     let mut response = match done {
         Ok(answer) => accept(answer, request.if_none_match),
         Err(fault) => refuse(&fault, real_status),
@@ -287,6 +315,7 @@ async fn admit(
     let settings =
         settings.map_err(|error| Fault::with(Code::StoreUnavailable, error.to_string()))?;
     let real_status = real_status || settings.at(&Path::root(), "real_status").unwrap_or(false);
+    let is_logged = settings.at(&Path::root(), "debug_log").unwrap_or(false);
     let mut allow_origin = AllowOrigin::Everybody;
     if let Some(origins) = settings.at::<Vec<String>>(&Path::root(), "cors_origins") {
         allow_origin = match request.origin {
@@ -305,7 +334,7 @@ async fn admit(
         fault: Fault::with(Code::BadRequest, error.to_string()),
         allow_origin: allow_origin.clone(),
     })?;
-    Ok(Admitted { caller, method, params, allow_origin, real_status })
+    Ok(Admitted { caller, method, params, allow_origin, real_status, is_logged })
 }
 
 /// `ident` and `secret` among the parameters, as v2 clients send them.
@@ -353,7 +382,7 @@ async fn legacy_request(
             Route::Ice => Service::Turn,
             _ => Service::Namespace,
         };
-        let params = legacy::params(route, admitted.params);
+        let params = legacy::params(route, admitted.params.clone());
         let method = if adds { Method::Put } else { admitted.method };
         let wish = Wish::Call { service, method, path: &path, erase: false };
         access::decide(services, &admitted.caller, request.address, wish).await?;
@@ -369,6 +398,7 @@ async fn legacy_request(
         };
         let done = legacy::call(services, route, &call, adds).await;
         count(services, &admitted.caller, service, method);
+        admitted.log(services, service, request, &done);
         done
     }
     .await;

@@ -20,7 +20,8 @@ use crate::{Services, configuration, idempotency, layer, path, token};
 pub const RUNTIME_PATH: &str = "/runtime/hosts/active";
 /// How many lines of a neuron's series are kept, and for how long.
 pub const KEPT: (u64, u64) = (10_000, 7 * 86_400);
-/// Lines that wait to be written; of more the oldest are lost, and counted.
+/// Lines that wait to be written; of more the oldest are lost, and counted. Lines of
+/// [`Level::Debug`], which an account makes as many of as it makes calls, wait apart from the others.
 pub const LINES_MAX: usize = 10_000;
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -47,8 +48,27 @@ impl Level {
 /// Lines that wait to be written.
 #[derive(Debug, Default)]
 pub struct Logs {
-    lines: Mutex<VecDeque<Line>>,
+    waiting: Mutex<Waiting>,
     lost: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    lines: VecDeque<Line>,
+    debug: VecDeque<Line>,
+}
+
+impl Waiting {
+    fn of(&mut self, level: Level) -> &mut VecDeque<Line> {
+        match level {
+            Level::Debug => &mut self.debug,
+            Level::Info | Level::Warn => &mut self.lines,
+        }
+    }
+
+    fn queues(&mut self) -> [&mut VecDeque<Line>; 2] {
+        [&mut self.lines, &mut self.debug]
+    }
 }
 
 #[derive(Debug)]
@@ -64,33 +84,41 @@ impl Logs {
     /// Adds a line to a bucket's log. It must hold no secret.
     pub fn note(&self, bucket: &Bucket, level: Level, line: impl FnOnce() -> String) {
         let line = Line { bucket: bucket.clone(), level, text: line(), stamp: None };
-        let mut lines = self.lines();
-        lines.push_back(line);
-        self.cut(&mut lines);
+        let mut waiting = self.waiting();
+        waiting.of(level).push_back(line);
+        self.cut(&mut waiting);
     }
 
     /// Lines that wait, and those that were lost because too many did.
     pub fn held(&self) -> (usize, u64) {
-        (self.lines().len(), self.lost.load(Ordering::Relaxed))
+        let lines: usize = self.waiting().queues().map(|lines| lines.len()).into_iter().sum();
+        (lines, self.lost.load(Ordering::Relaxed))
+    }
+
+    /// Takes every line, each level's in their order.
+    fn take(&self) -> Vec<Line> {
+        self.waiting().queues().into_iter().flat_map(std::mem::take).collect()
     }
 
     /// Puts lines that could not be written before those that came meanwhile.
     fn put_back(&self, refused: Vec<Line>) {
-        let mut lines = self.lines();
+        let mut waiting = self.waiting();
         for line in refused.into_iter().rev() {
-            lines.push_front(line);
+            waiting.of(line.level).push_front(line);
         }
-        self.cut(&mut lines);
+        self.cut(&mut waiting);
     }
 
-    fn cut(&self, lines: &mut VecDeque<Line>) {
-        let surplus = lines.len().saturating_sub(LINES_MAX);
-        lines.drain(..surplus);
-        self.lost.fetch_add(surplus as u64, Ordering::Relaxed);
+    fn cut(&self, waiting: &mut Waiting) {
+        for lines in waiting.queues() {
+            let surplus = lines.len().saturating_sub(LINES_MAX);
+            lines.drain(..surplus);
+            self.lost.fetch_add(surplus as u64, Ordering::Relaxed);
+        }
     }
 
-    fn lines(&self) -> MutexGuard<'_, VecDeque<Line>> {
-        self.lines.lock().unwrap_or_else(PoisonError::into_inner)
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -99,7 +127,9 @@ impl Listener for Logs {
     fn committed(&self, events: &[Event]) {
         for event in events {
             if let Event::Dropped(bucket) = event {
-                self.lines().retain(|line| !line.bucket.is_within(bucket));
+                for lines in self.waiting().queues() {
+                    lines.retain(|line| !line.bucket.is_within(bucket));
+                }
             }
         }
     }
@@ -113,7 +143,7 @@ impl Services {
     /// them at most.
     pub async fn flush_logs(&self) -> Result<(), StoreError> {
         let Ok(key) = Key::parse(&self.neuron_key()) else { return Ok(()) };
-        let mut lines: Vec<Line> = std::mem::take(&mut *self.logs.lines()).into();
+        let mut lines = self.logs.take();
         if lines.is_empty() {
             return Ok(());
         }

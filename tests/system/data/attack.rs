@@ -365,6 +365,9 @@ fn no_secret_is_in_the_log_the_store_or_an_answer() -> Result<()> {
     let mut neuron = Neuron::start_with(&[("GANGLION_LOG__LEVEL", "trace")], &[])?;
     let sys = Caller::sys(&neuron);
     let top = Account::new(&neuron)?;
+    for caller in [&sys, &top.caller] {
+        v(caller.put("/_conf", json!({ "k": "debug_log", "v": true })))?;
+    }
     let details = json!({ "email": "lily@example.org", "password": "lily-password-1", "secret": "lily-secret-2" });
     v(top.put("/_acc/accounts", json!({ "k": "lily", "v": details })))?;
     v(top.post(

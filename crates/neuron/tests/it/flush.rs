@@ -75,6 +75,56 @@ async fn of_more_lines_than_may_wait_the_newest_are_kept_and_the_rest_counted() 
     assert_eq!(lines[LINES_MAX - 1], format!("line {}", LINES_MAX + 1));
 }
 
+#[tokio::test]
+async fn an_account_that_asks_for_it_has_a_line_of_every_call() {
+    let stage = Stage::new().await;
+    let (elena, bucket) = stage.account("elena").await;
+    let layer = services::layer_of("*logs:debug");
+    stage.ok(&elena, "GET", "/_data/p", Value::Null).await;
+    flush(&stage).await;
+    let layers = stage.neuron.services.kv.layers(&bucket).await.unwrap();
+    assert!(!layers.contains(&layer), "off unless it is asked for: {layers:?}");
+
+    let on = json!({ "k": "debug_log", "v": true });
+    stage.ok(&elena, "PUT", "/_conf", on).await;
+    stage.ok(&elena, "PUT", "/_data/a%20b", json!({ "k": "a", "v": "a secret" })).await;
+    assert_eq!(stage.call(&elena, "GET", "/_data/p?k=none", Value::Null).await["v"], "not_found");
+    let (name, secret) = elena.split_once(':').unwrap();
+    let old = format!("/domain?ident={name}&secret={secret}");
+    assert_eq!(stage.call(&elena, "GET", &old, Value::Null).await["s"], 200);
+    stage.ok(&elena, "GET", &format!("/_data/{}", "x".repeat(250)), Value::Null).await;
+    stage.ok(&elena, "PUT", "/_conf", json!({ "k": "debug_log", "v": false })).await;
+    stage.ok(&elena, "GET", "/_data/p", Value::Null).await;
+    flush(&stage).await;
+    let lines = series(&stage, &elena, Level::Debug).await;
+    let long = "x".repeat(256 - "/_data/".len());
+    assert_eq!(
+        lines,
+        [
+            "PUT /_data/a%20b (_data) by elena from 127.0.0.1: ok",
+            "GET /_data/p (_data) by elena from 127.0.0.1: not_found",
+            "GET /domain (_ns) by elena from 127.0.0.1: ok",
+            &format!("GET /_data/{long} (_data) by elena from 127.0.0.1: ok"),
+            "PUT /_conf (_conf) by elena from 127.0.0.1: ok",
+        ]
+    );
+}
+
+#[tokio::test]
+async fn a_flood_of_calls_takes_no_room_from_what_is_told_of_failed_logins() {
+    let stage = Stage::new().await;
+    let logs = &stage.neuron.services.logs;
+    logs.note(&Bucket::sys(), Level::Warn, || "failed login".to_owned());
+    for at in 0..=LINES_MAX {
+        logs.note(&Bucket::sys(), Level::Debug, || at.to_string());
+    }
+    assert_eq!(logs.held(), (LINES_MAX + 1, 1));
+    flush(&stage).await;
+    assert_eq!(series(&stage, SYS, Level::Warn).await, ["failed login"]);
+    let lines = series(&stage, SYS, Level::Debug).await;
+    assert_eq!((lines.len(), lines[0].as_str()), (LINES_MAX, "1"));
+}
+
 /// Lines of a deleted account would be found by the next owner of its name.
 #[tokio::test]
 async fn lines_that_wait_go_with_their_account() {
