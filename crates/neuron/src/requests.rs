@@ -13,6 +13,7 @@ use services::legacy::{self, Route};
 use services::logs::Level;
 use services::principal::{self, Caller};
 use services::statistics::Measured;
+use services::writing::Entered;
 use services::{Answer, Call, Method, Service, Services, layer_of};
 use wire::envelope::{self, Fault};
 use wire::errors::Code;
@@ -217,8 +218,12 @@ async fn service_request(
     };
     real_status = admitted.real_status;
     let caller = &admitted.caller;
+    let mut entered = None;
     let done = async {
         let _turn = turn(admission, &admitted).await?;
+        if admitted.method != Method::Get {
+            entered = Some(enter(services, request, &admitted).await?);
+        }
         let path =
             Path::from_url(rest).map_err(|error| Fault::with(error.code(), error.to_string()))?;
         let (method, params) = (admitted.method, &admitted.params);
@@ -242,6 +247,7 @@ async fn service_request(
     .await;
     count(services, caller, service, admitted.method);
     admitted.log(services, service, request, &done);
+    drop(entered);
     let mut response = match done {
         Ok(answer) => accept(answer, request.if_none_match),
         Err(fault) => refuse(&fault, real_status),
@@ -271,6 +277,24 @@ async fn carry_out(
             Ok(answer)
         }
     }
+}
+
+/// Lets a request write. It may have waited since its caller was proven: from here on whoever ends
+/// the account waits for it, so the account is looked at once more.
+async fn enter<'a>(
+    services: &'a Services,
+    request: &Request<'_>,
+    admitted: &Admitted,
+) -> Result<Entered<'a>, Fault> {
+    let entered = services.writing.enter(&admitted.caller.bucket);
+    let caller = match request.authorization {
+        Some(header) => principal::from_header(services, header, request.address).await?,
+        None => by_params(services, &admitted.params, request.address).await?,
+    };
+    if caller.bucket != admitted.caller.bucket {
+        return Err(Code::Unauthorized.into());
+    }
+    Ok(entered)
 }
 
 async fn turn<A: Admission>(admission: &A, admitted: &Admitted) -> Result<A::Turn, Fault> {
@@ -375,6 +399,8 @@ async fn legacy_request(
         })?;
         allow_origin = admitted.allow_origin.clone();
         let _turn = turn(admission, &admitted).await?;
+        // A GET of these may write too.
+        let _entered = enter(services, request, &admitted).await?;
         let is_listing = admitted.method == Method::Get && !adds;
         let path = legacy::path(route, is_listing, &admitted.params)?;
         let service = match route {

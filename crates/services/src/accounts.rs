@@ -17,6 +17,7 @@ use wire::json::{Json, Members};
 use wire::names::{Ident, Key, Layer};
 
 use crate::entries::{self, Found};
+use crate::writing::Writing;
 use crate::{Answer, Call, Closing, Method, Services, layer, secrets, store_fault, write_fault};
 
 pub(crate) const LAYER: &str = "*acc";
@@ -292,7 +293,7 @@ async fn merge_account(
     })
     .await?;
     if details.get("active").is_some_and(|active| active.as_str() == "false") {
-        close_account(services, call, key);
+        close_account(services, call, key).await?;
     }
     Ok(Answer {
         v: shown(&node.layer, &merged.value).as_str().to_owned(),
@@ -358,7 +359,7 @@ async fn delete_account(
         Ok(())
     })
     .await?;
-    close_account(services, call, &key);
+    close_account(services, call, &key).await?;
     for bucket in buckets_of(services, call, &key).await? {
         services.kv.drop_bucket(&bucket).await.map_err(store_fault)?;
     }
@@ -390,15 +391,16 @@ fn bucket_of(call: &Call<'_>, key: &Key) -> Option<Bucket> {
     }
 }
 
-/// Ends the sockets of an account that is no more or may no longer log in.
-fn close_account(services: &Services, call: &Call<'_>, key: &Key) {
-    let Some(own) = bucket_of(call, key) else { return };
+/// Ends the sockets of an account that is inactive from here on, and waits for its requests.
+async fn close_account(services: &Services, call: &Call<'_>, key: &Key) -> Result<(), Fault> {
+    let Some(own) = bucket_of(call, key) else { return Ok(()) };
     for bucket in services.rooms.buckets() {
         if bucket.is_within(&own) {
             services.rooms.close(&bucket, Closing::Denied, &|_| true);
         }
     }
     services.sessions.end_all(&own);
+    Writing::ended(services, &own).await
 }
 
 async fn put_admin(services: &Services, call: &Call<'_>, node: &Node) -> Result<Answer, Fault> {

@@ -29,6 +29,7 @@ mod subscriptions;
 pub mod token;
 mod turn;
 mod video;
+pub mod writing;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -178,6 +179,7 @@ pub struct Services {
     pub keys: token::Keys,
     pub graces: token::Graces,
     pub idempotent: idempotency::UnderWay,
+    pub writing: writing::Writing,
     pub(crate) creations: accounts::Creations,
 }
 
@@ -234,6 +236,7 @@ impl Services {
             keys: token::Keys::default(),
             graces: token::Graces::default(),
             idempotent: idempotency::UnderWay::default(),
+            writing: writing::Writing::default(),
             creations: accounts::Creations::default(),
         }
     }

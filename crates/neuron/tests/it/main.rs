@@ -7,6 +7,7 @@
 mod flush;
 mod listing;
 mod retention;
+mod writing;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
@@ -28,6 +29,7 @@ use services::secrets::{self, Sealer};
 use services::statistics::Statistics;
 use services::{Clock, Identity, Parts, Passwords, Rng};
 use store::embedded::{EmbeddedStore, Options};
+use tokio::sync::Semaphore;
 use wire::names::{Ident, Key};
 
 const SYS: &str = "$sys:sys-secret";
@@ -41,6 +43,8 @@ struct Stage {
     neuron: Neuron,
     clock: Arc<SetClock>,
     disk: Disk,
+    /// Passwords that may be hashed.
+    hashes: Arc<Semaphore>,
 }
 
 impl Stage {
@@ -49,6 +53,7 @@ impl Stage {
         let store = EmbeddedStore::open_on(disk.clone(), Options::default()).unwrap();
         let clock = Arc::new(SetClock(AtomicU64::new(BEGINNING_S * 1_000_000)));
         let stats = Arc::new(Statistics::default());
+        let hashes = Arc::new(Semaphore::new(1));
         let rooms = Arc::new(Switchboard::new(
             "test_neuron",
             Key::parse("host:neuron").unwrap(),
@@ -69,7 +74,7 @@ impl Stage {
             kv: Kv4::new(Arc::new(store), views),
             clock: clock.clone(),
             rng: Arc::new(SystemRng),
-            passwords: Arc::new(AtOnce),
+            passwords: Arc::new(Hashing(hashes.clone())),
             rooms: rooms.clone(),
             identity,
             sealer: Sealer::new(&[7; 32]),
@@ -78,7 +83,7 @@ impl Stage {
         };
         let neuron = Neuron::new(parts, rooms);
         neuron.services.load_keys().await.unwrap();
-        Stage { neuron, clock, disk }
+        Stage { neuron, clock, disk, hashes }
     }
 
     /// A call with credentials; its envelope.
@@ -94,6 +99,18 @@ impl Stage {
         target: &str,
         body: Value,
         idempotency_key: Option<&str>,
+    ) -> Value {
+        self.send(credentials, method, target, body, idempotency_key, &Everybody).await
+    }
+
+    async fn send(
+        &self,
+        credentials: &str,
+        method: &str,
+        target: &str,
+        body: Value,
+        idempotency_key: Option<&str>,
+        admission: &impl Admission,
     ) -> Value {
         let basic = base64::engine::general_purpose::STANDARD.encode(credentials);
         let authorization = format!("Basic {basic}");
@@ -115,7 +132,7 @@ impl Stage {
             is_ended: &|_| false,
             body: body.as_bytes(),
         };
-        let response = self.neuron.request(&request, &Everybody).await.expect("a path of the API");
+        let response = self.neuron.request(&request, admission).await.expect("a path of the API");
         serde_json::from_str(&response.body).unwrap()
     }
 
@@ -150,8 +167,9 @@ impl Clock for SetClock {
         self.0.fetch_add(1, SeqCst)
     }
 
-    fn sleep(&self, duration: Duration) -> BoxFuture<'static, ()> {
-        Box::pin(tokio::time::sleep(duration))
+    /// Short, however long it is by this clock.
+    fn sleep(&self, _: Duration) -> BoxFuture<'static, ()> {
+        Box::pin(tokio::time::sleep(Duration::from_millis(1)))
     }
 }
 
@@ -163,12 +181,15 @@ impl Rng for SystemRng {
     }
 }
 
-/// Hashes where it is asked.
-struct AtOnce;
+/// Hashes where it is asked, when it may.
+struct Hashing(Arc<Semaphore>);
 
-impl Passwords for AtOnce {
+impl Passwords for Hashing {
     fn hash(&self, password: String) -> BoxFuture<'_, Option<String>> {
-        Box::pin(async move { Some(secrets::hash_chosen(&password, [3; 16])) })
+        Box::pin(async move {
+            let _turn = self.0.acquire().await.ok()?;
+            Some(secrets::hash_chosen(&password, [3; 16]))
+        })
     }
 
     fn verify(&self, password: String, hash: String) -> BoxFuture<'_, Option<bool>> {
@@ -181,6 +202,18 @@ struct Nowhere;
 
 impl Outbox for Nowhere {
     fn deliver(&self, _: signal::Output) {}
+}
+
+/// A request's turn is when somebody says so.
+struct Held<'a>(&'a tokio::sync::Notify);
+
+impl Admission for Held<'_> {
+    type Turn = ();
+
+    async fn turn(&self, _: &Bucket, _: bool) -> Option<()> {
+        self.0.notified().await;
+        Some(())
+    }
 }
 
 /// Everybody's turn is now.
