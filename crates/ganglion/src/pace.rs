@@ -258,7 +258,7 @@ mod tests {
         drop(pace);
         let mut buffer = [0; 16];
         peer.write_all(b"GET / HTTP/1.1").await.expect("room");
-        io.read(&mut buffer).await.expect("a head");
+        assert_eq!(io.read(&mut buffer).await.expect("a head"), 14);
         let under_way = pace_of_whole.begun(http::Version::HTTP_11);
         let waited = timeout(HEAD_TIME * 3, io.read(&mut buffer)).await;
         assert!(waited.is_err(), "a body has its own limit: {waited:?}");

@@ -3,6 +3,7 @@
 //! Input is what the shell took off the wire; output is status, headers and body. Pages, health and
 //! WebSocket upgrades are not here.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 
@@ -148,10 +149,21 @@ impl<'a> Target<'a> {
     fn of(path: &'a str) -> Option<Target<'a>> {
         let path = path.trim_start_matches('/');
         let (first, rest) = path.split_once('/').unwrap_or((path, ""));
+        let first = unescaped(first)?;
         if first.starts_with('_') {
-            return Service::of_prefix(first).map(|service| Target::Service(service, rest));
+            return Service::of_prefix(&first).map(|service| Target::Service(service, rest));
         }
-        Route::of(&format!("/{path}")).map(|(route, adds)| Target::Legacy(route, adds))
+        let route = Route::of(&format!("/{}", unescaped(path)?));
+        route.map(|(route, adds)| Target::Legacy(route, adds))
+    }
+}
+
+/// A part of a URL without escapes, which make no other URL of it (RFC 3986 §6.2.2.2); `None` for one
+/// that is no part of a URL.
+fn unescaped(part: &str) -> Option<Cow<'_, str>> {
+    match part.contains('%') {
+        true => percent_decode(part, false).ok().map(Cow::Owned),
+        false => Some(Cow::Borrowed(part)),
     }
 }
 

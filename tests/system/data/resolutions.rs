@@ -531,6 +531,14 @@ fn slashes_collapse_and_an_escaped_one_is_a_slash() -> Result<()> {
         assert_eq!(v(top.get(path))?, json!(["a"]), "{path}");
     }
     assert_eq!(v(top.get("/_ds?a=paths&l=*data"))?, json!(["/my/voice demo"]));
+    // An escape makes no other URL of it, in the service's name neither.
+    v(top.put("/%5Fdata/%73p", json!({ "k": "escaped", "v": 1 })))?;
+    assert_eq!(v(top.get("/_%64ata/sp?k=escaped"))?, 1);
+    let list = Request::new("GET", format!("{}/%77sList", top.url)).send()?;
+    assert_eq!(list.json()?["s"], 200);
+    for path in ["/%5F%5Fdata", "/%5Fda", "/%5", "/%zzdata"] {
+        assert_eq!(top.request("GET", path).send()?.status, 404, "{path}");
+    }
     Ok(())
 }
 

@@ -9,7 +9,7 @@ use tokio::time::timeout;
 use super::{Held, SYS, Stage};
 
 /// Longer than an end takes that does not wait.
-const MOMENT: Duration = Duration::from_millis(300);
+const MOMENT: Duration = Duration::from_millis(100);
 
 /// Both ways in which an account ends.
 const ENDS: [&str; 2] = ["POST", "DELETE"];
