@@ -313,6 +313,12 @@ fn readiness_goes_while_the_disk_has_less_room_than_it_should() -> Result<()> {
         let url = format!("http://{}/readyz", neuron.address("admin")?);
         curl::run(&[&url])
     };
+    let neuron = Neuron::start()?;
+    let metrics = curl::run(&[&format!("http://{}/metrics", neuron.address("admin")?)])?;
+    let shown =
+        metrics.lines().find_map(|line| line.strip_prefix("ganglion_store_disk_free_bytes "));
+    let shown: u64 = shown.context("the gauge")?.parse()?;
+    assert!((free / 2..free * 2).contains(&shown), "{shown} of {free} bytes");
     assert_eq!(ready(0)?, "ok\n");
     assert_eq!(ready(free / 2)?, "ok\n");
     let why = ready(free * 2)?;

@@ -1,6 +1,6 @@
 //! The life of a process: starting, ready, draining, stopping; and what is still to be done.
 
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
@@ -13,7 +13,9 @@ pub(crate) struct Lifecycle {
     busy: AtomicUsize,
     /// The store's last error, while it cannot take writes.
     store_error: Mutex<Option<String>>,
-    /// What is wrong with the disk under it.
+    /// Bytes that were free on the disk under it at the last look.
+    disk_free: AtomicU64,
+    /// What is wrong with that disk.
     disk_error: Mutex<Option<String>>,
     stop: watch::Sender<bool>,
 }
@@ -25,6 +27,7 @@ impl Lifecycle {
             draining: AtomicBool::new(false),
             busy: AtomicUsize::new(0),
             store_error: Mutex::default(),
+            disk_free: AtomicU64::new(0),
             disk_error: Mutex::default(),
             stop: watch::Sender::new(false),
         })
@@ -67,6 +70,14 @@ impl Lifecycle {
 
     pub(crate) fn has_store_failed(&self) -> bool {
         lock(&self.store_error).is_some()
+    }
+
+    pub(crate) fn set_disk_free(&self, bytes: u64) {
+        self.disk_free.store(bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn disk_free(&self) -> u64 {
+        self.disk_free.load(Ordering::Relaxed)
     }
 
     /// Notes what is wrong with the disk under the store; what it was before.

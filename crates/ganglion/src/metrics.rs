@@ -56,6 +56,9 @@ pub(crate) fn render(shared: &Shared) -> String {
     );
     out.gauge("store_queue", "Requests that wait for a transaction.", shared.store.queue_depth());
 
+    let free = usize::try_from(shared.lifecycle.disk_free()).unwrap_or(usize::MAX);
+    out.gauge("store_disk_free_bytes", "Free space of the data folder's disk.", free);
+
     let signal = shared.neuron.sockets.stats();
     out.gauge("signal_sockets", "Sockets in rooms.", signal.sockets);
     out.gauge("signal_rooms", "Rooms that somebody is in.", signal.rooms);

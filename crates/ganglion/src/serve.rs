@@ -344,6 +344,9 @@ async fn look_at_disk(shared: &Shared) {
     let least = shared.config.store.free_min.0 as u64;
     let data_dir = shared.config.store.data_dir.clone();
     let looked = tokio::task::spawn_blocking(move || free_bytes(&data_dir)).await;
+    if let Ok(Ok(free)) = &looked {
+        shared.lifecycle.set_disk_free(*free);
+    }
     let error = match looked {
         Ok(Ok(free)) if free >= least => None,
         Ok(Ok(free)) => {

@@ -20,7 +20,7 @@ use crate::Services;
 const SHARDS: usize = 8;
 /// How long an end waits for the requests before it, and how often it looks.
 const WAIT_MAX: Duration = Duration::from_secs(10);
-const LOOK_EVERY: Duration = Duration::from_millis(10);
+const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// How many requests of each bucket may write right now.
 #[derive(Debug, Default)]
