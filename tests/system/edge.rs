@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use tests::curl;
 use tests::neuron::{Neuron, SYS_SECRET};
+use tests::socket::Client;
 
 const DEADLINE: Duration = Duration::from_secs(20);
 
@@ -219,6 +220,45 @@ fn only_trusted_proxies_say_who_the_client_is() -> Result<()> {
     Ok(())
 }
 
+/// `_host` used to hand out `ws://` to pages that a proxy had served by TLS, which browsers refuse.
+#[test]
+fn a_trusted_proxy_says_that_its_client_speaks_tls() -> Result<()> {
+    let credentials = format!("$sys:{SYS_SECRET}");
+    let (by_x, by_standard) =
+        ("x-forwarded-proto: https", "forwarded: for=203.0.113.7;Proto=\"https\", for=10.0.0.1");
+    for (trusted, believed, cases) in [
+        ("[]", "x-forwarded-for", [(by_x, "ws"), (by_standard, "ws"), ("x-a: b", "ws")]),
+        (
+            "[\"127.0.0.0/8\"]",
+            "x-forwarded-for",
+            [(by_x, "wss"), (by_standard, "ws"), ("x-forwarded-proto: http", "ws")],
+        ),
+        (
+            "[\"127.0.0.0/8\"]",
+            "forwarded",
+            [(by_x, "ws"), (by_standard, "wss"), ("forwarded: for=203.0.113.7", "ws")],
+        ),
+    ] {
+        let settings = [
+            ("GANGLION_LISTEN__TRUSTED_PROXIES", trusted),
+            ("GANGLION_LISTEN__FORWARDED_HEADER", believed),
+        ];
+        let neuron = Neuron::start_with(&settings, &[])?;
+        let authority = neuron.address("http")?;
+        for (header, scheme) in cases {
+            let url = format!("{}/_host/best/signal", neuron.url());
+            let answer = curl::run(&["-u", &credentials, "-H", header, &url])?;
+            let answer: Value = serde_json::from_str(&answer)?;
+            let expected = format!("{scheme}://{authority}/ws");
+            assert_eq!(answer["v"], expected, "{trusted} {believed} {header}");
+            let list = curl::run(&["-H", header, &format!("{}/wsList", neuron.url())])?;
+            let list: Value = serde_json::from_str(&list)?;
+            assert_eq!(list["d"]["value"], expected, "{trusted} {believed} {header}");
+        }
+    }
+    Ok(())
+}
+
 #[test]
 fn health_readiness_and_drain_are_three_answers() -> Result<()> {
     let mut neuron = Neuron::start()?;
@@ -241,7 +281,74 @@ fn health_readiness_and_drain_are_three_answers() -> Result<()> {
     assert!(status == "503" && why.contains("draining"), "{status} {why}");
     let (status, why) = ask(format!("{}/readyz", neuron.url()), "GET")?;
     assert!(status == "503" && !why.contains("draining"), "reasons are private: {why}");
+
+    // Draining can be taken back: an operator may have meant another neuron.
+    let credentials = format!("$sys:{SYS_SECRET}");
+    let token = curl::json("PUT", &neuron.url(), "/_token?k=bob&expire=600", &credentials, None)?;
+    let url = format!(
+        "ws://{}/ws/v2/{}",
+        neuron.address("http")?,
+        token["v"].as_str().context("a token")?
+    );
+    assert_eq!(Client::connect(&url)?.close_code()?, 1001);
+    assert_eq!(ask(format!("{}/drainz", neuron.url()), "DELETE")?.0, "404", "private");
+    assert_eq!(ask(format!("{admin}/drainz"), "DELETE")?, ("200".to_owned(), "ok\n".to_owned()));
+    assert_eq!(ask(format!("{admin}/readyz"), "GET")?.0, "200");
+    let mut socket = Client::connect(&url)?;
+    socket.frame()?;
+    let (status, why) = ask(format!("{admin}/drainz"), "GET")?;
+    assert!(status == "503" && why.contains("1 sockets"), "{status} {why}");
+    drop(socket);
     assert_eq!(neuron.stop()?, Some(0));
+    Ok(())
+}
+
+#[test]
+fn readiness_goes_while_the_disk_has_less_room_than_it_should() -> Result<()> {
+    let free = tests::os::free_bytes(&std::env::temp_dir())?;
+    let ready = |free_min: u64| -> Result<String> {
+        let settings = [("GANGLION_STORE__FREE_MIN", free_min.to_string())];
+        let settings = settings.each_ref().map(|(name, value)| (*name, value.as_str()));
+        let neuron = Neuron::start_with(&settings, &[])?;
+        let url = format!("http://{}/readyz", neuron.address("admin")?);
+        curl::run(&[&url])
+    };
+    let neuron = Neuron::start()?;
+    let metrics = curl::run(&[&format!("http://{}/metrics", neuron.address("admin")?)])?;
+    let shown =
+        metrics.lines().find_map(|line| line.strip_prefix("ganglion_store_disk_free_bytes "));
+    let shown: u64 = shown.context("the gauge")?.parse()?;
+    assert!((free / 2..free * 2).contains(&shown), "{shown} of {free} bytes");
+    assert_eq!(ready(0)?, "ok\n");
+    assert_eq!(ready(free / 2)?, "ok\n");
+    let why = ready(free * 2)?;
+    assert!(why.starts_with("no\ndisk: ") && why.contains("store.free_min"), "{why}");
+    Ok(())
+}
+
+#[test]
+fn a_socket_counts_as_the_connection_that_it_is() -> Result<()> {
+    let neuron = Neuron::start_with(&[("GANGLION_LIMITS__CONNECTIONS_PER_ADDRESS", "4")], &[])?;
+    let credentials = format!("$sys:{SYS_SECRET}");
+    let token = curl::json("PUT", &neuron.url(), "/_token?k=bob&expire=600", &credentials, None)?;
+    let token = token["v"].as_str().context("a token")?;
+    let metrics = format!("http://{}/metrics", neuron.address("admin")?);
+    let open = |count: usize| -> Result<bool> {
+        Ok(curl::run(&[&metrics])?.contains(&format!("\nganglion_connections {count}\n")))
+    };
+    wait_until("curl has gone", || open(0))?;
+    let url = format!("ws://{}/ws/v2/{token}", neuron.address("http")?);
+    let mut sockets = Vec::new();
+    for _ in 0..4 {
+        let mut socket = Client::connect(&url)?;
+        socket.frame()?;
+        sockets.push(socket);
+    }
+    wait_until("sockets are counted", || open(4))?;
+    assert!(Client::connect(&url).is_err(), "a fifth is one too many");
+    drop(sockets.pop());
+    wait_until("the room of one that went", || open(3))?;
+    Client::connect(&url)?.frame()?;
     Ok(())
 }
 

@@ -85,6 +85,9 @@ sections! {
         /// again. Empty for `cluster.key` in the data folder, made on first start. It is in no
         /// backup: keep it elsewhere.
         cluster_key_file: PathBuf = PathBuf::new(),
+        /// Free space of the data folder's disk below which `/readyz` says no; 0 for none. The default
+        /// is what some commits of the largest size take.
+        free_min: Size = Size(32 << 20),
         /// Memory for pages of the store's file; warm reads come from views.
         cache: Size = Size(16 << 20),
     }
@@ -96,10 +99,11 @@ sections! {
         https: Vec<SocketAddr> = Vec::new(),
         /// Metrics, and health with its reasons. Keep it private.
         admin: Vec<SocketAddr> = vec![SocketAddr::from(([127, 0, 0, 1], 4007))],
-        /// Addresses of proxies (CIDR) that are believed when they say who the client is.
+        /// Addresses of proxies (CIDR) that are believed when they say who the client is and whether
+        /// it speaks TLS.
         trusted_proxies: Vec<String> = Vec::new(),
-        /// The one header in which they say it: `x-forwarded-for`, or `forwarded`. A proxy passes
-        /// the other one on as its client wrote it.
+        /// The one header in which they say it: `x-forwarded-for` (with `x-forwarded-proto`), or
+        /// `forwarded`. A proxy passes the other one on as its client wrote it.
         forwarded_header: String = "x-forwarded-for".to_owned(),
     }
     /// The certificate of TLS listeners; read again when a file changes.
@@ -115,7 +119,7 @@ sections! {
     limits: LimitsConfig {
         /// Open connections, all listeners together.
         connections: usize = 50_000,
-        /// Open connections of one client address.
+        /// Open connections of one client address; of IPv6, of one /64.
         connections_per_address: usize = 20_000,
         /// Bytes of a request's body.
         body: Size = Size(1 << 20),
@@ -471,6 +475,34 @@ mod tests {
         let table = "[stats]\nflsh = \"1s\"\n".parse::<Table>().expect("TOML");
         let error = refuse_unknown(&table).expect_err("the key does not exist").to_string();
         assert!(error.contains("`stats.flsh`") && error.contains("`stats.flush`"), "{error}");
+    }
+
+    /// Zero either has a meaning of its own or is refused by the key's name.
+    #[test]
+    fn a_time_of_zero_is_refused_where_it_would_mean_nothing() -> Result<()> {
+        // No view outlives a look at it; the rest is cut at once.
+        let meaningful = ["views.idle", "stop.deadline"];
+        let defaults = Table::try_from(Config::default())?;
+        for key in KEYS {
+            let default = &defaults[key.section][key.name];
+            let is_span =
+                default.as_str().is_some_and(|text| parse_units(text, &SPAN_UNITS).is_some());
+            if !is_span {
+                continue;
+            }
+            let name = format!("{}.{}", key.section, key.name);
+            let mut table = defaults.clone();
+            let section = table[key.section].as_table_mut().expect("a section is a table");
+            section.insert(key.name.to_owned(), Value::String("0s".to_owned()));
+            let checked = Config::deserialize(Value::Table(table))?.check();
+            if meaningful.contains(&name.as_str()) {
+                checked?;
+            } else {
+                let error = checked.expect_err(&name).to_string();
+                assert!(error.contains(&name), "{name}: {error}");
+            }
+        }
+        Ok(())
     }
 
     #[test]

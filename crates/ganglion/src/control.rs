@@ -3,8 +3,9 @@
 //! A Unix socket in the data folder that only its owner can open; one line of JSON each way. It
 //! serves `ganglion backup`, which must not be reachable by whoever reaches a port.
 
+use std::fs::DirBuilder;
 use std::os::fd::AsRawFd as _;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::{DirBuilderExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -17,6 +18,8 @@ use tokio::net::{UnixListener, UnixStream};
 use crate::serve::STORE_FILE;
 
 const SOCKET: &str = "control.sock";
+/// Folder in which the socket is made.
+const NEST: &str = "control.new";
 /// Longest line, in bytes.
 const LINE_BYTES_MAX: u64 = 16 << 10;
 
@@ -42,18 +45,31 @@ impl Folder {
     }
 
     fn socket(&self) -> PathBuf {
-        PathBuf::from(format!("/proc/self/fd/{}/{SOCKET}", self.0.as_raw_fd()))
+        self.at(SOCKET)
+    }
+
+    fn at(&self, name: &str) -> PathBuf {
+        PathBuf::from(format!("/proc/self/fd/{}/{name}", self.0.as_raw_fd()))
     }
 }
 
-/// Listens in a data folder whose store is open, and so has no other neuron.
+/// Listens in a data folder whose store is open, and so has no other neuron. The socket is made in a
+/// folder that only its owner may enter and gets its place when it is the owner's alone: the data
+/// folder may be one that was made by somebody else, for more to enter.
 pub(crate) fn bind(data_dir: &Path) -> Result<UnixListener> {
     let folder = Folder::open(data_dir)?;
-    let socket = folder.socket();
-    let _ = std::fs::remove_file(&socket);
-    let listener = UnixListener::bind(&socket).context("binding the control socket")?;
-    std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o600))?;
-    Ok(listener)
+    let nest = folder.at(NEST);
+    // A neuron that was killed between the steps leaves it.
+    let _ = std::fs::remove_dir_all(&nest);
+    let bound = DirBuilder::new().mode(0o700).create(&nest).and_then(|()| {
+        let socket = folder.at(&format!("{NEST}/{SOCKET}"));
+        let listener = UnixListener::bind(&socket)?;
+        std::fs::set_permissions(&socket, std::fs::Permissions::from_mode(0o600))?;
+        std::fs::rename(&socket, folder.socket())?;
+        Ok(listener)
+    });
+    let _ = std::fs::remove_dir_all(&nest);
+    bound.context("binding the control socket")
 }
 
 /// Answers requests, one at a time, until the task is dropped.
@@ -103,5 +119,52 @@ pub(crate) async fn backup(data_dir: &Path, file: &Path) -> Result<()> {
     match answer.error {
         None => Ok(()),
         Some(error) => bail!("{error}"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use rustix::fs::inotify::{self, CreateFlags, ReadFlags, Reader, WatchFlags};
+    use rustix::io::Errno;
+
+    use super::*;
+
+    /// The socket used to be there for a moment before it was its owner's alone.
+    #[tokio::test]
+    async fn the_socket_is_its_owners_from_when_it_is_there() -> Result<()> {
+        let folder = tempfile::TempDir::new()?;
+        let socket = folder.path().join(SOCKET);
+        // A neuron that was killed leaves both.
+        std::fs::create_dir(folder.path().join(NEST))?;
+        std::fs::write(folder.path().join(NEST).join(SOCKET), "")?;
+        std::fs::write(&socket, "")?;
+        let watched = inotify::init(CreateFlags::NONBLOCK)?;
+        inotify::add_watch(&watched, folder.path(), WatchFlags::ALL_EVENTS)?;
+        let listener = bind(folder.path())?;
+
+        let mut buffer = [const { std::mem::MaybeUninit::uninit() }; 4096];
+        let mut reader = Reader::new(&watched, &mut buffer);
+        let mut events = Vec::new();
+        loop {
+            match reader.next() {
+                Ok(event)
+                    if event
+                        .file_name()
+                        .is_some_and(|name| name.to_bytes() == SOCKET.as_bytes()) =>
+                {
+                    events.push(event.events());
+                }
+                Ok(_) => {}
+                Err(Errno::AGAIN) => break,
+                Err(error) => return Err(error.into()),
+            }
+        }
+        assert_eq!(events, [ReadFlags::MOVED_TO], "neither made nor changed in its place");
+        let metadata = std::fs::symlink_metadata(&socket)?;
+        assert_eq!(metadata.permissions().mode() & 0o777, 0o600);
+        assert_eq!(std::fs::read_dir(folder.path())?.count(), 1, "nothing is left beside it");
+        let (client, server) = tokio::join!(UnixStream::connect(&socket), listener.accept());
+        client.and(server)?;
+        Ok(())
     }
 }

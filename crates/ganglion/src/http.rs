@@ -257,7 +257,7 @@ impl Connection {
             if_none_match: text(header::IF_NONE_MATCH),
             idempotency_key: text(IDEMPOTENCY_KEY),
             authority,
-            is_tls: self.is_tls,
+            is_tls: self.is_safe(&parts.headers),
             address,
             session: &self.session,
             body,
@@ -359,6 +359,9 @@ impl Connection {
             "/drainz" if self.is_admin => {
                 if method == Method::POST {
                     lifecycle.drain();
+                } else if method == Method::DELETE {
+                    lifecycle.resume();
+                    return Some(verdict(!lifecycle.is_draining(), lifecycle.unready()));
                 }
                 let left = lifecycle.left(self.shared.sockets.len());
                 Some(verdict(lifecycle.is_draining() && left.is_empty(), left))
@@ -367,6 +370,20 @@ impl Connection {
                 Some(plain(StatusCode::OK, metrics::render(&self.shared)))
             }
             _ => None,
+        }
+    }
+
+    /// Whether the client speaks TLS: to this neuron, or to a trusted proxy that says so. One that
+    /// says it by itself can only mislead itself, since nothing but the URLs that it is given depend
+    /// on it.
+    fn is_safe(&self, headers: &http::HeaderMap) -> bool {
+        if !self.shared.trusted_proxies.iter().any(|net| net.contains(self.peer)) {
+            return self.is_tls;
+        }
+        let is_forwarded = self.shared.config.listen.forwarded_header == "forwarded";
+        match forwarded_protocols(headers, is_forwarded).next() {
+            Some(protocol) => protocol.eq_ignore_ascii_case("https"),
+            None => self.is_tls,
         }
     }
 
@@ -408,6 +425,24 @@ impl Connection {
         }
         address
     }
+}
+
+/// The protocols that a forwarding header names, the client's first.
+fn forwarded_protocols(
+    headers: &http::HeaderMap,
+    is_forwarded: bool,
+) -> impl Iterator<Item = &str> {
+    let name = if is_forwarded { "forwarded" } else { "x-forwarded-proto" };
+    let values = headers.get_all(name).iter().filter_map(|value| value.to_str().ok());
+    values.flat_map(|value| value.split(',')).filter_map(move |element| {
+        if !is_forwarded {
+            return Some(element.trim());
+        }
+        element.split(';').find_map(|pair| {
+            let (name, value) = pair.trim().split_once('=')?;
+            name.eq_ignore_ascii_case("proto").then(|| value.trim_matches('"'))
+        })
+    })
 }
 
 /// An address of a forwarding header: with or without port, IPv6 in brackets.

@@ -1,7 +1,7 @@
 //! The life of a process: starting, ready, draining, stopping; and what is still to be done.
 
-use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use tokio::sync::watch;
 
@@ -12,7 +12,11 @@ pub(crate) struct Lifecycle {
     draining: AtomicBool,
     busy: AtomicUsize,
     /// The store's last error, while it cannot take writes.
-    store_error: std::sync::Mutex<Option<String>>,
+    store_error: Mutex<Option<String>>,
+    /// Bytes that were free on the disk under it at the last look.
+    disk_free: AtomicU64,
+    /// What is wrong with that disk.
+    disk_error: Mutex<Option<String>>,
     stop: watch::Sender<bool>,
 }
 
@@ -22,7 +26,9 @@ impl Lifecycle {
             ready: AtomicBool::new(false),
             draining: AtomicBool::new(false),
             busy: AtomicUsize::new(0),
-            store_error: std::sync::Mutex::new(None),
+            store_error: Mutex::default(),
+            disk_free: AtomicU64::new(0),
+            disk_error: Mutex::default(),
             stop: watch::Sender::new(false),
         })
     }
@@ -36,13 +42,17 @@ impl Lifecycle {
         self.draining.store(true, Ordering::Relaxed);
     }
 
+    /// Takes new work again; a process that stops does not.
+    pub(crate) fn resume(&self) {
+        self.draining.store(false, Ordering::Relaxed);
+    }
+
     pub(crate) fn is_draining(&self) -> bool {
-        self.draining.load(Ordering::Relaxed)
+        self.draining.load(Ordering::Relaxed) || *self.stop.borrow()
     }
 
     /// Ends keep-alive connections and sockets.
     pub(crate) fn stop(&self) {
-        self.drain();
         self.stop.send_replace(true);
     }
 
@@ -53,8 +63,26 @@ impl Lifecycle {
         let _ = stop.wait_for(|stop| *stop).await;
     }
 
-    pub(crate) fn store_failed(&self, error: Option<String>) {
-        *self.store_error.lock().unwrap_or_else(|e| e.into_inner()) = error;
+    /// Notes whether the store takes writes; what it said before.
+    pub(crate) fn store_failed(&self, error: Option<String>) -> Option<String> {
+        std::mem::replace(&mut *lock(&self.store_error), error)
+    }
+
+    pub(crate) fn has_store_failed(&self) -> bool {
+        lock(&self.store_error).is_some()
+    }
+
+    pub(crate) fn set_disk_free(&self, bytes: u64) {
+        self.disk_free.store(bytes, Ordering::Relaxed);
+    }
+
+    pub(crate) fn disk_free(&self) -> u64 {
+        self.disk_free.load(Ordering::Relaxed)
+    }
+
+    /// Notes what is wrong with the disk under the store; what it was before.
+    pub(crate) fn disk_failed(&self, error: Option<String>) -> Option<String> {
+        std::mem::replace(&mut *lock(&self.disk_error), error)
     }
 
     /// Why the neuron should not be sent work; empty when it should.
@@ -66,8 +94,10 @@ impl Lifecycle {
         if self.is_draining() {
             reasons.push("draining".to_owned());
         }
-        if let Some(error) = &*self.store_error.lock().unwrap_or_else(|e| e.into_inner()) {
-            reasons.push(format!("store: {error}"));
+        for (what, error) in [("store", &self.store_error), ("disk", &self.disk_error)] {
+            if let Some(error) = &*lock(error) {
+                reasons.push(format!("{what}: {error}"));
+            }
         }
         reasons
     }
@@ -95,6 +125,10 @@ impl Lifecycle {
     pub(crate) fn busy_count(&self) -> usize {
         self.busy.load(Ordering::Relaxed)
     }
+}
+
+fn lock(error: &Mutex<Option<String>>) -> MutexGuard<'_, Option<String>> {
+    error.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// Something under way.

@@ -58,10 +58,11 @@ impl Gate {
 
     fn enter(self: &Arc<Self>, address: IpAddr) -> Option<Entered> {
         let mut by_address = self.by_address.lock().unwrap_or_else(PoisonError::into_inner);
-        let of_address = by_address.entry(address).or_default();
+        let customer = customer(address);
+        let of_address = by_address.entry(customer).or_default();
         if self.all.load(Ordering::Relaxed) >= self.all_max || *of_address >= self.address_max {
             if *of_address == 0 {
-                by_address.remove(&address);
+                by_address.remove(&customer);
             }
             self.refused.fetch_add(1, Ordering::Relaxed);
             return None;
@@ -70,6 +71,14 @@ impl Gate {
         self.all.fetch_add(1, Ordering::Relaxed);
         self.accepted.fetch_add(1, Ordering::Relaxed);
         Some(Entered { gate: self.clone(), address })
+    }
+}
+
+/// The address as which a client is counted: of IPv6 the /64, which is what one customer is given.
+fn customer(address: IpAddr) -> IpAddr {
+    match address {
+        IpAddr::V6(address) => IpAddr::V6((u128::from(address) & !u128::from(u64::MAX)).into()),
+        address => address,
     }
 }
 
@@ -89,10 +98,11 @@ impl Entered {
 impl Drop for Entered {
     fn drop(&mut self) {
         let mut by_address = self.gate.by_address.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(count) = by_address.get_mut(&self.address) {
+        let customer = customer(self.address);
+        if let Some(count) = by_address.get_mut(&customer) {
             *count -= 1;
             if *count == 0 {
-                by_address.remove(&self.address);
+                by_address.remove(&customer);
             }
         }
         self.gate.all.fetch_sub(1, Ordering::Relaxed);
@@ -172,5 +182,28 @@ async fn serve(stream: TcpStream, entered: Entered, kind: Kind, shared: Arc<Shar
                 Err(_) => tracing::debug!(%peer, "TLS handshake took too long"),
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_customer_of_ipv6_is_one_client_however_many_addresses_he_has() {
+        let gate = Gate::new(100, 2);
+        let enter = |address: &str| gate.enter(address.parse().expect("an address"));
+        let first = enter("2001:db8:0:1::1").expect("room");
+        let second = enter("2001:db8:0:1:ffff::2").expect("room");
+        assert!(enter("2001:db8:0:1::3").is_none(), "a third of one /64");
+        let neighbour = enter("2001:db8:0:2::1").expect("another /64");
+        assert_eq!(second.address(), "2001:db8:0:1:ffff::2".parse::<IpAddr>().expect("an address"));
+        drop(first);
+        let third = enter("2001:db8:0:1::3").expect("the first one's room");
+        let of_ipv4 = ["192.0.2.1", "192.0.2.1", "192.0.2.2"].map(|at| enter(at).expect("room"));
+        assert!(enter("192.0.2.1").is_none() && gate.open() == 6);
+        drop((second, third, neighbour, of_ipv4));
+        assert_eq!(gate.open(), 0);
+        assert!(gate.by_address.lock().expect("unpoisoned").is_empty(), "nothing is remembered");
     }
 }

@@ -67,6 +67,9 @@ pub(crate) fn render(shared: &Shared) -> String {
     );
     out.gauge("store_queue", "Requests that wait for a transaction.", shared.store.queue_depth());
 
+    let free = usize::try_from(shared.lifecycle.disk_free()).unwrap_or(usize::MAX);
+    out.gauge("store_disk_free_bytes", "Free space of the data folder's disk.", free);
+
     let signal = shared.neuron.sockets.stats();
     out.gauge("signal_sockets", "Sockets in rooms.", signal.sockets);
     out.gauge("signal_rooms", "Rooms that somebody is in.", signal.rooms);
@@ -93,6 +96,9 @@ pub(crate) fn render(shared: &Shared) -> String {
     let (cells, lost) = shared.neuron.services.stats.held();
     out.gauge("stats_cells", "Cells of statistics in memory.", cells);
     out.counter("stats_lost_total", "Values lost because there were too many cells.", lost);
+    let (lines, lost) = shared.neuron.services.logs.held();
+    out.gauge("log_lines", "Lines of accounts' logs that wait to be written.", lines);
+    out.counter("log_lines_lost_total", "Lines lost because too many waited.", lost);
     out.0
 }
 

@@ -171,3 +171,99 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Paced<IO> {
         self.io.is_write_vectored()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::ErrorKind;
+
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
+    use tokio::time::{Instant, sleep, timeout};
+
+    use super::*;
+
+    const HEAD_TIME: Duration = Duration::from_secs(10);
+    const WRITE_TIME: Duration = Duration::from_secs(30);
+    /// Longer than anything here may take, by the paused clock.
+    const FOR_EVER: Duration = Duration::from_secs(3600);
+
+    /// A transport that holds 16 bytes on their way, and its peer.
+    fn transport() -> (Paced<DuplexStream>, Arc<Pace>, DuplexStream) {
+        let (io, peer) = tokio::io::duplex(16);
+        let pace = Arc::new(Pace::default());
+        (Paced::new(io, pace.clone(), HEAD_TIME, WRITE_TIME), pace, peer)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_takes_nothing_of_an_answer_is_cut_after_the_write_time() {
+        for is_vectored in [false, true] {
+            let (mut io, pace, _peer) = transport();
+            let _under_way = pace.begun(http::Version::HTTP_11);
+            let begun = Instant::now();
+            let answer = [0; 64];
+            let writing = async {
+                if !is_vectored {
+                    return io.write_all(&answer).await;
+                }
+                io.write_all(&answer[..16]).await?;
+                io.write_vectored(&[IoSlice::new(&answer[16..])]).await.map(drop)
+            };
+            let written = timeout(FOR_EVER, writing).await.expect("it is cut");
+            assert_eq!(written.expect_err("nobody took it").kind(), ErrorKind::TimedOut);
+            let late = begun.elapsed() - WRITE_TIME;
+            assert!(late < Duration::from_millis(10), "{late:?} after the write time");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_peer_that_takes_an_answer_slowly_is_not_cut() {
+        let (mut io, pace, mut peer) = transport();
+        let _under_way = pace.begun(http::Version::HTTP_11);
+        let slow = async {
+            let mut byte = [0];
+            for _ in 0..64 {
+                sleep(WRITE_TIME - Duration::from_secs(1)).await;
+                peer.read_exact(&mut byte).await.expect("a byte");
+            }
+        };
+        let (written, ()) = tokio::join!(io.write_all(&[0; 64]), slow);
+        written.expect("each byte was taken in time");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_head_that_dribbles_is_cut_and_what_follows_a_whole_one_is_not() {
+        let (mut io, pace, mut peer) = transport();
+        let dribble = async {
+            while peer.write_all(b"x").await.is_ok() {
+                sleep(Duration::from_secs(1)).await;
+            }
+        };
+        let begun = Instant::now();
+        let head = async {
+            let mut buffer = [0; 16];
+            loop {
+                if let Err(error) = io.read(&mut buffer).await {
+                    return error;
+                }
+            }
+        };
+        let error = tokio::select! {
+            error = head => error,
+            () = dribble => unreachable!("the reader is there"),
+            () = sleep(FOR_EVER) => panic!("never cut"),
+        };
+        assert_eq!(error.kind(), ErrorKind::TimedOut);
+        assert_eq!(begun.elapsed().as_secs(), HEAD_TIME.as_secs());
+
+        let (mut io, pace_of_whole, mut peer) = transport();
+        drop(pace);
+        let mut buffer = [0; 16];
+        peer.write_all(b"GET / HTTP/1.1").await.expect("room");
+        assert_eq!(io.read(&mut buffer).await.expect("a head"), 14);
+        let under_way = pace_of_whole.begun(http::Version::HTTP_11);
+        let waited = timeout(HEAD_TIME * 3, io.read(&mut buffer)).await;
+        assert!(waited.is_err(), "a body has its own limit: {waited:?}");
+        drop(under_way);
+        let waited = timeout(HEAD_TIME * 3, io.read(&mut buffer)).await;
+        assert!(waited.is_err(), "nothing of a next head has come: {waited:?}");
+    }
+}

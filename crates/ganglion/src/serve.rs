@@ -4,7 +4,7 @@ use std::net::SocketAddr;
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use kv4::Kv4;
@@ -37,6 +37,8 @@ pub(crate) const STORE_FILE: &str = "ganglion.redb";
 const CLUSTER_KEY_FILE: &str = "cluster.key";
 /// Open connections of private listeners, which a flood of the public ones must not use up.
 const ADMIN_CONNECTIONS: usize = 256;
+/// How often the store's failures and its disk are looked at.
+const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How often views age.
 const TICK: Duration = Duration::from_secs(1);
 /// How often retention is applied.
@@ -83,6 +85,7 @@ pub(crate) async fn serve(start: Start) -> Result<()> {
     let flushing = tokio::spawn(flush(shared.clone()));
     jobs.spawn(age(shared.clone()));
     jobs.spawn(prune(shared.clone()));
+    look_at_disk(&shared).await;
     shared.lifecycle.set_ready();
     if let Some(file) = &ready_file {
         write_ready_file(file, &addresses)?;
@@ -106,7 +109,11 @@ pub(crate) async fn serve(start: Start) -> Result<()> {
 }
 
 /// Puts cores and shell together; nothing runs and nothing listens yet.
-fn assemble(config: &mut Config, store: Arc<EmbeddedStore>, sys_secret: &str) -> Result<Shared> {
+pub(crate) fn assemble(
+    config: &mut Config,
+    store: Arc<EmbeddedStore>,
+    sys_secret: &str,
+) -> Result<Shared> {
     if config.neuron.host.is_empty() {
         config.neuron.host = host_name();
     }
@@ -238,16 +245,29 @@ fn make_private_folder(folder: &Path) -> Result<()> {
     made.with_context(|| format!("making the data folder {}", folder.display()))
 }
 
-/// Writes a file that only its owner may read.
+/// Writes a file that only its owner may read. Whatever ends this half-way, there is the old file or
+/// the new one.
 pub(crate) fn write_secret(file: &Path, text: &str) -> Result<()> {
+    replace(file, text).with_context(|| format!("writing {}", file.display()))
+}
+
+fn replace(file: &Path, text: &str) -> std::io::Result<()> {
     use std::io::Write as _;
     use std::os::unix::fs::OpenOptionsExt as _;
+    let partial = file.with_extension("partial");
+    // What an earlier attempt left may be anybody's to read.
+    match std::fs::remove_file(&partial) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
     let mut options = std::fs::OpenOptions::new();
-    let opened = options.write(true).create(true).truncate(true).mode(0o600).open(file);
-    let mut opened = opened.with_context(|| format!("writing {}", file.display()))?;
+    let mut opened = options.write(true).create_new(true).mode(0o600).open(&partial)?;
     opened.write_all(text.as_bytes())?;
     opened.sync_all()?;
-    Ok(())
+    std::fs::rename(&partial, file)?;
+    // The new name is on disk when its folder is.
+    let folder = file.parent().filter(|folder| !folder.as_os_str().is_empty());
+    std::fs::File::open(folder.unwrap_or(Path::new(".")))?.sync_all()
 }
 
 /// Listeners that are bound and not yet served.
@@ -302,18 +322,60 @@ impl Bound {
     }
 }
 
+/// Writes statistics, every so often and whenever the store may have changed its mind: it failed
+/// somebody since the last look, or has failed and might be well again.
 async fn flush(shared: Arc<Shared>) {
+    let every = shared.config.stats.flush.0;
+    let mut flushed = Instant::now();
+    let mut failures = 0;
     loop {
         tokio::select! {
-            () = tokio::time::sleep(shared.config.stats.flush.0) => {}
+            () = tokio::time::sleep(LOOK_EVERY.min(every)) => {}
             () = shared.lifecycle.stopping() => return,
         }
-        let done = shared.neuron.flush().await;
-        if let Err(error) = &done {
-            tracing::warn!(%error, "statistics were not written");
+        look_at_disk(&shared).await;
+        let seen = shared.store.commits().failures;
+        let is_doubtful = shared.lifecycle.has_store_failed() || seen != failures;
+        failures = seen;
+        if is_doubtful || flushed.elapsed() >= every {
+            let done = shared.neuron.flush().await;
+            flushed = Instant::now();
+            let error = done.err().map(|error| error.to_string());
+            let before = shared.lifecycle.store_failed(error.clone());
+            if let (Some(error), None) = (error, before) {
+                tracing::warn!(%error, "statistics were not written");
+            }
         }
-        shared.lifecycle.store_failed(done.err().map(|error| error.to_string()));
     }
+}
+
+/// Looks whether the data folder's disk has room for what the store may be asked to write.
+async fn look_at_disk(shared: &Shared) {
+    let least = shared.config.store.free_min.0 as u64;
+    let data_dir = shared.config.store.data_dir.clone();
+    let looked = tokio::task::spawn_blocking(move || free_bytes(&data_dir)).await;
+    if let Ok(Ok(free)) = &looked {
+        shared.lifecycle.set_disk_free(*free);
+    }
+    let error = match looked {
+        Ok(Ok(free)) if free >= least => None,
+        Ok(Ok(free)) => {
+            let free_kib = free >> 10;
+            Some(format!("{free_kib} KiB are free, less than store.free_min ({least} bytes)"))
+        }
+        Ok(Err(error)) => Some(format!("its free space is not known: {error}")),
+        Err(error) => Some(error.to_string()),
+    };
+    let before = shared.lifecycle.disk_failed(error.clone());
+    if let (Some(error), None) = (error, before) {
+        tracing::warn!(%error, "the data folder's disk");
+    }
+}
+
+/// Bytes that this process may still write to the disk of a folder.
+fn free_bytes(folder: &Path) -> std::io::Result<u64> {
+    let disk = rustix::fs::statvfs(folder)?;
+    Ok(disk.f_bavail.saturating_mul(disk.f_frsize))
 }
 
 async fn age(shared: Arc<Shared>) {
@@ -379,4 +441,30 @@ fn host_name() -> String {
     let name = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
     let name = name.trim().split('.').next().unwrap_or_default().to_owned();
     if name.is_empty() { "localhost".to_owned() } else { name }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+
+    use super::*;
+
+    /// A key that was written half before the machine went down used to be all there was.
+    #[test]
+    fn a_secret_is_replaced_as_a_whole() -> Result<()> {
+        let folder = tempfile::TempDir::new()?;
+        let file = folder.path().join("cluster.key");
+        // What a crash between the two steps leaves.
+        std::fs::write(file.with_extension("partial"), "half")?;
+        write_secret(&file, "the first")?;
+        let mut before = std::fs::File::open(&file)?;
+        write_secret(&file, "another")?;
+        let mut text = String::new();
+        before.read_to_string(&mut text)?;
+        assert_eq!(text, "the first", "it was not written over");
+        assert_eq!(std::fs::read_to_string(&file)?, "another");
+        assert_eq!(std::fs::metadata(&file)?.permissions().mode() & 0o777, 0o600);
+        assert_eq!(std::fs::read_dir(folder.path())?.count(), 1, "nothing is left beside it");
+        Ok(())
+    }
 }

@@ -507,3 +507,112 @@ fn decode(
     }
     None
 }
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use anyhow::{Context as _, Result};
+    use services::principal::{Caller, Role};
+    use services::{Call, Service};
+    use store::embedded::{EmbeddedStore, Options};
+    use tokio::io::AsyncReadExt as _;
+    use wire::names::Ident;
+    use wire::params::Params;
+
+    use super::*;
+    use crate::config::Config;
+
+    const ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
+
+    /// A neuron that listens nowhere, and who asks of it.
+    fn neuron(folder: &std::path::Path) -> Result<(Arc<Shared>, Caller)> {
+        let store = EmbeddedStore::open(&folder.join("store"), Options::default())?;
+        let mut config = Config::default();
+        config.store.data_dir = folder.to_owned();
+        let shared = crate::serve::assemble(&mut config, Arc::new(store), "secret")?;
+        let bucket = kv4::Bucket::sys();
+        let caller = Caller {
+            account: Ident::sys(),
+            sub: None,
+            bucket,
+            who: "$sys".into(),
+            role: Role::Owner,
+        };
+        Ok((Arc::new(shared), caller))
+    }
+
+    async fn ask(
+        shared: &Shared,
+        caller: &Caller,
+        service: Service,
+        method: services::Method,
+        query: &str,
+    ) -> Result<String> {
+        let call = Call {
+            caller,
+            method,
+            path: Path::root(),
+            params: &Params::read(query, b"")?,
+            if_match: None,
+            must_be_new: false,
+            authority: "",
+            is_tls: false,
+        };
+        let answer = services::call(&shared.neuron.services, service, &call).await;
+        Ok(answer.map_err(|fault| anyhow::anyhow!("{}", fault.code.as_str()))?.v)
+    }
+
+    /// The first frame that a socket is sent, of which its token was looked at before it joins.
+    async fn first_frame(shared: &Arc<Shared>, admitted: (Verified, RoomRef)) -> Result<Vec<u8>> {
+        let (io, mut peer) = tokio::io::duplex(1 << 10);
+        let socket = Socket::run(shared.clone(), io, b"", Ok(admitted), ADDRESS);
+        let socket = tokio::spawn(socket);
+        let mut head = [0; 2];
+        peer.read_exact(&mut head).await?;
+        let mut frame = head.to_vec();
+        frame.resize(2 + usize::from(head[1]), 0);
+        peer.read_exact(&mut frame[2..]).await?;
+        drop(peer);
+        socket.await?;
+        Ok(frame)
+    }
+
+    /// A revocation that came between the look at a token and the joining of its socket used to find
+    /// nobody to close.
+    #[tokio::test]
+    async fn what_was_taken_back_while_a_socket_joins_opens_nothing() -> Result<()> {
+        let folder = tempfile::TempDir::new()?;
+        let (shared, sys) = neuron(folder.path())?;
+        let services = &shared.neuron.services;
+        services.load_keys().await?;
+        for (service, method, query) in [
+            (Service::Token, services::Method::Delete, "id=TOKEN"),
+            (Service::Token, services::Method::Delete, "k=bob"),
+            (Service::Authorization, services::Method::Put, "k=127.0.0.0/8"),
+        ] {
+            let admit = async |name: &str| -> Result<(String, (Verified, RoomRef))> {
+                let asked = format!("k={name}&expire=600");
+                let token = ask(&shared, &sys, Service::Token, services::Method::Put, &asked);
+                let token: String = serde_json::from_str(&token.await?)?;
+                let admitted = admit(&shared, &token, None, ADDRESS).await;
+                Ok((token, admitted.ok().context("the token is right")?))
+            };
+            let (_, admitted) = admit("ann").await?;
+            let joined = first_frame(&shared, admitted).await?;
+            assert!(joined.starts_with(&[0x81]), "a frame of text: {joined:?}");
+
+            let (token, admitted) = admit("bob").await?;
+            ask(&shared, &sys, service, method, &query.replace("TOKEN", &token)).await?;
+            let refused = first_frame(&shared, admitted).await?;
+            assert_eq!(
+                refused[..4],
+                [0x88, refused[1], 4401_u16.to_be_bytes()[0], 0x31],
+                "{query}"
+            );
+            assert_eq!(shared.neuron.sockets.stats().sockets, 0, "{query}");
+        }
+        shared.store.close().await;
+        Ok(())
+    }
+}

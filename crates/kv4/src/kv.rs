@@ -130,6 +130,20 @@ impl Kv4 {
         }
     }
 
+    /// Live keys of a node after one of them, in order, from the store: for who goes through a node
+    /// once.
+    ///
+    /// # Errors
+    /// The store's.
+    pub fn key_page(
+        &self,
+        node: &Node,
+        after: Option<&Key>,
+        limit: usize,
+    ) -> BoxFuture<'_, Result<Vec<Key>, StoreError>> {
+        self.store.keys(node, after, limit)
+    }
+
     /// Live entries of a node in key order.
     ///
     /// # Errors

@@ -3,6 +3,7 @@
 //! Input is what the shell took off the wire; output is status, headers and body. Pages, health and
 //! WebSocket upgrades are not here.
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 
@@ -10,9 +11,11 @@ use kv4::Bucket;
 use services::access::{self, Wish};
 use services::idempotency::{self, Begun};
 use services::legacy::{self, Route};
+use services::logs::Level;
 use services::principal;
 use services::sessions::{Login, Session};
 use services::statistics::Measured;
+use services::writing::Entered;
 use services::{Answer, Call, Method, Service, Services, layer_of};
 use wire::envelope::{self, Fault};
 use wire::errors::Code;
@@ -81,6 +84,8 @@ pub enum AllowOrigin {
 
 const JSON: &str = "application/json";
 const PROBLEM: &str = "application/problem+json";
+/// Characters of a URL's path in a line of the log.
+const LOGGED_PATH_CHARS_MAX: usize = 256;
 
 impl Response {
     fn new(status: u16, content_type: Option<&'static str>, body: String) -> Response {
@@ -163,10 +168,21 @@ impl<'a> Target<'a> {
     fn of(path: &'a str) -> Option<Target<'a>> {
         let path = path.trim_start_matches('/');
         let (first, rest) = path.split_once('/').unwrap_or((path, ""));
+        let first = unescaped(first)?;
         if first.starts_with('_') {
-            return Service::of_prefix(first).map(|service| Target::Service(service, rest));
+            return Service::of_prefix(&first).map(|service| Target::Service(service, rest));
         }
-        Route::of(&format!("/{path}")).map(|(route, adds)| Target::Legacy(route, adds))
+        let route = Route::of(&format!("/{}", unescaped(path)?));
+        route.map(|(route, adds)| Target::Legacy(route, adds))
+    }
+}
+
+/// A part of a URL without escapes, which make no other URL of it (RFC 3986 §6.2.2.2); `None` for one
+/// that is no part of a URL.
+fn unescaped(part: &str) -> Option<Cow<'_, str>> {
+    match part.contains('%') {
+        true => percent_decode(part, false).ok().map(Cow::Owned),
+        false => Some(Cow::Borrowed(part)),
     }
 }
 
@@ -177,7 +193,32 @@ struct Admitted<Turn> {
     params: Params,
     allow_origin: AllowOrigin,
     real_status: bool,
+    /// Whether its account asks for a line of each call.
+    is_logged: bool,
     _turn: Turn,
+}
+
+impl<Turn> Admitted<Turn> {
+    /// Notes the call in the account's log, where it asks for that.
+    fn log<T>(
+        &self,
+        services: &Services,
+        service: Service,
+        request: &Request<'_>,
+        done: &Result<T, Fault>,
+    ) {
+        if !self.is_logged {
+            return;
+        }
+        let caller = self.login.caller();
+        services.logs.note(&caller.bucket, Level::Debug, || {
+            let outcome = done.as_ref().map_or_else(|fault| fault.code.as_str(), |_| "ok");
+            let path: String = request.path.chars().take(LOGGED_PATH_CHARS_MAX).collect();
+            let (method, name) = (request.method, service.name());
+            let (who, address) = (&caller.who, request.address);
+            format!("{method} {path} (_{name}) by {who} from {address}: {outcome}")
+        });
+    }
 }
 
 async fn service_request(
@@ -192,7 +233,11 @@ async fn service_request(
         Err(denied) => return denied.response(),
     };
     let caller = admitted.login.caller();
+    let mut entered = None;
     let done = async {
+        if admitted.method != Method::Get {
+            entered = Some(enter(services, request, &admitted.login).await?);
+        }
         let path =
             Path::from_url(rest).map_err(|error| Fault::with(error.code(), error.to_string()))?;
         let (method, params) = (admitted.method, &admitted.params);
@@ -214,6 +259,8 @@ async fn service_request(
     }
     .await;
     count(services, &admitted.login, service, admitted.method);
+    admitted.log(services, service, request, &done);
+    drop(entered);
     let mut response = match done {
         Ok(answer) => accept(answer, request.if_none_match),
         Err(fault) => refuse(&fault, admitted.real_status),
@@ -243,6 +290,24 @@ async fn carry_out(
             Ok(answer)
         }
     }
+}
+
+/// Lets a request write. It may have waited since its caller was proven: from here on whoever ends
+/// the account waits for it, so the account is looked at once more.
+async fn enter<'a>(
+    services: &'a Arc<Services>,
+    request: &Request<'_>,
+    login: &Login,
+) -> Result<Entered<'a>, Fault> {
+    let bucket = &login.caller().bucket;
+    let entered = services.writing.enter(bucket);
+    if !login.still_holds(services).await? {
+        let (again, _) = prove(services, request).await?;
+        if again.caller().bucket != *bucket {
+            return Err(Code::Unauthorized.into());
+        }
+    }
+    Ok(entered)
 }
 
 /// A request that is refused before a service sees it.
@@ -281,12 +346,11 @@ async fn admit<A: Admission>(
     let waits = params.as_ref().is_ok_and(|params| params.text("at").is_some());
     let is_read = method == Method::Get && !waits;
     let turn = turn(admission, Payer::Account(bucket.clone()), is_read).await.map_err(denied)?;
-    let params =
-        params.map_err(|error| denied(Fault::with(Code::BadRequest, error.to_string())))?;
     let settings = services.settings.of(&services.kv, bucket).await;
     let settings =
         settings.map_err(|error| denied(Fault::with(Code::StoreUnavailable, error.to_string())))?;
     let real_status = real_status || settings.at(&Path::root(), "real_status").unwrap_or(false);
+    let is_logged = settings.at(&Path::root(), "debug_log").unwrap_or(false);
     let origins = settings.at::<Vec<String>>(&Path::root(), "cors_origins");
     let allow_origin = match (origins, request.origin) {
         (None, _) => AllowOrigin::Everybody,
@@ -299,7 +363,12 @@ async fn admit<A: Admission>(
             return Err(Denied { fault, allow_origin: AllowOrigin::Nobody, real_status });
         }
     };
-    Ok(Admitted { login, method, params, allow_origin, real_status, _turn: turn })
+    let params = params.map_err(|error| Denied {
+        fault: Fault::with(Code::BadRequest, error.to_string()),
+        allow_origin: allow_origin.clone(),
+        real_status,
+    })?;
+    Ok(Admitted { login, method, params, allow_origin, real_status, is_logged, _turn: turn })
 }
 
 fn method(method: &str) -> Result<Method, Fault> {
@@ -369,12 +438,21 @@ async fn legacy_request(
     route: Route,
     adds: bool,
 ) -> Response {
+    let mut allow_origin = AllowOrigin::Everybody;
     let done = async {
         if route == Route::SignalList {
-            return Ok(legacy::signal_list(services, request.authority, request.is_tls));
+            let params = Params::read(request.query, request.body).unwrap_or_default();
+            let Request { authority, is_tls, .. } = *request;
+            return Ok(legacy::signal_list(services, authority, is_tls, &params));
         }
         let admitted = admit(services, request, admission, false).await;
-        let admitted = admitted.map_err(|denied| denied.fault)?;
+        let admitted = admitted.map_err(|denied| {
+            allow_origin = denied.allow_origin;
+            denied.fault
+        })?;
+        allow_origin = admitted.allow_origin.clone();
+        // A GET of these may write too.
+        let _entered = enter(services, request, &admitted.login).await?;
         let is_listing = admitted.method == Method::Get && !adds;
         let path = legacy::path(route, is_listing, &admitted.params)?;
         let service = match route {
@@ -382,7 +460,7 @@ async fn legacy_request(
             Route::Ice => Service::Turn,
             _ => Service::Namespace,
         };
-        let params = legacy::params(route, admitted.params);
+        let params = legacy::params(route, admitted.params.clone());
         let method = if adds { Method::Put } else { admitted.method };
         let caller = admitted.login.caller();
         let wish = Wish { service, method, path: &path, erase: false };
@@ -399,10 +477,11 @@ async fn legacy_request(
         };
         let done = legacy::call(services, route, &call, adds).await;
         count(services, &admitted.login, service, method);
+        admitted.log(services, service, request, &done);
         done
     }
     .await;
-    match done {
+    let mut response = match done {
         Ok(data) => {
             let mut response = Response::new(200, Some(JSON), envelope::legacy_ok(&data));
             response.no_store = true;
@@ -414,7 +493,9 @@ async fn legacy_request(
             response.retry_after_s = retry_after_s(&fault);
             response
         }
-    }
+    };
+    response.allow_origin = allow_origin;
+    response
 }
 
 fn accept(answer: Answer, if_none_match: Option<&str>) -> Response {

@@ -18,7 +18,8 @@ pub(crate) struct Flushed(kv4::view::Stats);
 
 impl Neuron {
     /// Writes statistics and log lines. Figures of the neuron itself stand in the bucket of `$sys`
-    /// (seed 002 "Discovery").
+    /// (seed 002 "Discovery"). How long the last time took is always among them, so that this asks
+    /// the store for a durable write even when nothing else was measured.
     ///
     /// # Errors
     /// The store's; statistics are kept for the next flush.
@@ -36,7 +37,10 @@ impl Neuron {
         ] {
             self.record_own(measure, Stat { sum: count, min: 1, max: 1, count });
         }
+        let begun = self.services.clock.now_micros();
         self.services.flush_stats().await?;
+        let took_micros = self.services.clock.now_micros().saturating_sub(begun);
+        self.record_own("store:flush", Stat::of(took_micros));
         self.services.flush_logs().await
     }
 

@@ -17,6 +17,7 @@ use wire::json::{Json, Members};
 use wire::names::{Ident, Key, Layer};
 
 use crate::entries::{self, Found};
+use crate::writing::Writing;
 use crate::{Answer, Call, Closing, Method, Services, layer, secrets, store_fault, write_fault};
 
 pub(crate) const LAYER: &str = "*acc";
@@ -192,6 +193,9 @@ async fn create_account(
     row.set("active", Json::from(serde_json::Value::Bool(active)));
     row.set("secret", Json::string(&secret_hash));
     row.set("password", password_hash);
+    if is_too_large(&row) {
+        return Err(too_many_fields());
+    }
 
     let email_key = Key::parse(&email).map_err(|_| Code::BadEmail)?;
     let write = Write {
@@ -289,7 +293,7 @@ async fn merge_account(
     })
     .await?;
     if details.get("active").is_some_and(|active| active.as_str() == "false") {
-        close_account(services, call, key);
+        close_account(services, call, key).await?;
     }
     Ok(Answer {
         v: shown(&node.layer, &merged.value).as_str().to_owned(),
@@ -310,8 +314,11 @@ async fn merge(
         let head = services.kv.get(node, key).await.map_err(store_fault)?;
         let head = head.ok_or(Code::NotFound)?;
         let mut row = head.value.members().unwrap_or_default();
+        let before = row.clone();
         change(&mut row)?;
-        if row.len() > FIELDS_MAX || row.to_json().as_str().len() > ROW_BYTES_MAX {
+        // A row that is too large already, from before there was a bound, can be changed all the
+        // same: its account must not be one that nobody can end.
+        if is_too_large(&row) && !is_too_large(&before) {
             return Err(too_many_fields());
         }
         let write = Write {
@@ -352,7 +359,7 @@ async fn delete_account(
         Ok(())
     })
     .await?;
-    close_account(services, call, &key);
+    close_account(services, call, &key).await?;
     for bucket in buckets_of(services, call, &key).await? {
         services.kv.drop_bucket(&bucket).await.map_err(store_fault)?;
     }
@@ -384,15 +391,16 @@ fn bucket_of(call: &Call<'_>, key: &Key) -> Option<Bucket> {
     }
 }
 
-/// Ends the sockets of an account that is no more or may no longer log in.
-fn close_account(services: &Services, call: &Call<'_>, key: &Key) {
-    let Some(own) = bucket_of(call, key) else { return };
+/// Ends the sockets of an account that is inactive from here on, and waits for its requests.
+async fn close_account(services: &Services, call: &Call<'_>, key: &Key) -> Result<(), Fault> {
+    let Some(own) = bucket_of(call, key) else { return Ok(()) };
     for bucket in services.rooms.buckets() {
         if bucket.is_within(&own) {
             services.rooms.close(&bucket, Closing::Denied, &|_| true);
         }
     }
     services.sessions.end_all(&own);
+    Writing::ended(services, &own).await
 }
 
 async fn put_admin(services: &Services, call: &Call<'_>, node: &Node) -> Result<Answer, Fault> {
@@ -431,6 +439,9 @@ async fn put_admin(services: &Services, call: &Call<'_>, node: &Node) -> Result<
         if details.get("role").is_none() {
             details.set("role", Json::string("admin"));
         }
+        if is_too_large(&details) {
+            return Err(too_many_fields());
+        }
         let write = Write {
             entry: node.entry(key.clone()),
             op: Op::Put { value: details.to_json(), keys: Default::default() },
@@ -464,6 +475,10 @@ fn details(call: &Call<'_>) -> Result<Members, Fault> {
         return Err(too_many_fields());
     }
     Ok(details)
+}
+
+fn is_too_large(row: &Members) -> bool {
+    row.len() > FIELDS_MAX || row.to_json().as_str().len() > ROW_BYTES_MAX
 }
 
 fn too_many_fields() -> Fault {

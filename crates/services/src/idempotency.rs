@@ -21,7 +21,7 @@ use wire::json::Json;
 use wire::names::{Key, Path};
 
 use crate::principal::Caller;
-use crate::{Answer, Services, layer, store_fault};
+use crate::{Answer, Services, ending, layer, store_fault};
 
 pub(crate) const LAYER: &str = "*idem";
 const SEAL_PURPOSE: &str = "idempotent answer";
@@ -95,11 +95,7 @@ pub async fn begin<'a>(
         }
     }
     let guard = Guard { services, bucket, key, fingerprint };
-    let head = services.kv.get(&node(&guard.bucket), &guard.key).await.map_err(store_fault)?;
-    let row = head.and_then(|head| head.value.read::<Row>().ok());
-    let Some(row) = row.filter(|row| row.until_s > services.now_s()) else {
-        return Ok(Begun::New(guard));
-    };
+    let Some(row) = guard.kept().await? else { return Ok(Begun::New(guard)) };
     if row.fingerprint != guard.fingerprint {
         return Err(Code::IdempotencyConflict.into());
     }
@@ -112,6 +108,20 @@ pub async fn begin<'a>(
 }
 
 impl Guard<'_> {
+    /// The answer that is still kept. It ends within [`KEPT_S`], which is today or tomorrow.
+    async fn kept(&self) -> Result<Option<Row>, Fault> {
+        let now_s = self.services.now_s();
+        for end_s in [now_s + KEPT_S, now_s] {
+            let node = node(&self.bucket, end_s);
+            let head = self.services.kv.get(&node, &self.key).await.map_err(store_fault)?;
+            let row = head.and_then(|head| head.value.read::<Row>().ok());
+            if let Some(row) = row.filter(|row| row.until_s > now_s) {
+                return Ok(Some(row));
+            }
+        }
+        Ok(None)
+    }
+
     /// Keeps the answer of a request that was carried out.
     ///
     /// # Errors
@@ -128,7 +138,7 @@ impl Guard<'_> {
         let value =
             serde_json::to_value(&row).map_err(|e| Fault::with(Code::Internal, e.to_string()))?;
         let write = Write {
-            entry: node(&self.bucket).entry(self.key.clone()),
+            entry: node(&self.bucket, row.until_s).entry(self.key.clone()),
             op: Op::Put { value: Json::from(value), keys: Default::default() },
             condition: Condition::Any,
             who: "$sys".into(),
@@ -149,21 +159,12 @@ impl Drop for Guard<'_> {
 
 /// Lets go of answers that were kept long enough; answers how many went.
 pub(crate) async fn forget_old(services: &Services, bucket: &Bucket) -> Result<u64, StoreError> {
-    let now_s = services.now_s();
-    let node = node(bucket);
-    let mut gone = 0;
-    for key in services.kv.keys(&node).await? {
-        let head = services.kv.get(&node, &key).await?;
-        let row = head.and_then(|head| head.value.read::<Row>().ok());
-        if row.is_none_or(|row| row.until_s <= now_s) {
-            gone += u64::from(services.kv.erase(&node.entry(key)).await?);
-        }
-    }
-    Ok(gone)
+    ending::forget(services, bucket, &layer(LAYER), &Path::root(), 0).await
 }
 
-fn node(bucket: &Bucket) -> Node {
-    Node::new(bucket.clone(), layer(LAYER), Path::root())
+/// The node of answers that are kept until a day.
+fn node(bucket: &Bucket, end_s: u64) -> Node {
+    ending::node(bucket, &layer(LAYER), &Path::root(), end_s / ending::DAY_S)
 }
 
 fn hash(parts: &[&[u8]]) -> String {

@@ -44,9 +44,15 @@ impl Route {
     }
 }
 
-/// The base URL of signalling, which needs no credentials.
-pub fn signal_list(services: &Services, authority: &str, is_tls: bool) -> String {
-    let url = host::signal_url(services, authority, is_tls);
+/// The base URL of signalling, which needs no credentials. `secure` asks for one that speaks TLS;
+/// without it the URL is as safe as the request was.
+pub fn signal_list(services: &Services, authority: &str, is_tls: bool, params: &Params) -> String {
+    let is_secure = params.flag("secure");
+    let named = services.identity.signal_urls.iter().find(|url| url.starts_with("wss:"));
+    let url = match named.filter(|_| is_secure) {
+        Some(url) => url.clone(),
+        None => host::signal_url(services, authority, is_tls || is_secure),
+    };
     format!("{{\"value\":{}}}", Json::string(&url).as_str())
 }
 
@@ -97,7 +103,7 @@ pub async fn call(
     adds: bool,
 ) -> Result<String, Fault> {
     match route {
-        Route::SignalList => Ok(signal_list(services, call.authority, call.is_tls)),
+        Route::SignalList => Ok(signal_list(services, call.authority, call.is_tls, call.params)),
         Route::Token => {
             require_room(services, call.caller, &call.path).await?;
             let answer = crate::call(services, Service::Token, &as_put(call)).await?;

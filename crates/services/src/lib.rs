@@ -12,6 +12,7 @@ mod configuration;
 mod data;
 pub mod describe;
 mod discovery;
+mod ending;
 pub mod entries;
 mod host;
 pub mod idempotency;
@@ -28,6 +29,7 @@ mod subscriptions;
 pub mod token;
 mod turn;
 mod video;
+pub mod writing;
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -170,13 +172,14 @@ pub struct Services {
     pub rules: Arc<Derived<Rules>>,
     pub settings: Arc<Derived<Settings>>,
     pub stats: Arc<statistics::Statistics>,
-    pub logs: logs::Logs,
+    pub logs: Arc<logs::Logs>,
     pub sessions: sessions::Sessions,
     pub proven: principal::Proven,
     pub failures: limits::Failures,
     pub keys: token::Keys,
     pub graces: token::Graces,
     pub idempotent: idempotency::UnderWay,
+    pub writing: writing::Writing,
     pub(crate) creations: accounts::Creations,
 }
 
@@ -212,6 +215,8 @@ impl Services {
         let rules = Derived::new(&kv, layer(authorization::LAYER), Rules::compile);
         let settings = Derived::new(&kv, layer(configuration::LAYER), Settings::compile);
         kv.on_commit(stats.clone());
+        let logs = Arc::new(logs::Logs::default());
+        kv.on_commit(logs.clone());
         let proven = principal::Proven::new(&sys_secret, &*rng);
         Services {
             kv,
@@ -224,13 +229,14 @@ impl Services {
             rules,
             settings,
             stats,
-            logs: logs::Logs::default(),
+            logs,
             sessions: sessions::Sessions::default(),
             proven,
             failures: limits::Failures::default(),
             keys: token::Keys::default(),
             graces: token::Graces::default(),
             idempotent: idempotency::UnderWay::default(),
+            writing: writing::Writing::default(),
             creations: accounts::Creations::default(),
         }
     }
@@ -437,6 +443,24 @@ pub(crate) fn write_fault(error: WriteError) -> Fault {
         WriteError::Store(error) => store_fault(error),
         error => Fault::with(Code::Internal, error.to_string()),
     }
+}
+
+/// The outputs of futures that are carried out at the same time, in their order.
+pub(crate) async fn all<F: Future + Unpin>(futures: impl Iterator<Item = F>) -> Vec<F::Output> {
+    let mut waiting: Vec<F> = futures.collect();
+    let mut done: Vec<Option<F::Output>> = waiting.iter().map(|_| None).collect();
+    std::future::poll_fn(|context| {
+        let mut is_waiting = false;
+        for (future, done) in waiting.iter_mut().zip(&mut done).filter(|(_, done)| done.is_none()) {
+            match std::pin::Pin::new(future).poll(context) {
+                std::task::Poll::Ready(output) => *done = Some(output),
+                std::task::Poll::Pending => is_waiting = true,
+            }
+        }
+        if is_waiting { std::task::Poll::Pending } else { std::task::Poll::Ready(()) }
+    })
+    .await;
+    done.into_iter().flatten().collect()
 }
 
 /// The first of two futures to finish: `Some` of the one that was wanted, `None` for the deadline.

@@ -3,24 +3,26 @@
 //! Lines are gathered in memory and written with the statistics; each account sees what concerns it,
 //! `$sys` sees its own. Retention keeps the layers short ([`KEPT`]).
 
-use std::collections::VecDeque;
-use std::sync::{Mutex, PoisonError};
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use kv4::store::{Retention, StoreError};
+use kv4::store::{Event, Listener, Retention, StoreError};
 use kv4::write::{Condition, Op, Write, WriteError};
-use kv4::{Bucket, Node};
+use kv4::{Bucket, Node, Stamp};
 use wire::json::Json;
-use wire::names::{Key, Layer};
+use wire::names::{Key, Layer, Path};
 
 use crate::settings::RetentionSetting;
-use crate::{Services, layer, path};
+use crate::{Services, configuration, idempotency, layer, path, token};
 
 /// Where neurons keep their own measures and logs.
 pub const RUNTIME_PATH: &str = "/runtime/hosts/active";
 /// How many lines of a neuron's series are kept, and for how long.
 pub const KEPT: (u64, u64) = (10_000, 7 * 86_400);
-/// Lines that wait to be written; the oldest go first.
-const LINES_MAX: usize = 10_000;
+/// Lines that wait to be written; of more the oldest are lost, and counted. Lines of
+/// [`Level::Debug`], which an account makes as many of as it makes calls, wait apart from the others.
+pub const LINES_MAX: usize = 10_000;
 
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Level {
@@ -46,17 +48,90 @@ impl Level {
 /// Lines that wait to be written.
 #[derive(Debug, Default)]
 pub struct Logs {
-    lines: Mutex<VecDeque<(Bucket, Level, String)>>,
+    waiting: Mutex<Waiting>,
+    lost: AtomicU64,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    lines: VecDeque<Line>,
+    debug: VecDeque<Line>,
+}
+
+impl Waiting {
+    fn of(&mut self, level: Level) -> &mut VecDeque<Line> {
+        match level {
+            Level::Debug => &mut self.debug,
+            Level::Info | Level::Warn => &mut self.lines,
+        }
+    }
+
+    fn queues(&mut self) -> [&mut VecDeque<Line>; 2] {
+        [&mut self.lines, &mut self.debug]
+    }
+}
+
+#[derive(Debug)]
+struct Line {
+    bucket: Bucket,
+    level: Level,
+    text: String,
+    /// Of the first attempt to write it, so that a line that had to wait stands where it belongs.
+    stamp: Option<Stamp>,
 }
 
 impl Logs {
     /// Adds a line to a bucket's log. It must hold no secret.
     pub fn note(&self, bucket: &Bucket, level: Level, line: impl FnOnce() -> String) {
-        let mut lines = self.lines.lock().unwrap_or_else(PoisonError::into_inner);
-        if lines.len() >= LINES_MAX {
-            lines.pop_front();
+        let line = Line { bucket: bucket.clone(), level, text: line(), stamp: None };
+        let mut waiting = self.waiting();
+        waiting.of(level).push_back(line);
+        self.cut(&mut waiting);
+    }
+
+    /// Lines that wait, and those that were lost because too many did.
+    pub fn held(&self) -> (usize, u64) {
+        let lines: usize = self.waiting().queues().map(|lines| lines.len()).into_iter().sum();
+        (lines, self.lost.load(Ordering::Relaxed))
+    }
+
+    /// Takes every line, each level's in their order.
+    fn take(&self) -> Vec<Line> {
+        self.waiting().queues().into_iter().flat_map(std::mem::take).collect()
+    }
+
+    /// Puts lines that could not be written before those that came meanwhile.
+    fn put_back(&self, refused: Vec<Line>) {
+        let mut waiting = self.waiting();
+        for line in refused.into_iter().rev() {
+            waiting.of(line.level).push_front(line);
         }
-        lines.push_back((bucket.clone(), level, line()));
+        self.cut(&mut waiting);
+    }
+
+    fn cut(&self, waiting: &mut Waiting) {
+        for lines in waiting.queues() {
+            let surplus = lines.len().saturating_sub(LINES_MAX);
+            lines.drain(..surplus);
+            self.lost.fetch_add(surplus as u64, Ordering::Relaxed);
+        }
+    }
+
+    fn waiting(&self) -> MutexGuard<'_, Waiting> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Listener for Logs {
+    /// What waits for a bucket goes with it, or the next flush would bring it back.
+    fn committed(&self, events: &[Event]) {
+        for event in events {
+            if let Event::Dropped(bucket) = event {
+                for lines in self.waiting().queues() {
+                    lines.retain(|line| !line.bucket.is_within(bucket));
+                }
+            }
+        }
     }
 }
 
@@ -64,31 +139,36 @@ impl Services {
     /// Writes the lines that wait.
     ///
     /// # Errors
-    /// The store's; the lines are lost then, since a log must not grow while nobody can take it.
+    /// The store's; the lines that it did not take are kept for the next flush, [`LINES_MAX`] of
+    /// them at most.
     pub async fn flush_logs(&self) -> Result<(), StoreError> {
-        let lines =
-            std::mem::take(&mut *self.logs.lines.lock().unwrap_or_else(PoisonError::into_inner));
+        let Ok(key) = Key::parse(&self.neuron_key()) else { return Ok(()) };
+        let mut lines = self.logs.take();
         if lines.is_empty() {
             return Ok(());
         }
-        let Ok(key) = Key::parse(&self.neuron_key()) else { return Ok(()) };
-        let writes = lines
-            .into_iter()
-            .map(|(bucket, level, line)| Write {
-                entry: Node::new(bucket, layer(level.layer()), path(RUNTIME_PATH))
-                    .entry(key.clone()),
-                op: Op::Put { value: Json::string(&line), keys: Default::default() },
+        let mut writes = Vec::with_capacity(lines.len());
+        for line in &mut lines {
+            let node =
+                Node::new(line.bucket.clone(), layer(line.level.layer()), path(RUNTIME_PATH));
+            writes.push(Write {
+                entry: node.entry(key.clone()),
+                op: Op::Put { value: Json::string(&line.text), keys: Default::default() },
                 condition: Condition::Any,
                 who: self.identity.neuron.as_str().into(),
-                stamp: self.stamp(),
-            })
-            .collect();
-        for answer in self.kv.write_all(writes).await {
+                stamp: *line.stamp.get_or_insert_with(|| self.stamp()),
+            });
+        }
+        let mut failed = None;
+        let mut refused = Vec::new();
+        for (line, answer) in lines.into_iter().zip(self.kv.write_all(writes).await) {
             if let Err(WriteError::Store(error)) = answer {
-                return Err(error);
+                failed = Some(error);
+                refused.push(line);
             }
         }
-        Ok(())
+        self.logs.put_back(refused);
+        failed.map_or(Ok(()), Err)
     }
 
     /// Lets go of lines, versions, revocations and kept answers that are old enough; answers how
@@ -109,29 +189,48 @@ impl Services {
     }
 
     async fn prune_bucket(&self, bucket: &Bucket) -> Result<u64, StoreError> {
-        let now_micros = self.clock.now_micros();
-        let mut gone = crate::token::forget_expired(self, bucket).await?;
-        gone += crate::idempotency::forget_old(self, bucket).await?;
+        let layers = self.kv.layers(bucket).await?;
+        let has = |name: &str| layers.iter().any(|layer| layer.as_str() == name);
+        let mut gone = 0;
+        if has(token::LAYER) {
+            gone += token::forget_expired(self, bucket).await?;
+        }
+        if has(idempotency::LAYER) {
+            gone += idempotency::forget_old(self, bucket).await?;
+        }
         let (count, age_s) = KEPT;
+        let now_micros = self.clock.now_micros();
         let short = Retention {
             before_micros: Some(now_micros.saturating_sub(age_s * 1_000_000)),
             count_max: Some(count),
         };
-        for level in Level::ALL {
+        for level in Level::ALL.into_iter().filter(|level| has(level.layer())) {
             let node = Node::new(bucket.clone(), layer(level.layer()), path(RUNTIME_PATH));
             gone += self.kv.prune(&node, short).await?;
         }
+        if has(configuration::LAYER) {
+            gone += self.apply_retention(bucket, now_micros).await?;
+        }
+        Ok(gone)
+    }
+
+    /// Applies the setting `retention`: at each path the nearest one for its layer, above it or there.
+    async fn apply_retention(&self, bucket: &Bucket, now_micros: u64) -> Result<u64, StoreError> {
         let settings = self.settings.of(&self.kv, bucket).await?;
-        let places = settings.places::<RetentionSetting>("retention");
-        for (at, setting) in &places {
-            let Ok(kept) = Layer::parse(&setting.layer) else { continue };
-            for (path, _) in self.kv.paths(bucket, &kept, at).await? {
-                // A setting further down stands in place of this one.
-                let nearest = places
-                    .iter()
-                    .filter(|(other, o)| o.layer == setting.layer && path.is_within(other))
-                    .max_by_key(|(other, _)| other.depth());
-                if nearest.is_some_and(|(other, _)| other == at) {
+        let mut by_layer: BTreeMap<String, BTreeMap<Path, RetentionSetting>> = BTreeMap::new();
+        for (at, setting) in settings.places::<RetentionSetting>("retention") {
+            by_layer.entry(setting.layer.clone()).or_default().insert(at, setting);
+        }
+        let mut gone = 0;
+        for (kept, places) in by_layer {
+            let Ok(kept) = Layer::parse(&kept) else { continue };
+            // Each path is come upon once: below the highest place that it lies under.
+            let is_highest =
+                |at: &Path| !at.ancestors().skip(1).any(|above| places.contains_key(&above));
+            for at in places.keys().filter(|at| is_highest(at)) {
+                for (path, _) in self.kv.paths(bucket, &kept, at).await? {
+                    let nearest = path.ancestors().find_map(|above| places.get(&above));
+                    let Some(setting) = nearest else { continue };
                     let node = Node::new(bucket.clone(), kept.clone(), path);
                     gone += self.kv.prune(&node, setting.at(now_micros)).await?;
                 }

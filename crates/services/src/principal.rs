@@ -136,7 +136,7 @@ pub async fn from_header(
     address: IpAddr,
 ) -> Result<Arc<Login>, Fault> {
     if let Some(login) = session.known(header, address)
-        && login.proof().still_holds(services).await?
+        && login.still_holds(services).await?
     {
         return Ok(login);
     }

@@ -68,8 +68,12 @@ impl Login {
         &self.proof.caller
     }
 
-    pub(crate) fn proof(&self) -> &Proof {
-        &self.proof
+    /// Whether what proved it is as it was.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn still_holds(&self, services: &Services) -> Result<bool, Fault> {
+        self.proof.still_holds(services).await
     }
 
     /// Whether somebody ended this login: the connection is to be closed.

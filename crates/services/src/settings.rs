@@ -22,12 +22,18 @@ pub struct Known {
 }
 
 /// Every setting, by name.
-pub const KNOWN: [Known; 5] = [
+pub const KNOWN: [Known; 6] = [
     Known {
         name: "cors_origins",
         doc: "Origins that pages may call from: an array of strings such as \
               \"https://example.org\"; without it every origin may.",
         check: |value| value.read::<Vec<String>>().is_ok(),
+    },
+    Known {
+        name: "debug_log",
+        doc: "true: a line in `*logs:debug` for every call, with its method, service, path, caller, \
+              address and outcome; at `/` only.",
+        check: |value| value.read::<bool>().is_ok(),
     },
     Known {
         name: "real_status",

@@ -23,8 +23,8 @@ use wire::names::{Ident, Key, Path};
 use wire::token::{Claims, Grants, IDENTITY_BYTES_MAX};
 
 use crate::{
-    Answer, Call, Closing, Method, Services, access, entries, layer, namespace, path, principal,
-    store_fault, write_fault,
+    Answer, Call, Closing, Method, Services, access, ending, entries, layer, namespace, path,
+    principal, store_fault, write_fault,
 };
 
 /// Revocations in an account's bucket; tokens kept as rows in that of `$sys`.
@@ -34,6 +34,8 @@ pub(crate) const KEYS_LAYER: &str = "*keys";
 const KEYS_PATH: &str = "/token";
 const ROWS_PATH: &str = "/tokens";
 const REVOKED_PATH: &str = "/revoked";
+/// Revocations of tokens whose end is known.
+const REVOKED_UNTIL_PATH: &str = "/revoked-until";
 const SEAL_PURPOSE: &str = "token key";
 /// Lifetime of a token that names none, in seconds.
 const EXPIRE_DEFAULT_S: u64 = 60;
@@ -46,6 +48,8 @@ const GRACE_S: u64 = 300;
 const GRACES_MAX: usize = 200_000;
 /// What a row token starts with; a compact one starts with `A`, its version.
 const ROW_PREFIX: char = 't';
+/// What ends the day in a row token that has an end.
+const ROW_DAY_END: char = '.';
 const MAC_BYTES: usize = 16;
 
 /// The keys that sign tokens, by number; the greatest signs.
@@ -244,7 +248,12 @@ async fn issue(services: &Services, claims: &Claims) -> Result<String, Fault> {
             return Ok(text);
         }
     }
-    let text = format!("{ROW_PREFIX}{}", URL_SAFE_NO_PAD.encode(services.random::<32>()));
+    let random = URL_SAFE_NO_PAD.encode(services.random::<32>());
+    // The day of its end is where a row is found.
+    let text = match claims.expires_s {
+        0 => format!("{ROW_PREFIX}{random}"),
+        end_s => format!("{ROW_PREFIX}{}{ROW_DAY_END}{random}", end_s / ending::DAY_S),
+    };
     let row = Row {
         id: format!("{:016x}", claims.id),
         account: claims.account.to_string(),
@@ -258,7 +267,7 @@ async fn issue(services: &Services, claims: &Claims) -> Result<String, Fault> {
     let value =
         serde_json::to_value(&row).map_err(|e| Fault::with(Code::Internal, e.to_string()))?;
     let write = Write {
-        entry: Node::new(Bucket::sys(), layer(LAYER), path(ROWS_PATH)).entry(row_key(&text)),
+        entry: row_node(&text).entry(row_key(&text)),
         op: Op::Put { value: Json::from(value), keys: Default::default() },
         condition: Condition::Absent,
         who: claims.account.as_str().into(),
@@ -363,8 +372,7 @@ async fn read(services: &Services, text: &str) -> Result<Option<Claims>, Fault> 
         })
         .ok());
     }
-    let node = Node::new(Bucket::sys(), layer(LAYER), path(ROWS_PATH));
-    let head = services.kv.get(&node, &row_key(text)).await.map_err(store_fault)?;
+    let head = services.kv.get(&row_node(text), &row_key(text)).await.map_err(store_fault)?;
     Ok(head.and_then(|head| claims_of_row(&head)))
 }
 
@@ -392,6 +400,17 @@ fn claims_of_row(head: &Head) -> Option<Claims> {
     })
 }
 
+/// The node of a row token's row: that of its last day, or that of those without an end. A text that
+/// no neuron gave may name any day; one that cannot be is that of none.
+fn row_node(text: &str) -> Node {
+    let day = text.strip_prefix(ROW_PREFIX).and_then(|rest| rest.split_once(ROW_DAY_END));
+    let day = day.and_then(|(day, _)| day.parse::<u16>().ok());
+    match day {
+        Some(day) => ending::node(&Bucket::sys(), &layer(LAYER), &path(ROWS_PATH), day.into()),
+        None => Node::new(Bucket::sys(), layer(LAYER), path(ROWS_PATH)),
+    }
+}
+
 /// The key of a row: what is stored does not open anything.
 fn row_key(text: &str) -> Key {
     let hash = digest::digest(&digest::SHA256, text.as_bytes());
@@ -406,16 +425,29 @@ fn who_key(identity: &str) -> Option<Key> {
     Key::parse(&format!("who:{identity}")).ok()
 }
 
-/// The node of revocations that concern a path.
+/// The node of revocations by id of tokens that end at a time; 0 for never, or not known.
+fn revoked_id_node(bucket: &Bucket, end_s: u64) -> Node {
+    let layer = layer(LAYER);
+    match end_s {
+        0 => Node::new(bucket.clone(), layer, path(REVOKED_PATH)),
+        end_s => ending::node(bucket, &layer, &path(REVOKED_UNTIL_PATH), end_s / ending::DAY_S),
+    }
+}
+
+/// The node of revocations of users that concern a path.
 fn revoked_node(bucket: &Bucket, at: &Path) -> Option<Node> {
     let at = path(REVOKED_PATH).join(at.as_str()).ok()?;
     Some(Node::new(bucket.clone(), layer(LAYER), at))
 }
 
 async fn is_revoked(services: &Services, bucket: &Bucket, claims: &Claims) -> Result<bool, Fault> {
-    let root = Path::root();
-    let by_id = revocation(services, bucket, &root, id_key(claims.id)).await?;
-    Ok(by_id.is_some() || is_user_revoked(services, bucket, claims, &root).await?)
+    for end_s in [0, claims.expires_s] {
+        let node = revoked_id_node(bucket, end_s);
+        if services.kv.get(&node, &id_key(claims.id)).await.map_err(store_fault)?.is_some() {
+            return Ok(true);
+        }
+    }
+    is_user_revoked(services, bucket, claims, &Path::root()).await
 }
 
 /// Whether the tokens of a claim's user were revoked at a path after this one was made.
@@ -426,19 +458,10 @@ async fn is_user_revoked(
     at: &Path,
 ) -> Result<bool, Fault> {
     let Some(key) = who_key(&claims.identity) else { return Ok(false) };
-    let revoked = revocation(services, bucket, at, key).await?;
-    Ok(revoked.is_some_and(|revoked| claims.not_before_ms <= revoked.not_before_ms))
-}
-
-async fn revocation(
-    services: &Services,
-    bucket: &Bucket,
-    at: &Path,
-    key: Key,
-) -> Result<Option<Revoked>, Fault> {
-    let Some(node) = revoked_node(bucket, at) else { return Ok(None) };
+    let Some(node) = revoked_node(bucket, at) else { return Ok(false) };
     let head = services.kv.get(&node, &key).await.map_err(store_fault)?;
-    Ok(head.and_then(|head| head.value.read().ok()))
+    let revoked = head.and_then(|head| head.value.read::<Revoked>().ok());
+    Ok(revoked.is_some_and(|revoked| claims.not_before_ms <= revoked.not_before_ms))
 }
 
 /// `DELETE ?id=` (an id or the token itself) or `?k=`: all tokens of an identity, on the path of the
@@ -455,8 +478,9 @@ async fn revoke(services: &Services, call: &Call<'_>) -> Result<Answer, Fault> {
         let (id, until_s) = match known {
             Some(claims) if own(&claims) => {
                 if text.starts_with(ROW_PREFIX) {
-                    let node = Node::new(Bucket::sys(), layer(LAYER), path(ROWS_PATH));
-                    entries::delete_keys(services, call, &node, &[row_key(&text)]).await?;
+                    // A deletion of it would stay for ever, and tell nothing.
+                    let entry = row_node(&text).entry(row_key(&text));
+                    services.kv.erase(&entry).await.map_err(store_fault)?;
                 }
                 (claims.id, claims.expires_s)
             }
@@ -478,7 +502,8 @@ async fn revoke(services: &Services, call: &Call<'_>) -> Result<Answer, Fault> {
     let key = who_key(&identity).ok_or(Code::BadName)?;
     // For good: a token without an end may be among them.
     let row = Revoked { not_before_ms: now_ms, until_s: 0 };
-    put_revocation(services, bucket, &call.path, key, row, &call.caller.who).await?;
+    let node = revoked_node(bucket, &call.path).ok_or(Code::BadSegment)?;
+    put_revocation(services, &node, key, row, &call.caller.who).await?;
     let name = percent_encode(&identity);
     services.rooms.close(bucket, Closing::Revoked, &|socket| {
         socket.name == name && (call.path.is_root() || socket.is_on(&call.path))
@@ -499,18 +524,16 @@ pub async fn revoke_id(
 ) -> Result<(), Fault> {
     services.graces.forget(id);
     let row = Revoked { not_before_ms: 0, until_s };
-    put_revocation(services, bucket, &Path::root(), id_key(id), row, who).await
+    put_revocation(services, &revoked_id_node(bucket, until_s), id_key(id), row, who).await
 }
 
 async fn put_revocation(
     services: &Services,
-    bucket: &Bucket,
-    at: &Path,
+    node: &Node,
     key: Key,
     row: Revoked,
     who: &std::sync::Arc<str>,
 ) -> Result<(), Fault> {
-    let node = revoked_node(bucket, at).ok_or(Code::BadSegment)?;
     let value =
         serde_json::to_value(&row).map_err(|e| Fault::with(Code::Internal, e.to_string()))?;
     let write = Write {
@@ -579,18 +602,10 @@ pub(crate) async fn forget_expired(
     services: &Services,
     bucket: &Bucket,
 ) -> Result<u64, StoreError> {
-    let now_s = services.now_s();
+    let layer = layer(LAYER);
     let mut gone = 0;
-    for (at, _) in services.kv.paths(bucket, &layer(LAYER), &Path::root()).await? {
-        let node = Node::new(bucket.clone(), layer(LAYER), at);
-        for key in services.kv.keys(&node).await? {
-            let Some(head) = services.kv.get(&node, &key).await? else { continue };
-            let end = head.value.member("until_s").or(head.value.member("expires_s"));
-            let over_s = end.and_then(|end| end.read::<u64>().ok()).unwrap_or(0);
-            if over_s != 0 && over_s + GRACE_S < now_s {
-                gone += u64::from(services.kv.erase(&node.entry(key)).await?);
-            }
-        }
+    for base in [ROWS_PATH, REVOKED_UNTIL_PATH] {
+        gone += ending::forget(services, bucket, &layer, &path(base), GRACE_S).await?;
     }
     Ok(gone)
 }

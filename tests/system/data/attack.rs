@@ -318,11 +318,49 @@ fn guessing_is_stopped_at_the_address_that_guesses_and_nowhere_else() -> Result<
     Ok(())
 }
 
+/// Guesses that were made at the same time used to be counted when all of them had been looked at.
+#[test]
+fn guesses_at_the_same_time_are_as_few_as_those_one_after_another() -> Result<()> {
+    /// Failures of an address at an account, and how long until it may make another.
+    const GUESSES_MAX: usize = 10;
+    const ANOTHER_AFTER: Duration = Duration::from_secs(6);
+    let neuron = shared()?;
+    let victim = Account::new(&neuron)?;
+    v(victim.put("/_acc/users/admins", json!({ "k": "ann", "v": { "password": "password" } })))?;
+    let guess = |at: usize| {
+        let caller = victim.with(format!("{}:ann#guess{at}", victim.name));
+        caller.request("GET", "/_data").from_address("127.0.0.73").send()
+    };
+    let guess = &guess;
+    let begun = Instant::now();
+    let answers = std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..40).map(|at| scope.spawn(move || guess(at))).collect();
+        threads.into_iter().filter_map(|thread| thread.join().ok()).collect::<Result<Vec<_>>>()
+    })?;
+    let refilled = begun.elapsed().div_duration_f64(ANOTHER_AFTER) as usize;
+    let mut looked_at = 0;
+    for answer in &answers {
+        match answer.status {
+            429 => {}
+            _ => {
+                assert_eq!(word(answer.json())?, "unauthorized");
+                looked_at += 1;
+            }
+        }
+    }
+    assert_eq!(answers.len(), 40);
+    assert!((GUESSES_MAX..=GUESSES_MAX + refilled).contains(&looked_at), "{looked_at} looked at");
+    Ok(())
+}
+
 #[test]
 fn no_secret_is_in_the_log_the_store_or_an_answer() -> Result<()> {
     let mut neuron = Neuron::start_with(&[("GANGLION_LOG__LEVEL", "trace")], &[])?;
     let sys = Caller::sys(&neuron);
     let top = Account::new(&neuron)?;
+    for caller in [&sys, &top.caller] {
+        v(caller.put("/_conf", json!({ "k": "debug_log", "v": true })))?;
+    }
     let details = json!({ "email": "lily@example.org", "password": "lily-password-1", "secret": "lily-secret-2" });
     v(top.put("/_acc/accounts", json!({ "k": "lily", "v": details })))?;
     v(top.post(

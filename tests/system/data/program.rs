@@ -143,6 +143,79 @@ fn a_second_neuron_on_the_same_data_or_port_fails_and_says_so() -> Result<()> {
 }
 
 #[test]
+fn a_secret_that_credentials_could_not_carry_refuses_to_start() -> Result<()> {
+    let home = TempDir::new()?;
+    let (config, secret) = (home.path().join("ganglion.toml"), home.path().join("secret"));
+    std::fs::write(
+        &config,
+        format!(
+            "[neuron]\nsys_secret_file = {secret:?}\n[listen]\nhttp = [\"127.0.0.1:0\"]\n\
+             admin = [\"127.0.0.1:0\"]\n"
+        ),
+    )?;
+    let (config, data) =
+        (config.display().to_string(), home.path().join("data").display().to_string());
+    for (text, hint) in
+        [("", "empty"), (" \n", "empty"), ("a#b", "hold `#`"), ("!a\n", "start with `!`")]
+    {
+        std::fs::write(&secret, text)?;
+        // A neuron that started would run until it is stopped.
+        let output = Command::new("timeout")
+            .arg("10")
+            .arg(program()?)
+            .args(["serve", "--config", &config, "--data-dir", &data])
+            .output()?;
+        let said = complaint(output).with_context(|| format!("{text:?}"))?;
+        assert!(said.contains("`$sys`") && said.contains(hint), "{text:?}: {said}");
+    }
+    std::fs::remove_file(&secret)?;
+    let serve = ["serve", "--config", &config, "--data-dir", &data];
+    let said = complaint(verb(home.path(), &serve, &[])?)?;
+    assert!(said.contains("sys_secret_file"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn a_development_neuron_listens_on_loopback_whatever_is_configured() -> Result<()> {
+    let everywhere = "[\"0.0.0.0:0\"]";
+    let settings = [
+        ("GANGLION_LISTEN__HTTP", everywhere),
+        ("GANGLION_LISTEN__HTTPS", everywhere),
+        ("GANGLION_TLS__SELF_SIGNED", "true"),
+    ];
+    let neuron = Neuron::start_with(&settings, &[])?;
+    for kind in ["http", "https", "admin"] {
+        let address: std::net::SocketAddr = neuron.address(kind)?.parse()?;
+        assert!(address.ip().is_loopback(), "{kind}: {address}");
+    }
+    let home = TempDir::new()?;
+    let said = complaint(verb(home.path(), &["serve", "--dev", "--listen", "0.0.0.0:0"], &[])?)?;
+    assert!(said.contains("0.0.0.0"), "{said}");
+    Ok(())
+}
+
+#[test]
+fn what_a_neuron_keeps_is_its_owners_alone() -> Result<()> {
+    use std::os::unix::fs::{FileTypeExt as _, PermissionsExt as _};
+    let neuron = Neuron::start()?;
+    let data_dir = neuron.data_dir();
+    let mode = |path: &Path| -> Result<u32> {
+        Ok(std::fs::symlink_metadata(path)?.permissions().mode() & 0o777)
+    };
+    assert_eq!(mode(&data_dir)?, 0o700);
+    let mut kept = Vec::new();
+    for entry in std::fs::read_dir(&data_dir)? {
+        let entry = entry?;
+        assert_eq!(mode(&entry.path())?, 0o600, "{}", entry.path().display());
+        kept.push(entry.file_name().to_string_lossy().into_owned());
+    }
+    kept.sort();
+    assert_eq!(kept, ["cluster.key", "control.sock", "dev.json", "ganglion.redb"]);
+    assert!(std::fs::symlink_metadata(data_dir.join("control.sock"))?.file_type().is_socket());
+    Ok(())
+}
+
+#[test]
 fn the_configuration_is_checked_explained_and_printed() -> Result<()> {
     let home = TempDir::new()?;
     let home = home.path();

@@ -6,6 +6,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use tests::curl::Request;
+use tests::neuron::Neuron;
 use tests::socket::Client;
 
 use super::{Account, Caller, connect, join, shared, until, v, word};
@@ -530,6 +531,14 @@ fn slashes_collapse_and_an_escaped_one_is_a_slash() -> Result<()> {
         assert_eq!(v(top.get(path))?, json!(["a"]), "{path}");
     }
     assert_eq!(v(top.get("/_ds?a=paths&l=*data"))?, json!(["/my/voice demo"]));
+    // An escape makes no other URL of it, in the service's name neither.
+    v(top.put("/%5Fdata/%73p", json!({ "k": "escaped", "v": 1 })))?;
+    assert_eq!(v(top.get("/_%64ata/sp?k=escaped"))?, 1);
+    let list = Request::new("GET", format!("{}/%77sList", top.url)).send()?;
+    assert_eq!(list.json()?["s"], 200);
+    for path in ["/%5F%5Fdata", "/%5Fda", "/%5", "/%zzdata"] {
+        assert_eq!(top.request("GET", path).send()?.status, 404, "{path}");
+    }
     Ok(())
 }
 
@@ -685,7 +694,24 @@ fn an_account_can_list_the_origins_that_may_call() -> Result<()> {
     v(mine.json())?;
     let other = top.request("GET", "/_data").header("origin: https://other.example").send()?;
     assert_eq!(word(other.json())?, "not_allowed");
+    assert_eq!(other.header("access-control-allow-origin"), None, "its page may not read that");
     v(top.get("/_data"))?;
+    let unread = top.request("PUT", "/_data").header("origin: https://mine.example").body("{");
+    let unread = unread.send()?;
+    assert_eq!(unread.header("access-control-allow-origin"), Some("https://mine.example"));
+    assert_eq!(word(unread.json())?, "bad_request");
+
+    // The old routes are the same account's.
+    let domains = |origin: &str| {
+        let who = format!("ident={}&secret={}", top.name, top.secret);
+        Request::new("GET", format!("{}/domain?{who}", top.url)).header(origin).send()
+    };
+    let mine = domains("origin: https://mine.example")?;
+    assert_eq!(mine.header("access-control-allow-origin"), Some("https://mine.example"));
+    assert_eq!(mine.json()?["s"], 200);
+    let other = domains("origin: https://other.example")?;
+    assert_eq!(other.header("access-control-allow-origin"), None);
+    assert_eq!(other.json()?["e"], "not_allowed");
     Ok(())
 }
 
@@ -852,6 +878,39 @@ fn accounts_are_checked_and_merged() -> Result<()> {
     Ok(())
 }
 
+/// An account could be made with a row so large that no change of it was taken, its end included.
+#[test]
+fn a_row_has_a_bounded_number_of_fields_and_bytes() -> Result<()> {
+    const FIELDS_MAX: usize = 64;
+    const ROW_BYTES_MAX: usize = 64 << 10;
+    // What the row of an account and of an admin holds beside the fields that are given here.
+    for (path, own, given) in [
+        ("/_acc/accounts", 12, json!({ "email": "lily@example.org" })),
+        ("/_acc/users/admins", 2, json!({ "password": "password", "role": "admin" })),
+    ] {
+        let top = account()?;
+        let with = |count: usize, bytes: usize| {
+            let mut details = given.clone();
+            for at in 0..count {
+                details[format!("field{at}")] = json!("x".repeat(bytes));
+            }
+            json!({ "k": "lily", "v": details })
+        };
+        let room = FIELDS_MAX - own;
+        let refused = "require_account_details";
+        assert_eq!(word(top.put(path, with(room + 1, 1)))?, refused, "{path}: a field too many");
+        assert_eq!(word(top.put(path, with(1, ROW_BYTES_MAX)))?, refused, "{path}: too many bytes");
+        v(top.put(path, with(room, 1)))?;
+        v(top.post(path, json!({ "k": "lily", "v": { "field0": "other" } })))?;
+        let more = json!({ "k": "lily", "v": { "more": 1 } });
+        assert_eq!(word(top.post(path, more))?, refused, "{path}: merged");
+        let longer = json!({ "k": "lily", "v": { "field0": "x".repeat(ROW_BYTES_MAX) } });
+        assert_eq!(word(top.post(path, longer))?, refused, "{path}: merged");
+        assert_eq!(v(top.delete(&format!("{path}?k=lily")))?, 1, "{path}");
+    }
+    Ok(())
+}
+
 #[test]
 fn admins_are_made_listed_changed_and_removed() -> Result<()> {
     let top = account()?;
@@ -897,6 +956,39 @@ fn figures_of_nothing_are_an_empty_list() -> Result<()> {
 }
 
 // §1.8.
+
+#[test]
+fn an_old_client_that_asks_for_a_safe_url_is_given_one() -> Result<()> {
+    let neuron = shared()?;
+    let authority = neuron.address("http")?;
+    let safe = format!("wss://{authority}/ws");
+    let as_it_came = format!("ws://{authority}/ws");
+    for (query, form, expected) in [
+        ("", "", &as_it_came),
+        ("?secure=1", "", &safe),
+        ("?secure=True", "", &safe),
+        ("?secure=0", "", &as_it_came),
+        ("", "secure=1", &safe),
+        ("", r#"{"secure":1}"#, &safe),
+        ("", r#"{"secure":"True"}"#, &safe),
+    ] {
+        for route in ["/signal/list", "/wsList"] {
+            let url = format!("{}{route}{query}", neuron.url());
+            let request = Request::new(if form.is_empty() { "GET" } else { "POST" }, url);
+            let request = if form.is_empty() { request } else { request.body(form) };
+            let answer = request.send()?.json()?;
+            assert_eq!(answer["d"]["value"], *expected, "{route}{query} {form}: {answer}");
+        }
+    }
+    let urls = r#"["ws://plain.example/ws","wss://safe.example/ws"]"#;
+    let neuron = Neuron::start_with(&[("GANGLION_SIGNAL__URLS", urls)], &[])?;
+    for (query, expected) in [("", "ws://plain.example/ws"), ("?secure=1", "wss://safe.example/ws")]
+    {
+        let url = format!("{}/signal/list{query}", neuron.url());
+        assert_eq!(Request::new("GET", url).send()?.json()?["d"]["value"], expected, "{query}");
+    }
+    Ok(())
+}
 
 #[test]
 fn the_legacy_routes_serve_a_whole_visit() -> Result<()> {
@@ -1089,5 +1181,34 @@ fn a_write_can_ask_to_be_the_first() -> Result<()> {
     assert_eq!(first(1)?.json()?["v"], 1);
     assert_eq!(first(2)?.json()?["v"], "key_exists");
     assert_eq!(v(top.get("/_data/p?k=new"))?, 1);
+    Ok(())
+}
+
+#[test]
+fn an_answer_has_a_bounded_number_of_bytes() -> Result<()> {
+    /// Bytes of values in one answer of a series, and of one value here.
+    const ANSWER_BYTES_MAX: usize = 16 << 20;
+    const VALUE_BYTES: usize = 1_000_000;
+    const FIT: usize = ANSWER_BYTES_MAX / VALUE_BYTES;
+    let top = account()?;
+    let body = json!({ "k": "a", "v": "x".repeat(VALUE_BYTES - 2) }).to_string();
+    let put = || top.request("PUT", "/_data/p").body(body.clone()).send()?.json();
+    for _ in 0..FIT {
+        v(put())?;
+    }
+    let rows = v(top.get("/_data/p?k=a&time_series=1"))?;
+    assert_eq!(rows.as_array().map(Vec::len), Some(FIT));
+    v(put())?;
+    assert_eq!(word(top.get("/_data/p?k=a&time_series=1"))?, "too_large");
+    let rows = v(top.get("/_data/p?k=a&time_series=1&limit=2"))?;
+    assert_eq!(rows.as_array().map(Vec::len), Some(2), "a page of it is had");
+
+    // The feed goes on where an answer of it ends.
+    v(put())?;
+    let first = v(top.get("/_ds?a=changes&limit=1000"))?;
+    assert_eq!(first["changes"].as_array().map(Vec::len), Some(FIT + 1));
+    assert_eq!(first["last_seq"], FIT + 2);
+    let rest = v(top.get(&format!("/_ds?a=changes&limit=1000&since={}", FIT + 1)))?;
+    assert_eq!(rest["changes"].as_array().map(Vec::len), Some(1));
     Ok(())
 }

@@ -1,5 +1,6 @@
 //! Derived caches: what is compiled from a layer is never older than an acknowledged write.
 
+use std::cell::RefCell;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
@@ -80,6 +81,55 @@ fn what_is_compiled_is_what_is_there() {
         }
         Ok(())
     });
+}
+
+thread_local! {
+    /// What is done between the reading of rows and the use of what was compiled from them.
+    static MEANWHILE: RefCell<Option<Box<dyn FnMut()>>> = const { RefCell::new(None) };
+}
+
+fn compile_meanwhile(rows: &[(Path, Arc<Head>)]) -> Compiled {
+    let meanwhile = MEANWHILE.with_borrow_mut(Option::take);
+    if let Some(mut act) = meanwhile {
+        act();
+        MEANWHILE.set(Some(act));
+    }
+    compile(rows)
+}
+
+/// A cache of a store into which `account<of>` writes whenever a form is compiled; with how often
+/// that was.
+fn disturbed(of: usize) -> (Arc<Kv4>, Arc<Derived<Compiled>>, Arc<AtomicU64>) {
+    let kv = kv();
+    let cache = Derived::new(&kv, Layer::parse("*data").unwrap(), compile_meanwhile);
+    let compilations = Arc::new(AtomicU64::new(0));
+    let (writing, counted) = (kv.clone(), compilations.clone());
+    MEANWHILE.set(Some(Box::new(move || {
+        assert!(counted.fetch_add(1, SeqCst) < 10, "compiled again and again");
+        now(writing.write(write(&node(of, 0).entry(key(0)), Some(10), Default::default())))
+            .unwrap();
+    })));
+    (kv, cache, compilations)
+}
+
+/// A reader used to begin again whenever anybody wrote meanwhile, for ever under steady writes.
+#[test]
+fn others_writes_do_not_keep_a_reader_waiting() {
+    let (kv, cache, compilations) = disturbed(1);
+    now(kv.write(write(&node(0, 0).entry(key(0)), Some(10), Default::default()))).unwrap();
+    assert_eq!(now(cache.of(&kv, &bucket(0))).unwrap().len(), 1);
+    assert_eq!(compilations.load(SeqCst), 1);
+}
+
+#[test]
+fn what_was_read_before_a_write_is_not_kept_after_it() {
+    let (kv, cache, _) = disturbed(0);
+    let shown = || now(cache.of(&kv, &bucket(0))).unwrap().values().next().copied();
+    assert_eq!(shown(), None, "the write came after the rows were read");
+    assert_eq!(shown(), Some(1));
+    assert_eq!(shown(), Some(2));
+    MEANWHILE.set(None);
+    assert_eq!(shown(), Some(3));
 }
 
 /// Readers of a cache beside a writer: a form that is asked for after an acknowledgement has it.

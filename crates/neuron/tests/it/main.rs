@@ -1,0 +1,266 @@
+//! A neuron's control side over the embedded engine, on a disk in memory that can fail and under a
+//! clock that is set: what cannot be brought about, or would take hours, over HTTP.
+
+// A test that cannot go on fails here and now.
+#![allow(clippy::unwrap_used)]
+
+mod flush;
+mod listing;
+mod retention;
+mod writing;
+
+use std::io;
+use std::net::{IpAddr, Ipv4Addr};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
+use std::time::Duration;
+
+use base64::Engine as _;
+use kv4::store::BoxFuture;
+use kv4::view::Limits;
+use kv4::{Bucket, Kv4};
+use neuron::Neuron;
+use neuron::requests::{Admission, Payer, Refused, Request};
+use neuron::sockets::{Outbox, Switchboard};
+use redb::StorageBackend;
+use redb::backends::InMemoryBackend;
+use serde_json::{Value, json};
+use services::secrets::{self, Sealer};
+use services::sessions::Session;
+use services::statistics::Statistics;
+use services::{Clock, Identity, Parts, Passwords, Rng};
+use store::embedded::{EmbeddedStore, Options};
+use tokio::sync::Semaphore;
+use wire::names::{Ident, Key};
+
+const SYS: &str = "$sys:sys-secret";
+/// A Friday in 2026, in seconds since 1970.
+const BEGINNING_S: u64 = 1_767_225_600;
+/// A node with more bytes than this is read from the store.
+const NODE_BYTES_MAX: usize = 64 << 10;
+
+/// A neuron and its world.
+struct Stage {
+    neuron: Neuron,
+    clock: Arc<SetClock>,
+    disk: Disk,
+    /// Passwords that may be hashed.
+    hashes: Arc<Semaphore>,
+}
+
+impl Stage {
+    async fn new() -> Stage {
+        let disk = Disk::default();
+        let store = EmbeddedStore::open_on(disk.clone(), Options::default()).unwrap();
+        let clock = Arc::new(SetClock(AtomicU64::new(BEGINNING_S * 1_000_000)));
+        let stats = Arc::new(Statistics::default());
+        let hashes = Arc::new(Semaphore::new(1));
+        let rooms = Arc::new(Switchboard::new(
+            "test_neuron",
+            Key::parse("host:neuron").unwrap(),
+            signal::Limits::default(),
+            Arc::new(Nowhere),
+            stats.clone(),
+            clock.clone(),
+        ));
+        let identity = Identity {
+            cluster: "test".to_owned(),
+            host: "host".to_owned(),
+            neuron: "neuron".to_owned(),
+            number: store.incarnation(),
+            signal_urls: Vec::new(),
+        };
+        let views = Limits { bytes_max: 64 << 20, node_bytes_max: NODE_BYTES_MAX, idle_s: 600 };
+        let parts = Parts {
+            kv: Kv4::new(Arc::new(store), views),
+            clock: clock.clone(),
+            rng: Arc::new(SystemRng),
+            passwords: Arc::new(Hashing(hashes.clone())),
+            rooms: rooms.clone(),
+            identity,
+            sealer: Sealer::new(&[7; 32]),
+            stats,
+            sys_secret: "sys-secret".to_owned(),
+        };
+        let neuron = Neuron::new(parts, rooms);
+        neuron.services.load_keys().await.unwrap();
+        Stage { neuron, clock, disk, hashes }
+    }
+
+    /// A call with credentials; its envelope.
+    async fn call(&self, credentials: &str, method: &str, target: &str, body: Value) -> Value {
+        self.call_once(credentials, method, target, body, None).await
+    }
+
+    /// The same with an idempotency key.
+    async fn call_once(
+        &self,
+        credentials: &str,
+        method: &str,
+        target: &str,
+        body: Value,
+        idempotency_key: Option<&str>,
+    ) -> Value {
+        self.send(credentials, method, target, body, idempotency_key, &Everybody).await
+    }
+
+    async fn send(
+        &self,
+        credentials: &str,
+        method: &str,
+        target: &str,
+        body: Value,
+        idempotency_key: Option<&str>,
+        admission: &impl Admission,
+    ) -> Value {
+        let basic = base64::engine::general_purpose::STANDARD.encode(credentials);
+        let authorization = format!("Basic {basic}");
+        let (path, query) = target.split_once('?').unwrap_or((target, ""));
+        let body = if body.is_null() { String::new() } else { body.to_string() };
+        let request = Request {
+            method,
+            path,
+            query,
+            authorization: Some(&authorization),
+            accept: None,
+            origin: None,
+            if_match: None,
+            if_none_match: None,
+            idempotency_key,
+            authority: "localhost",
+            is_tls: false,
+            address: IpAddr::V4(Ipv4Addr::LOCALHOST),
+            session: &Session::default(),
+            body: body.as_bytes(),
+        };
+        let response = self.neuron.request(&request, admission).await.expect("a path of the API");
+        serde_json::from_str(&response.body).unwrap()
+    }
+
+    /// A call that must succeed; its `v`.
+    async fn ok(&self, credentials: &str, method: &str, target: &str, body: Value) -> Value {
+        let mut answer = self.call(credentials, method, target, body).await;
+        assert_eq!(answer["s"], "ok", "{method} {target}: {answer}");
+        answer["v"].take()
+    }
+
+    /// Makes a top account; its credentials and bucket.
+    async fn account(&self, name: &str) -> (String, Bucket) {
+        let body = json!({ "k": name, "v": { "email": format!("{name}@example.org") } });
+        let made = self.ok(SYS, "PUT", "/_acc/accounts", body).await;
+        let bucket = Bucket::account(&Ident::parse(name).unwrap(), None).unwrap();
+        (format!("{name}:{}", made["secret"].as_str().unwrap()), bucket)
+    }
+}
+
+/// A clock that stands still until it is set.
+struct SetClock(AtomicU64);
+
+impl SetClock {
+    fn advance_s(&self, seconds: u64) {
+        self.0.fetch_add(seconds * 1_000_000, SeqCst);
+    }
+}
+
+impl Clock for SetClock {
+    /// Every look is a µs later than the one before.
+    fn now_micros(&self) -> u64 {
+        self.0.fetch_add(1, SeqCst)
+    }
+
+    /// Short, however long it is by this clock.
+    fn sleep(&self, _: Duration) -> BoxFuture<'static, ()> {
+        Box::pin(tokio::time::sleep(Duration::from_millis(1)))
+    }
+}
+
+struct SystemRng;
+
+impl Rng for SystemRng {
+    fn fill(&self, bytes: &mut [u8]) {
+        aws_lc_rs::rand::fill(bytes).unwrap();
+    }
+}
+
+/// Hashes where it is asked, when it may.
+struct Hashing(Arc<Semaphore>);
+
+impl Passwords for Hashing {
+    fn hash(&self, password: String) -> BoxFuture<'_, Option<String>> {
+        Box::pin(async move {
+            let _turn = self.0.acquire().await.ok()?;
+            Some(secrets::hash_chosen(&password, [3; 16]))
+        })
+    }
+
+    fn verify(&self, password: String, hash: String) -> BoxFuture<'_, Option<bool>> {
+        Box::pin(async move { Some(secrets::verify_chosen(&password, &hash)) })
+    }
+}
+
+/// Nobody has a socket here.
+struct Nowhere;
+
+impl Outbox for Nowhere {
+    fn deliver(&self, _: signal::Output) {}
+}
+
+/// A request's turn is when somebody says so.
+struct Held<'a>(&'a tokio::sync::Notify);
+
+impl Admission for Held<'_> {
+    type Turn = ();
+
+    async fn turn(&self, _: Payer, _: bool) -> Result<(), Refused> {
+        self.0.notified().await;
+        Ok(())
+    }
+}
+
+/// Everybody's turn is now.
+struct Everybody;
+
+impl Admission for Everybody {
+    type Turn = ();
+
+    async fn turn(&self, _: Payer, _: bool) -> Result<(), Refused> {
+        Ok(())
+    }
+}
+
+/// A disk in memory that refuses writes while it is full; all clones are one disk.
+#[derive(Clone, Debug, Default)]
+struct Disk(Arc<(InMemoryBackend, AtomicBool)>);
+
+impl Disk {
+    fn set_full(&self, is_full: bool) {
+        self.0.1.store(is_full, SeqCst);
+    }
+
+    fn room(&self) -> io::Result<&InMemoryBackend> {
+        let (memory, is_full) = &*self.0;
+        if is_full.load(SeqCst) { Err(io::ErrorKind::StorageFull.into()) } else { Ok(memory) }
+    }
+}
+
+impl StorageBackend for Disk {
+    fn len(&self) -> io::Result<u64> {
+        self.0.0.len()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.0.0.read(offset, out)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.room()?.set_len(len)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.room()?.sync_data()
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.room()?.write(offset, data)
+    }
+}
