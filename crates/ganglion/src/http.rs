@@ -6,6 +6,7 @@ use std::convert::Infallible;
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::task::Poll;
 
 use bytes::Bytes;
 use http::header::{self, HeaderName, HeaderValue};
@@ -135,21 +136,39 @@ where
     // hyper's own limit begins with a connection's first byte, and this one may never come.
     let beginning = tokio::time::sleep(header_time);
     let mut beginning = std::pin::pin!(beginning);
-    loop {
-        tokio::select! {
-            done = connection.spender.metered(serving.as_mut()) => return log_end(peer, done),
-            () = beginning.as_mut(), if !beginning.is_elapsed() => {
-                if !connection.has_begun.load(Ordering::Relaxed) {
-                    tracing::debug!(%peer, "no request came");
-                    return;
-                }
-            }
-            () = lifecycle.stopping() => {
-                serving.as_mut().graceful_shutdown();
-                return log_end(peer, serving.await);
-            }
+    let mut stopping = std::pin::pin!(lifecycle.stopping());
+    let mut hears_stop = false;
+    // Not `select!`: what seldom happens is not asked for at every request.
+    let ended = std::future::poll_fn(|context| {
+        if let Poll::Ready(done) = serving.as_mut().poll(context) {
+            return Poll::Ready(End::Done(done));
+        }
+        if !connection.has_begun.load(Ordering::Relaxed)
+            && beginning.as_mut().poll(context).is_ready()
+        {
+            return Poll::Ready(End::NeverBegun);
+        }
+        // Once is enough to be woken: a task's waker stays the same.
+        if !std::mem::replace(&mut hears_stop, true) || lifecycle.is_stopping() {
+            return stopping.as_mut().poll(context).map(|()| End::Stopping);
+        }
+        Poll::Pending
+    });
+    match connection.spender.metered(ended).await {
+        End::Done(done) => log_end(peer, done),
+        End::NeverBegun => tracing::debug!(%peer, "no request came"),
+        End::Stopping => {
+            serving.as_mut().graceful_shutdown();
+            log_end(peer, serving.await);
         }
     }
+}
+
+/// How the serving of a connection comes to an end.
+enum End {
+    Done(Result<(), Box<dyn std::error::Error + Send + Sync>>),
+    NeverBegun,
+    Stopping,
 }
 
 fn log_end(peer: IpAddr, done: Result<(), Box<dyn std::error::Error + Send + Sync>>) {
@@ -242,26 +261,39 @@ impl Connection {
         body: &[u8],
         address: IpAddr,
     ) -> HttpResponse {
-        let text = |name: HeaderName| parts.headers.get(name).and_then(|v| v.to_str().ok());
-        let authority = text(header::HOST)
-            .or_else(|| parts.uri.authority().map(http::uri::Authority::as_str))
-            .unwrap_or("localhost");
-        let request = requests::Request {
+        let mut request = requests::Request {
             method: parts.method.as_str(),
             path: parts.uri.path(),
             query: parts.uri.query().unwrap_or(""),
-            authorization: text(header::AUTHORIZATION),
-            accept: text(header::ACCEPT),
-            origin: text(header::ORIGIN),
-            if_match: text(header::IF_MATCH),
-            if_none_match: text(header::IF_NONE_MATCH),
-            idempotency_key: text(IDEMPOTENCY_KEY),
-            authority,
+            authorization: None,
+            accept: None,
+            origin: None,
+            if_match: None,
+            if_none_match: None,
+            idempotency_key: None,
+            authority: parts.uri.authority().map_or("localhost", http::uri::Authority::as_str),
             is_tls: self.is_safe(&parts.headers),
             address,
             session: &self.session,
             body,
         };
+        let mut host = None;
+        // A few headers are passed once, which is less than to look seven of them up.
+        for (name, value) in &parts.headers {
+            let wanted = match *name {
+                header::HOST => &mut host,
+                header::AUTHORIZATION => &mut request.authorization,
+                header::ACCEPT => &mut request.accept,
+                header::ORIGIN => &mut request.origin,
+                header::IF_MATCH => &mut request.if_match,
+                header::IF_NONE_MATCH => &mut request.if_none_match,
+                _ if *name == IDEMPOTENCY_KEY => &mut request.idempotency_key,
+                _ => continue,
+            };
+            // The first of equal names stands.
+            *wanted = wanted.or(value.to_str().ok());
+        }
+        request.authority = host.unwrap_or(request.authority);
         let Some(response) = self.shared.neuron.request(&request, &self.spender).await else {
             return self.other(&parts.method, request.path, address).await;
         };
@@ -482,5 +514,8 @@ fn faulted(fault: &Fault, status: StatusCode, wants_problem: bool) -> HttpRespon
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));
     headers.insert(header::ACCESS_CONTROL_ALLOW_ORIGIN, HeaderValue::from_static("*"));
+    if let Some(seconds) = fault.retry_after_s {
+        headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
+    }
     response
 }

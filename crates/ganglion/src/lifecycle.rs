@@ -10,6 +10,8 @@ use tokio::sync::watch;
 pub(crate) struct Lifecycle {
     ready: AtomicBool,
     draining: AtomicBool,
+    /// What `stop` tells, for those who look at every request.
+    stopping: AtomicBool,
     busy: AtomicUsize,
     /// The store's last error, while it cannot take writes.
     store_error: Mutex<Option<String>>,
@@ -25,6 +27,7 @@ impl Lifecycle {
         Arc::new(Lifecycle {
             ready: AtomicBool::new(false),
             draining: AtomicBool::new(false),
+            stopping: AtomicBool::new(false),
             busy: AtomicUsize::new(0),
             store_error: Mutex::default(),
             disk_free: AtomicU64::new(0),
@@ -48,12 +51,17 @@ impl Lifecycle {
     }
 
     pub(crate) fn is_draining(&self) -> bool {
-        self.draining.load(Ordering::Relaxed) || *self.stop.borrow()
+        self.draining.load(Ordering::Relaxed) || self.is_stopping()
     }
 
     /// Ends keep-alive connections and sockets.
     pub(crate) fn stop(&self) {
+        self.stopping.store(true, Ordering::Relaxed);
         self.stop.send_replace(true);
+    }
+
+    pub(crate) fn is_stopping(&self) -> bool {
+        self.stopping.load(Ordering::Relaxed)
     }
 
     /// Finishes once the process is to stop.

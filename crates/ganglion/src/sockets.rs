@@ -196,7 +196,7 @@ pub(crate) async fn upgrade(
     };
     let asked = request.uri().query().and_then(|query| {
         let params = wire::params::Params::read(query, b"").ok()?;
-        params.text("path")
+        Some(params.text("path")?.into_owned())
     });
     let admitted = admit(shared, &token, asked.as_deref(), address).await;
     let upgraded = hyper::upgrade::on(&mut request);

@@ -1,4 +1,4 @@
-//! A cache compiled from one layer of each bucket: rules, settings.
+//! What is kept of one layer of each bucket, and when it is no longer so: rules, settings, accounts.
 //!
 //! Compiled on first use from every live entry of the layer, forgotten when a commit touches that
 //! layer in that bucket. Meant for layers that are read on every request and seldom written.
@@ -95,6 +95,41 @@ impl<T: Send + Sync + std::fmt::Debug + 'static> Listener for Derived<T> {
                 Event::Dropped(bucket) => self.forget(bucket),
                 Event::Changed(_) | Event::Erased(_) => {}
             }
+        }
+    }
+}
+
+/// Counts the commits that touched one layer, in any bucket: what was read of it after a count was
+/// taken is still so while the count is the same.
+#[derive(Debug)]
+pub struct Changes {
+    layer: Layer,
+    count: AtomicU64,
+}
+
+impl Changes {
+    /// Begins to count the changes of `layer`.
+    pub fn new(kv: &Kv4, layer: Layer) -> Arc<Changes> {
+        let changes = Arc::new(Changes { layer, count: AtomicU64::new(0) });
+        kv.on_commit(changes.clone());
+        changes
+    }
+
+    /// A commit has raised it before its writer is told.
+    pub fn count(&self) -> u64 {
+        self.count.load(Ordering::SeqCst)
+    }
+}
+
+impl Listener for Changes {
+    fn committed(&self, events: &[Event]) {
+        let touches = |event: &Event| match event {
+            Event::Changed(change) => change.entry.node.layer == self.layer,
+            Event::Erased(entry) => entry.node.layer == self.layer,
+            Event::Dropped(_) => true,
+        };
+        if events.iter().any(touches) {
+            self.count.fetch_add(1, Ordering::SeqCst);
         }
     }
 }

@@ -490,7 +490,7 @@ async fn legacy_request(
         Err(fault) => {
             let status = if fault.code.is_always_real() { fault.code.status() } else { 200 };
             let mut response = Response::new(status, Some(JSON), envelope::legacy_error(&fault));
-            response.retry_after_s = retry_after_s(&fault);
+            response.retry_after_s = fault.retry_after_s;
             response
         }
     };
@@ -523,17 +523,9 @@ fn refuse(fault: &Fault, real_status: bool) -> Response {
         let status = if fault.code.is_always_real() { fault.code.status() } else { 200 };
         Response::new(status, Some(JSON), envelope::error(fault))
     };
-    response.retry_after_s = retry_after_s(fault);
+    response.retry_after_s = fault.retry_after_s;
     response.no_store = true;
     response
-}
-
-fn retry_after_s(fault: &Fault) -> Option<u64> {
-    match fault.code {
-        Code::TooManyRequests => Some(6),
-        Code::Overloaded | Code::StoreUnavailable | Code::StoreDegraded => Some(1),
-        _ => None,
-    }
 }
 
 /// `api:3` at `/<service>/<METHOD>`, by who called.

@@ -1,6 +1,7 @@
 //! The verbs that every durable service shares: read, list, put, delete, series
 //! (`spec/xirsys.md` §1.5, §3).
 
+use std::borrow::Cow;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -184,7 +185,7 @@ async fn series(services: &Services, call: &Call<'_>, node: &Node) -> Result<Ans
     for (row_key, version) in &rows {
         let value = match &version.value {
             Some(value) => accounts::shown(&node.layer, value),
-            None if with_deletions => std::borrow::Cow::Owned(Json::null()),
+            None if with_deletions => Cow::Owned(Json::null()),
             None => continue,
         };
         if v.len() > 1 {
@@ -285,8 +286,9 @@ fn split_ver(value: Json) -> (Json, Option<String>) {
 /// The version that a call names outside its value.
 fn given_ver(call: &Call<'_>) -> Option<String> {
     // `If-Match: *` asks for no version in particular.
-    let of_header = call.if_match.filter(|tag| *tag != "*").map(str::to_owned);
-    call.params.text("_ver_").or(of_header).filter(|text| !text.is_empty())
+    let of_header = call.if_match.filter(|tag| *tag != "*").map(Cow::Borrowed);
+    let given = call.params.text("_ver_").or(of_header).filter(|text| !text.is_empty());
+    given.map(Cow::into_owned)
 }
 
 async fn condition(

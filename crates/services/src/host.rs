@@ -2,6 +2,8 @@
 //!
 //! `/_host/best/signal`, `/_hosts/best/turn`, or any path with `type=`. One neuron is its own best.
 
+use std::borrow::Cow;
+
 use wire::envelope::Fault;
 use wire::errors::Code;
 
@@ -10,7 +12,7 @@ use crate::{Answer, Call, Services};
 pub(crate) fn call(services: &Services, call: &Call<'_>) -> Result<Answer, Fault> {
     let mut segments = call.path.segments();
     let of_path = match (segments.next(), segments.next(), segments.next()) {
-        (Some("best"), Some(kind), None) => Some(kind.to_owned()),
+        (Some("best"), Some(kind), None) => Some(Cow::Borrowed(kind)),
         _ => None,
     };
     match call.params.text("type").or(of_path).as_deref() {

@@ -35,7 +35,7 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use kv4::derived::Derived;
+use kv4::derived::{Changes, Derived};
 use kv4::store::{BoxFuture, StoreError};
 use kv4::write::WriteError;
 use kv4::{Bucket, Kv4, Stamp, Ver};
@@ -171,6 +171,8 @@ pub struct Services {
     pub sealer: Sealer,
     pub rules: Arc<Derived<Rules>>,
     pub settings: Arc<Derived<Settings>>,
+    /// Of accounts and admins.
+    pub(crate) account_changes: Arc<Changes>,
     pub stats: Arc<statistics::Statistics>,
     pub logs: Arc<logs::Logs>,
     pub sessions: sessions::Sessions,
@@ -214,6 +216,7 @@ impl Services {
         let Parts { kv, clock, rng, passwords, rooms, identity, sealer, stats, sys_secret } = parts;
         let rules = Derived::new(&kv, layer(authorization::LAYER), Rules::compile);
         let settings = Derived::new(&kv, layer(configuration::LAYER), Settings::compile);
+        let account_changes = Changes::new(&kv, layer(accounts::LAYER));
         kv.on_commit(stats.clone());
         let logs = Arc::new(logs::Logs::default());
         kv.on_commit(logs.clone());
@@ -228,6 +231,7 @@ impl Services {
             sealer,
             rules,
             settings,
+            account_changes,
             stats,
             logs,
             sessions: sessions::Sessions::default(),

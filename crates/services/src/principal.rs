@@ -5,6 +5,7 @@
 //! deactivated account is asked anew.
 
 use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 
 use aws_lc_rs::digest::{Context, SHA256};
@@ -74,6 +75,8 @@ pub(crate) struct Proof {
     pub(crate) caller: Arc<Caller>,
     /// Rows that were looked at, with the versions at which they proved it.
     rows: Vec<(Node, Key, Ver)>,
+    /// The count of changes before the rows were last found to be so.
+    seen: AtomicU64,
 }
 
 impl Proven {
@@ -182,12 +185,17 @@ async fn proof(
 impl Proof {
     /// Whether the rows that proved it are what they were.
     pub(crate) async fn still_holds(&self, services: &Services) -> Result<bool, Fault> {
+        let changes = services.account_changes.count();
+        if self.seen.load(Ordering::Relaxed) == changes {
+            return Ok(true);
+        }
         for (node, key, ver) in &self.rows {
             let head = services.kv.get(node, key).await.map_err(store_fault)?;
             if head.is_none_or(|head| head.ver != *ver) {
                 return Ok(false);
             }
         }
+        self.seen.store(changes, Ordering::Relaxed);
         Ok(true)
     }
 }
@@ -200,10 +208,8 @@ async fn prove_limited(
     let account = &credentials.account;
     let charged = services.failures.charge(address, account, services.clock.now_micros());
     if let Err(seconds) = charged {
-        return Err(Fault::with(
-            Code::TooManyRequests,
-            format!("too many failed logins from this address; try again in {seconds} s"),
-        ));
+        let why = format!("too many failed logins from this address; try again in {seconds} s");
+        return Err(Fault::with(Code::TooManyRequests, why).retry_after(seconds));
     }
     match prove(services, credentials).await {
         Ok(Some(proof)) => {
@@ -227,6 +233,7 @@ async fn prove_limited(
 /// Checks credentials against the rows; `None` when they do not hold.
 async fn prove(services: &Services, credentials: &Credentials) -> Result<Option<Proof>, Fault> {
     let mut rows = Vec::new();
+    let seen = AtomicU64::new(services.account_changes.count());
     // `$sys` owns the top accounts as they own theirs: `$sys#elena` is elena herself.
     let (account, sub) = match (credentials.account.as_str(), &credentials.sub) {
         ("$sys", None) => (Ident::sys(), None),
@@ -289,7 +296,7 @@ async fn prove(services: &Services, credentials: &Credentials) -> Result<Option<
         }
     };
     let caller = Caller { account, sub, bucket, who, role };
-    Ok(proves.then(|| Proof { caller: Arc::new(caller), rows }))
+    Ok(proves.then(|| Proof { caller: Arc::new(caller), rows, seen }))
 }
 
 async fn account_row(

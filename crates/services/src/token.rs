@@ -206,7 +206,7 @@ async fn claims(services: &Services, call: &Call<'_>) -> Result<Claims, Fault> {
                 ),
             ));
         }
-        Some(name) => name,
+        Some(name) => name.into_owned(),
     };
     let grants = match call.params.text("grants") {
         None => Grants::CHATTER,

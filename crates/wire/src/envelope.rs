@@ -8,15 +8,27 @@ use crate::json::push_string;
 pub struct Fault {
     pub code: Code,
     pub detail: Option<String>,
+    /// Seconds after which it is worth to try again, where that is known.
+    pub retry_after_s: Option<u64>,
 }
 
 impl Fault {
     pub fn new(code: Code) -> Fault {
-        Fault { code, detail: None }
+        let passes = matches!(
+            code,
+            Code::TooManyRequests | Code::Overloaded | Code::StoreUnavailable | Code::StoreDegraded
+        );
+        Fault { code, detail: None, retry_after_s: passes.then_some(1) }
     }
 
+    /// The same, with what was wrong.
     pub fn with(code: Code, detail: impl Into<String>) -> Fault {
-        Fault { code, detail: Some(detail.into()) }
+        Fault { detail: Some(detail.into()), ..Fault::new(code) }
+    }
+
+    /// The same, with when to try again.
+    pub fn retry_after(self, seconds: u64) -> Fault {
+        Fault { retry_after_s: Some(seconds), ..self }
     }
 }
 

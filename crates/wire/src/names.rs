@@ -265,6 +265,16 @@ impl Ident {
 /// [`NameError::BadEscape`] for a cut or non-hexadecimal escape, or bytes that are not UTF-8.
 pub fn percent_decode(text: &str, plus_is_space: bool) -> Result<String, NameError> {
     let mut decoded = Vec::with_capacity(text.len());
+    percent_decode_into(&mut decoded, text, plus_is_space)?;
+    String::from_utf8(decoded).map_err(|_| NameError::BadEscape)
+}
+
+/// Appends what [`percent_decode`] makes, which need not be UTF-8 here.
+pub(crate) fn percent_decode_into(
+    decoded: &mut Vec<u8>,
+    text: &str,
+    plus_is_space: bool,
+) -> Result<(), NameError> {
     let mut bytes = text.bytes();
     while let Some(byte) = bytes.next() {
         decoded.push(match byte {
@@ -277,7 +287,7 @@ pub fn percent_decode(text: &str, plus_is_space: bool) -> Result<String, NameErr
             other => other,
         });
     }
-    String::from_utf8(decoded).map_err(|_| NameError::BadEscape)
+    Ok(())
 }
 
 fn hex_digit(byte: u8) -> Option<u8> {

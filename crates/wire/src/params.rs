@@ -4,10 +4,12 @@
 //! (`spec/xirsys.md` §1.1), so the content type is not looked at: a body is JSON if it parses as
 //! JSON, else a form.
 
+use std::borrow::Cow;
+
 use thiserror::Error;
 
 use crate::json::{Json, JsonError, Members};
-use crate::names::percent_decode;
+use crate::names::percent_decode_into;
 
 /// Most parameters in a query or form.
 pub const PARAMS_MAX: usize = 256;
@@ -27,7 +29,7 @@ pub enum ParamsError {
 /// Query and body of one request.
 #[derive(Clone, Debug, Default)]
 pub struct Params {
-    query: Vec<(String, String)>,
+    query: Form,
     body: Members,
 }
 
@@ -35,30 +37,29 @@ impl Params {
     /// # Errors
     /// A query or a body that cannot be read.
     pub fn read(query: &str, body: &[u8]) -> Result<Params, ParamsError> {
-        let query = read_form(query).ok_or(ParamsError::BadQuery)?;
+        let query = Form::read(query).ok_or(ParamsError::BadQuery)?;
         Ok(Params { query, body: read_body(body)? })
     }
 
     /// A parameter as text, from the query or else the body; numbers and booleans of a JSON body
     /// in their own spelling.
-    pub fn text(&self, name: &str) -> Option<String> {
-        if let Some((_, value)) = self.query.iter().find(|(known, _)| known == name) {
-            return Some(value.clone());
+    pub fn text(&self, name: &str) -> Option<Cow<'_, str>> {
+        if let Some(value) = self.query.get(name) {
+            return Some(Cow::Borrowed(value));
         }
         let value = self.body.get(name)?;
         match value.as_str().as_bytes().first() {
-            Some(b'"') => value.to_text(),
+            Some(b'"') => value.to_text().map(Cow::Owned),
             Some(b'{' | b'[') | None => None,
             Some(_) if value.is_null() => None,
-            Some(_) => Some(value.as_str().to_owned()),
+            Some(_) => Some(Cow::Borrowed(value.as_str())),
         }
     }
 
     /// Whether a flag is set: `1`, `true`, `True`, `yes`, or present without a value.
     pub fn flag(&self, name: &str) -> bool {
-        self.text(name).is_some_and(|text| {
-            matches!(text.as_str(), "" | "1" | "true" | "True" | "TRUE" | "yes")
-        })
+        self.text(name)
+            .is_some_and(|text| matches!(&*text, "" | "1" | "true" | "True" | "TRUE" | "yes"))
     }
 
     /// A member of the body as JSON, or a parameter of the query as a JSON string.
@@ -66,15 +67,15 @@ impl Params {
         if let Some(value) = self.body.get(name) {
             return Some(value.clone());
         }
-        self.query.iter().find(|(known, _)| known == name).map(|(_, value)| Json::string(value))
+        self.query.get(name).map(Json::string)
     }
 
     /// Gives a parameter another name, unless that one is there already.
     pub fn rename(&mut self, from: &str, to: &str) {
-        if let Some(text) = self.text(from)
+        if let Some(text) = self.text(from).map(Cow::into_owned)
             && self.text(to).is_none()
         {
-            self.query.push((to.to_owned(), text));
+            self.query.push(to, &text);
         }
     }
 
@@ -84,8 +85,8 @@ impl Params {
     }
 
     /// The parameters of the query in their order.
-    pub fn query(&self) -> &[(String, String)] {
-        &self.query
+    pub fn query(&self) -> impl Iterator<Item = (&str, &str)> {
+        self.query.iter()
     }
 }
 
@@ -102,18 +103,58 @@ fn read_body(body: &[u8]) -> Result<Members, ParamsError> {
             Err(ParamsError::BadBody(error))
         }
         Err(error) => {
-            let form = read_form(text).ok_or(ParamsError::BadBody(error))?;
-            Ok(form.into_iter().map(|(name, value)| (name, Json::string(&value))).collect())
+            let form = Form::read(text).ok_or(ParamsError::BadBody(error))?;
+            Ok(form.iter().map(|(name, value)| (name.to_owned(), Json::string(value))).collect())
         }
     }
 }
 
-/// Reads `a=1&b=2`; `None` for a bad escape or too many parameters.
-fn read_form(text: &str) -> Option<Vec<(String, String)>> {
-    let mut params = Vec::new();
-    for pair in text.split('&').filter(|pair| !pair.is_empty()) {
-        let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
-        params.push((percent_decode(name, true).ok()?, percent_decode(value, true).ok()?));
+/// Names and values of a query or form, decoded, in their order.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+struct Form {
+    /// All of them, one after the other.
+    text: String,
+    /// Where in `text` a name ends, and where the value that follows it does.
+    ends: Vec<(usize, usize)>,
+}
+
+impl Form {
+    /// Reads `a=1&b=2`; `None` for a bad escape or too many parameters.
+    fn read(text: &str) -> Option<Form> {
+        let mut decoded = Vec::with_capacity(text.len());
+        let mut ends = Vec::new();
+        for pair in text.split('&').filter(|pair| !pair.is_empty()) {
+            let (name, value) = pair.split_once('=').unwrap_or((pair, ""));
+            percent_decode_into(&mut decoded, name, true).ok()?;
+            let name_end = decoded.len();
+            percent_decode_into(&mut decoded, value, true).ok()?;
+            ends.push((name_end, decoded.len()));
+        }
+        let text = String::from_utf8(decoded).ok()?;
+        // A character must not be spread over a name and its value.
+        let is_whole =
+            |at: &(usize, usize)| text.is_char_boundary(at.0) && text.is_char_boundary(at.1);
+        let is_legal = ends.len() <= PARAMS_MAX && ends.iter().all(is_whole);
+        is_legal.then_some(Form { text, ends })
     }
-    (params.len() <= PARAMS_MAX).then_some(params)
+
+    fn iter(&self) -> impl Iterator<Item = (&str, &str)> {
+        let mut begin = 0;
+        self.ends.iter().map(move |&(name_end, end)| {
+            let begin = std::mem::replace(&mut begin, end);
+            (&self.text[begin..name_end], &self.text[name_end..end])
+        })
+    }
+
+    /// The first value of a name.
+    fn get(&self, name: &str) -> Option<&str> {
+        self.iter().find(|(known, _)| *known == name).map(|(_, value)| value)
+    }
+
+    fn push(&mut self, name: &str, value: &str) {
+        self.text.push_str(name);
+        let name_end = self.text.len();
+        self.text.push_str(value);
+        self.ends.push((name_end, self.text.len()));
+    }
 }
