@@ -119,7 +119,6 @@ fn assemble(config: &mut Config, store: Arc<EmbeddedStore>, sys_secret: &str) ->
     let stats = Arc::new(Statistics::default());
     let sockets = SocketTable::new(config.signal.queue.0);
     let switchboard = Switchboard::new(
-        &format!("{}_{}", identity.cluster, identity.neuron),
         Key::parse(&format!("{}:{}", identity.host, identity.neuron))
             .context("neuron.host and neuron.name")?,
         signal::Limits {
@@ -127,8 +126,6 @@ fn assemble(config: &mut Config, store: Arc<EmbeddedStore>, sys_secret: &str) ->
             sockets_per_bucket: config.signal.sockets_per_account,
             sockets_per_room: config.signal.sockets_per_room,
             sockets_per_name: config.signal.sockets_per_name,
-            message_bytes: config.signal.message.0,
-            ..signal::Limits::default()
         },
         sockets.clone(),
         stats.clone(),

@@ -46,8 +46,8 @@ pub struct Stat {
     pub measure: Measure,
     /// Its bucket and path are the entity; the topic is not part of it.
     pub address: Arc<Address>,
-    /// Who accumulated it; `None` for the server.
-    pub key: Option<Name>,
+    /// Who accumulated it.
+    pub key: Name,
     pub value: u64,
 }
 
