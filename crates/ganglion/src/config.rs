@@ -516,13 +516,14 @@ mod tests {
         let config = Config::default();
         config.check()?;
         assert!(config.signal.sockets_per_account <= config.limits.connections / 2);
-        let set: [(&str, fn(&mut Config)); 4] = [
+        type Set = fn(&mut Config);
+        let too_large: [(&str, Set); 4] = [
             ("signal.sockets_per_account", |config| config.limits.connections = 20_000),
             ("signal.sockets_per_room", |config| config.signal.sockets_per_room = 20_001),
             ("signal.rooms_per_account", |config| config.signal.rooms_per_account = 20_001),
             ("signal.sockets_per_name", |config| config.signal.sockets_per_name = 10_001),
         ];
-        for (name, set) in set {
+        for (name, set) in too_large {
             let mut config = Config::default();
             set(&mut config);
             let error = config.check().expect_err(name).to_string();

@@ -172,8 +172,8 @@ impl Connection {
             return sockets::upgrade(shared, entered, under_way, request, version, token, address)
                 .await;
         }
-        if let Some(page) = self.shared.pages.get(path) {
-            return page.response(request.method());
+        if let Some(response) = self.shared.pages.answer(&request) {
+            return response;
         }
         self.api(request).await
     }

@@ -71,7 +71,8 @@ pub(crate) async fn serve(start: Start) -> Result<()> {
         Some(keys) => Some(keys.demo_account(services, &data_dir).await?),
         None => None,
     };
-    let shared = Arc::new(Shared { pages: Pages::new(demo.as_ref()), ..shared });
+    let listening = config.listen.http.iter().chain(&config.listen.https);
+    let shared = Arc::new(Shared { pages: Pages::new(demo.as_ref(), listening), ..shared });
 
     let control = control::bind(&data_dir)?;
     let bound = Bound::all(&shared, is_dev)?;

@@ -553,12 +553,14 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Socket<IO> {
     /// Sends what is left and the close, gives the peer a moment to take them, and forgets the
     /// socket.
     async fn finish(mut self, end: End) {
+        let mut waiting = self.queue.take();
         let (code, reason) = match end {
             End::Broken(error) => (error.close_code(), error.to_string()),
             End::Close(code, reason) => (code, reason),
             End::Idle => (CloseCode::GOING_AWAY, "idle".to_owned()),
             End::Slow => {
                 self.batch.give_up();
+                waiting.clear();
                 (CloseCode::TRY_AGAIN_LATER, "too slow".to_owned())
             }
             End::Gone => {
@@ -566,7 +568,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Socket<IO> {
                 return;
             }
         };
-        self.batch.frames.append(&mut self.queue.take());
+        self.batch.frames.append(&mut waiting);
         self.batch.frames.push_back(ws::close_frame(code, &reason));
         let closing = async {
             let counters = &self.shared.sockets.counters;

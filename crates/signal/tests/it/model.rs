@@ -16,13 +16,7 @@ const NAMES: [&str; 4] = ["ann", "bob", "a/b", "é"];
 const SOCKETS: u64 = 24;
 
 fn limits() -> Limits {
-    Limits {
-        rooms_per_bucket: 2,
-        sockets_per_bucket: 12,
-        sockets_per_room: 9,
-        sockets_per_name: 4,
-        ..Limits::default()
-    }
+    Limits { rooms_per_bucket: 2, sockets_per_bucket: 12, sockets_per_room: 9, sockets_per_name: 4 }
 }
 
 #[derive(Clone, Debug)]
