@@ -373,6 +373,12 @@ fn a_reader_that_does_not_keep_up_leaves_its_room_at_once() -> Result<()> {
     assert_eq!(ann.frame()?, presence("peer_removed", "bob"));
     assert_eq!(stage.ok("GET", "/_subs/my/path", None)?, json!(["ann"]));
     assert_eq!(stage.neuron.metric("socket_slow_total")?, 1);
+    // Nor is bob sent the rest of what the kernel has for him, however slowly he would take it.
+    wait_until("bob's connection is closed", || Ok(stage.neuron.metric("connections")? == 1))?;
+    let heard = std::iter::from_fn(|| bob.next_text().ok()).count() as u64;
+    let of_ann_and_the_first = 4;
+    let written = stage.neuron.metric("socket_frames_total")? - of_ann_and_the_first;
+    assert!(heard < written, "{heard} of {written}");
     Ok(())
 }
 
@@ -448,6 +454,18 @@ fn a_message_past_its_limit_is_refused_and_counted() -> Result<()> {
     ann.send_text(&of_bytes(1025))?;
     assert_eq!(ann.close_code()?, 1009);
     wait_until("it is counted", || Ok(stage.neuron.metric("socket_too_long_total")? == 1))
+}
+
+#[test]
+fn a_socket_that_answers_no_ping_is_closed_and_counted() -> Result<()> {
+    let settings = [("GANGLION_SIGNAL__PING_AFTER", "200ms"), ("GANGLION_SIGNAL__IDLE", "600ms")];
+    let stage = Stage::with(&settings)?;
+    let mut ann = stage.join("ann")?;
+    ann.frame()?;
+    wait_until("silence is enough", || Ok(stage.neuron.metric("socket_idle_total")? == 1))?;
+    assert_eq!(ann.close_code()?, 1001);
+    assert_eq!(stage.ok("GET", "/_subs/my/path", None)?, json!([]));
+    Ok(())
 }
 
 #[test]

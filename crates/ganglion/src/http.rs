@@ -156,7 +156,7 @@ fn log_end(peer: IpAddr, done: Result<(), Box<dyn std::error::Error + Send + Syn
 impl Connection {
     async fn handle(self: &Arc<Self>, request: hyper::Request<Incoming>) -> HttpResponse {
         self.has_begun.store(true, Ordering::Relaxed);
-        let under_way = self.pace.begun(request.version());
+        let _under_way = self.pace.begun(request.version());
         let _busy = self.shared.lifecycle.busy();
         self.shared.counters.requests.fetch_add(1, Ordering::Relaxed);
         let path = request.uri().path();
@@ -168,8 +168,7 @@ impl Connection {
         }
         if let Some((version, token)) = requests::socket_target(path) {
             let address = self.address(&request);
-            let (shared, entered) = (&self.shared, &self.entered);
-            return sockets::upgrade(shared, entered, under_way, request, version, token, address)
+            return sockets::upgrade(&self.shared, &self.entered, request, version, token, address)
                 .await;
         }
         if let Some(response) = self.shared.pages.answer(&request) {

@@ -20,21 +20,23 @@ use http::{HeaderValue, Method, StatusCode, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
+use hyper_util::server::conn::auto::upgrade::downcast;
 use neuron::sockets::Outbox;
 use services::RoomRef;
 use services::token::{self, Verified};
 use signal::{Output, SocketId};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::Instant;
+use tokio_rustls::server::TlsStream;
 use wire::envelope::Fault;
 use wire::names::Path;
 use wire::ws::{self, CloseCode, Decoder, Message, ProtocolError};
 
 use crate::http::{Shared, plain};
 use crate::listen::Entered;
-use crate::pace::{Paced, UnderWay};
+use crate::pace::Paced;
 
 /// RFC 6455 §1.3.
 const HANDSHAKE_GUID: &str = "258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
@@ -72,7 +74,7 @@ pub(crate) struct Counters {
     pub(crate) slow: AtomicU64,
     /// Closed because nothing came from them.
     pub(crate) idle: AtomicU64,
-    /// Closed because of a message over `signal.message`.
+    /// Closed because of a message over `signal.message`, or in more frames than a decoder takes.
     pub(crate) too_long: AtomicU64,
     pub(crate) text_pings: AtomicU64,
     pub(crate) frames_out: AtomicU64,
@@ -209,13 +211,9 @@ impl Queue {
 /// Answers an upgrade, and joins the socket to its room if its token is right. A token that is not
 /// is told by a close code, since pages cannot see the status of a refused handshake
 /// (`spec/xirsys.md` §1.7).
-///
-/// The socket takes the connection's place and its request over: for the transport below, which
-/// paces heads, that request goes on.
 pub(crate) async fn upgrade(
     shared: &Arc<Shared>,
     entered: &Arc<Entered>,
-    under_way: UnderWay,
     mut request: hyper::Request<Incoming>,
     _version: u8,
     token: String,
@@ -232,7 +230,7 @@ pub(crate) async fn upgrade(
     let upgraded = hyper::upgrade::on(&mut request);
     let (shared, entered) = (shared.clone(), entered.clone());
     tokio::spawn(async move {
-        let _held = (entered, under_way);
+        let _entered = entered;
         match tokio::time::timeout(UPGRADE_TIME, upgraded).await {
             Ok(Ok(upgraded)) => Socket::run_upgraded(shared, upgraded, admitted, address).await,
             Ok(Err(error)) => tracing::debug!(%address, %error, "upgrade failed"),
@@ -299,6 +297,23 @@ fn accept_key(request: &hyper::Request<Incoming>) -> Option<String> {
         let digest = aws_lc_rs::digest::digest(sha1, text.as_bytes());
         base64::engine::general_purpose::STANDARD.encode(digest)
     })
+}
+
+/// What frames go over: the listener's own stream, without what paces requests below hyper.
+trait Transport: AsyncRead + AsyncWrite + Unpin {
+    fn tcp(&self) -> &TcpStream;
+}
+
+impl Transport for TcpStream {
+    fn tcp(&self) -> &TcpStream {
+        self
+    }
+}
+
+impl Transport for TlsStream<TcpStream> {
+    fn tcp(&self) -> &TcpStream {
+        self.get_ref().0
+    }
 }
 
 /// One open socket: its transport, decoder and queue.
@@ -410,27 +425,23 @@ impl Socket<()> {
         admitted: Result<(Verified, RoomRef), (CloseCode, String)>,
         address: IpAddr,
     ) {
-        // The transport itself, without hyper's box, when the listener is a plain one.
-        match hyper_util::server::conn::auto::upgrade::downcast::<TokioIo<Paced<TcpStream>>>(
-            upgraded,
-        ) {
+        let upgraded = match downcast::<TokioIo<Paced<TcpStream>>>(upgraded) {
             Ok(parts) => {
-                Socket::run(
-                    shared,
-                    parts.io.into_inner().into_inner(),
-                    &parts.read_buf,
-                    admitted,
-                    address,
-                )
-                .await;
+                let io = parts.io.into_inner().into_inner();
+                return Socket::run(shared, io, &parts.read_buf, admitted, address).await;
             }
-            Err(upgraded) => {
-                Socket::run(shared, TokioIo::new(upgraded), b"", admitted, address).await;
+            Err(upgraded) => upgraded,
+        };
+        match downcast::<TokioIo<Paced<TlsStream<TcpStream>>>>(upgraded) {
+            Ok(parts) => {
+                let io = parts.io.into_inner().into_inner();
+                Socket::run(shared, io, &parts.read_buf, admitted, address).await;
             }
+            Err(_) => tracing::error!(%address, "a listener has a transport of another kind"),
         }
     }
 
-    async fn run<IO: AsyncRead + AsyncWrite + Unpin>(
+    async fn run<IO: Transport>(
         shared: Arc<Shared>,
         io: IO,
         read_already: &[u8],
@@ -476,7 +487,7 @@ impl Socket<()> {
     }
 }
 
-impl<IO: AsyncRead + AsyncWrite + Unpin> Socket<IO> {
+impl<IO: Transport> Socket<IO> {
     /// Reads and writes until one side ends.
     async fn converse(&mut self, read_already: &[u8]) -> End {
         if let Err(end) = self.hear(read_already) {
@@ -553,35 +564,45 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> Socket<IO> {
     /// Sends what is left and the close, gives the peer a moment to take them, and forgets the
     /// socket.
     async fn finish(mut self, end: End) {
-        let mut waiting = self.queue.take();
-        let (code, reason) = match end {
-            End::Broken(error) => (error.close_code(), error.to_string()),
-            End::Close(code, reason) => (code, reason),
-            End::Idle => (CloseCode::GOING_AWAY, "idle".to_owned()),
-            End::Slow => {
+        let is_slow = end == End::Slow;
+        let told = match end {
+            End::Broken(error) => Some((error.close_code(), error.to_string())),
+            End::Close(code, reason) => Some((code, reason)),
+            End::Gone => None,
+            End::Idle => Some((CloseCode::GOING_AWAY, "idle".to_owned())),
+            End::Slow => Some((CloseCode::TRY_AGAIN_LATER, "too slow".to_owned())),
+        };
+        if let Some((code, reason)) = told {
+            let mut waiting = self.queue.take();
+            if is_slow {
                 self.batch.give_up();
                 waiting.clear();
-                (CloseCode::TRY_AGAIN_LATER, "too slow".to_owned())
             }
-            End::Gone => {
-                self.shared.sockets.queues.pin().remove(&self.id.0);
-                return;
+            self.batch.frames.append(&mut waiting);
+            self.batch.frames.push_back(ws::close_frame(code, &reason));
+            let is_closed = tokio::time::timeout(CLOSE_TIME, self.close()).await.is_ok();
+            if is_slow && !is_closed {
+                // The kernel would keep what it has for the peer for as long as that takes a byte
+                // now and then.
+                let socket = socket2::SockRef::from(self.io.tcp());
+                if let Err(error) = socket.set_linger(Some(Duration::ZERO)) {
+                    tracing::debug!(%error, "a slow peer's connection lingers");
+                }
             }
-        };
-        self.batch.frames.append(&mut waiting);
-        self.batch.frames.push_back(ws::close_frame(code, &reason));
-        let closing = async {
-            let counters = &self.shared.sockets.counters;
-            while !self.batch.is_done() {
-                poll_fn(|context| self.batch.poll_write(&mut self.io, counters, context)).await?;
-            }
-            self.io.shutdown().await?;
-            let mut rest = [0; 512];
-            while tokio::io::AsyncReadExt::read(&mut self.io, &mut rest).await? > 0 {}
-            Ok::<_, io::Error>(())
-        };
-        let _ = tokio::time::timeout(CLOSE_TIME, closing).await;
+        }
         self.shared.sockets.queues.pin().remove(&self.id.0);
+    }
+
+    /// Writes what the batch holds, and waits until the peer has closed too.
+    async fn close(&mut self) -> io::Result<()> {
+        let counters = &self.shared.sockets.counters;
+        while !self.batch.is_done() {
+            poll_fn(|context| self.batch.poll_write(&mut self.io, counters, context)).await?;
+        }
+        self.io.shutdown().await?;
+        let mut rest = [0; 512];
+        while self.io.read(&mut rest).await? > 0 {}
+        Ok(())
     }
 
     /// Feeds bytes to the decoder and acts on what they say.
@@ -626,7 +647,9 @@ fn count_end(end: &End, counters: &Counters) {
     let counter = match end {
         End::Slow => &counters.slow,
         End::Idle => &counters.idle,
-        End::Broken(ProtocolError::MessageTooLong) => &counters.too_long,
+        End::Broken(ProtocolError::MessageTooLong | ProtocolError::TooManyFragments) => {
+            &counters.too_long
+        }
         End::Broken(_) | End::Close(..) | End::Gone => return,
     };
     counter.fetch_add(1, Ordering::Relaxed);
@@ -710,6 +733,7 @@ mod tests {
             End::Slow,
             End::Idle,
             End::Broken(ProtocolError::MessageTooLong),
+            End::Broken(ProtocolError::TooManyFragments),
             End::Broken(ProtocolError::Unmasked),
             End::Close(CloseCode::TOO_LONG, String::new()),
             End::Gone,
@@ -717,7 +741,7 @@ mod tests {
             count_end(&end, &counters);
         }
         let Counters { slow, idle, too_long, .. } = counters;
-        assert_eq!([slow, idle, too_long].map(AtomicU64::into_inner), [1, 1, 1]);
+        assert_eq!([slow, idle, too_long].map(AtomicU64::into_inner), [1, 1, 2]);
     }
 
     /// A peer of which nothing but its own pace is known.

@@ -15,6 +15,7 @@ use crate::signal::{Signal, Token};
 /// socket that has been there longest.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Row {
+    /// The member's name.
     pub key: Name,
     /// The account that issued the token.
     pub ident: Ident,
@@ -29,6 +30,7 @@ pub struct SocketView<'a> {
     pub socket: SocketId,
     pub address: &'a Arc<Address>,
     pub name: &'a Name,
+    /// What it came with.
     pub token: Option<Token>,
     pub client_ip: IpAddr,
     pub since_unix_s: u64,

@@ -28,6 +28,7 @@ pub enum Output {
 /// two reference counts here.
 #[derive(Clone, Debug)]
 pub struct Fanout {
+    /// Header and payload; every receiver is sent the same bytes.
     pub frame: Bytes,
     pub(crate) sockets: Arc<[SocketId]>,
     pub(crate) except: Option<SocketId>,
