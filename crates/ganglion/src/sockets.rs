@@ -433,9 +433,13 @@ impl Socket<()> {
             Err(upgraded) => upgraded,
         };
         match downcast::<TokioIo<Paced<TlsStream<TcpStream>>>>(upgraded) {
+            // Boxed, so that a task without TLS has no room for it: that would triple its size.
             Ok(parts) => {
-                let io = parts.io.into_inner().into_inner();
-                Socket::run(shared, io, &parts.read_buf, admitted, address).await;
+                let run = async move {
+                    let io = parts.io.into_inner().into_inner();
+                    Socket::run(shared, io, &parts.read_buf, admitted, address).await;
+                };
+                Box::pin(run).await;
             }
             Err(_) => tracing::error!(%address, "a listener has a transport of another kind"),
         }
