@@ -328,7 +328,10 @@ fn a_request_with_an_idempotency_key_is_carried_out_once() -> Result<()> {
     let long = "x".repeat(256);
     assert_eq!(send(&neuron, &long, r#"{"k":"a","v":1}"#)?["v"], "bad_request");
     let layers = curl::json("GET", &neuron.url(), "/_ds", &credentials, None)?;
-    assert_eq!(layers["v"], json!(["*data"]), "kept answers are not shown");
+    // On a busy machine this neuron's first statistics are written by now.
+    let layers = layers["v"].as_array().into_iter().flatten().filter_map(Value::as_str);
+    let layers: Vec<_> = layers.filter(|layer| !layer.starts_with("*stats:")).collect();
+    assert_eq!(layers, ["*data"], "kept answers are not shown");
     Ok(())
 }
 
