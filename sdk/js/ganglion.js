@@ -36,6 +36,8 @@ const RECOVER_MS = 20_000;
 const LEFT_MS = 5_000;
 /** Messages kept of a call that still rings. */
 const EARLY_MAX = 256;
+/** Why calls end. @type {CallEnd[]} */
+const CALL_ENDS = ['hangup', 'declined', 'busy', 'no_answer', 'left', 'lost', 'no_path', 'replaced', 'failed'];
 
 /**
  * Typed listeners. `on` returns a function that removes the listener.
@@ -94,7 +96,8 @@ export class ApiError extends Error {
 }
 
 /**
- * @typedef {string | string[]} ApiPath  `/_ns/demo`, or segments of any text: `['_ns', 'demo', room]`
+ * @typedef {string | string[]} ApiPath  `/_ns/demo`, or segments of any text: `['_ns', 'demo', room]`.
+ *   `.`, `..` and empty segments are `bad_segment`: a URL with them names another place.
  * @typedef {Record<string, string | number | boolean | undefined>} Query
  */
 
@@ -131,30 +134,30 @@ export class Api {
   }
 
   /**
-   * STUN and TURN servers for calls on a path; none when the system has no relay.
+   * STUN and TURN servers for calls on a path; none when the system has no relay (`no_service`).
    * @param {string} path
    * @param {string} [name]
    * @returns {Promise<RTCIceServer[]>}
    */
   async iceServers(path, name) {
     try {
-      const { iceServers } = await this.put(['_turn', ...path.split('/')], { webrtc: 1, k: name });
+      const { iceServers } = await this.put(['_turn', ...path.split('/').filter(Boolean)], { webrtc: 1, k: name });
       return [iceServers ?? []].flat();
     } catch (error) {
-      if (error instanceof ApiError) return [];
+      if (error instanceof ApiError && error.code === 'no_service') return [];
       throw error;
     }
   }
 
   /** @param {string} method @param {ApiPath} path @param {Query} [query] @param {unknown} [body] */
   async #call(method, path, query = {}, body) {
-    const segments = Array.isArray(path) ? path.filter(Boolean).map(encodeURIComponent) : [path.replace(/^\/+/, '')];
+    const asked = pathOf(path);
     const given = Object.entries(query).filter(([, value]) => value !== undefined);
     const search = new URLSearchParams(given.map(([key, value]) => [key, String(value)])).toString();
     /** @type {Response} */
     let response;
     try {
-      response = await fetch(`${this.#base}/${segments.join('/')}${search && `?${search}`}`, {
+      response = await fetch(`${this.#base}/${asked}${search && `?${search}`}`, {
         method,
         headers: {
           Authorization: this.#authorization,
@@ -492,7 +495,7 @@ export class Calls extends Emitter {
     let call = this.#calls.get(from);
     const offer = message.description?.type === 'offer';
     if (message.bye !== undefined) {
-      if (call?.id === message.call) call.end(message.bye);
+      if (call?.id === message.call) call.end(CALL_ENDS.includes(message.bye) ? message.bye : 'hangup');
     } else if (offer && call?.id !== message.call && call?.state !== 'calling') {
       // A new call; if there was one, its other end has forgotten it (a page was loaded anew).
       call?.end('replaced');
@@ -791,6 +794,15 @@ export class Call extends Emitter {
  */
 async function ask(given) {
   return typeof given === 'function' ? /** @type {() => T | Promise<T>} */ (given)() : given;
+}
+
+/** The path of a URL, without its first slash. @param {ApiPath} path */
+function pathOf(path) {
+  const segments = Array.isArray(path) ? path.map(encodeURIComponent) : path.replace(/^\/+/, '').split('/');
+  // URLs know the escaped spelling of a dot too.
+  const wrong = segments.some((segment) => /^(\.|%2e){1,2}$/i.test(segment) || (Array.isArray(path) && !segment));
+  if (wrong) throw new ApiError('bad_segment', { status: 400 });
+  return segments.join('/');
 }
 
 /** @param {string} wire a name as frames carry it: percent-encoded where it must be */

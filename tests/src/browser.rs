@@ -97,6 +97,22 @@ impl Browser {
     /// A page of its own context at 1280×800, navigating to `url`; [`Page::wait_for`] what it
     /// should show.
     pub fn page(&self, url: &str) -> Result<Page> {
+        let page = self.blank_page()?;
+        page.goto(url)?;
+        Ok(page)
+    }
+
+    /// The same, for scripts that ask `navigator.webdriver` a page of a person and not of a program.
+    pub fn page_of_a_person(&self, url: &str) -> Result<Page> {
+        let page = self.blank_page()?;
+        let source =
+            "Object.defineProperty(Navigator.prototype, 'webdriver', { get: () => false })";
+        page.call("Page.addScriptToEvaluateOnNewDocument", json!({ "source": source }))?;
+        page.goto(url)?;
+        Ok(page)
+    }
+
+    fn blank_page(&self) -> Result<Page> {
         let mut link = lock(&self.link);
         let context = link.call(None, "Target.createBrowserContext", json!({}))?;
         let context = text(&context, "browserContextId")?;
@@ -118,7 +134,6 @@ impl Browser {
         }
         page.call("Emulation.setFocusEmulationEnabled", json!({ "enabled": true }))?;
         page.resize(1280, 800)?;
-        page.goto(url)?;
         Ok(page)
     }
 
@@ -450,7 +465,12 @@ fn exception_text(details: &Value) -> String {
 // The demo page's scenario.
 
 /// How long any one step of [`demo_call`] may take.
-const STEP_WAIT: Duration = Duration::from_secs(30);
+pub const STEP_WAIT: Duration = Duration::from_secs(30);
+
+/// The names of [`demo_call`]'s sides, and what each writes: a space, and letters beyond ASCII, must
+/// travel.
+pub const CALLER: (&str, &str) = ("Ann Lee", "Good morning! Can you see the ferry?");
+pub const CALLED: (&str, &str) = ("Zoë", "Not yet – shall we talk, dær?");
 
 /// What one page of [`demo_call`] saw.
 #[derive(Clone, Debug)]
@@ -493,9 +513,10 @@ pub fn demo_call(base_url: &str, seconds: u64, screenshots: &Path) -> Result<Rep
     let browser = Browser::launch()?;
     let base = base_url.trim_end_matches('/');
 
-    // Ann comes by the form, Zoë by a link; names with a space and beyond ASCII must travel.
-    let ann = browser.page(&format!("{base}/demo?room=harbour&name=Ann%20Lee"))?;
+    // Ann comes by the form, Zoë by a link.
+    let ann = browser.page(&format!("{base}/demo?room=harbour"))?;
     ann.wait_for("document.querySelector('#preview-video').videoWidth", STEP_WAIT)?;
+    ann.eval(&format!("document.querySelector('#name').value = {}", Value::from(CALLER.0)))?;
     shot(&ann, "join.png")?;
     ann.click("#join-button")?;
     ann.wait_for("demo.state().joined", STEP_WAIT)?;
@@ -506,10 +527,10 @@ pub fn demo_call(base_url: &str, seconds: u64, screenshots: &Path) -> Result<Rep
     }
 
     ann.click("#text")?;
-    ann.type_text("Good morning! Can you see the ferry?")?;
+    ann.type_text(CALLER.1)?;
     ann.click("#say button")?;
     zoe.wait_for("demo.state().chat.length === 1", STEP_WAIT)?;
-    zoe.eval("demo.say('Not yet. Shall we talk?')")?;
+    zoe.eval(&format!("demo.say({})", Value::from(CALLED.1)))?;
     ann.wait_for("demo.state().chat.length === 2", STEP_WAIT)?;
 
     ann.click("#people button")?;

@@ -123,6 +123,14 @@ impl Neuron {
         Ok(std::fs::read_to_string(self.folder.path().join("neuron.log"))?)
     }
 
+    /// One figure of `/metrics`, by its name without `ganglion_`.
+    pub fn metric(&self, name: &str) -> Result<u64> {
+        let text = crate::curl::run(&[&format!("http://{}/metrics", self.address("admin")?)])?;
+        let start = format!("ganglion_{name} ");
+        let value = text.lines().find_map(|line| line.strip_prefix(&start));
+        Ok(value.with_context(|| format!("no {name} in {text}"))?.parse()?)
+    }
+
     /// Resident memory in KiB.
     pub fn rss_kib(&self) -> Result<u64> {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.pid()))?;

@@ -1,32 +1,56 @@
-//! A signalling client written from `spec/xirsys.md` §1.7: a plain WebSocket that speaks frames.
+//! A signalling client written from `spec/xirsys.md` §1.7: a plain WebSocket that speaks frames,
+//! over TCP or over TLS.
 
+use std::io::{Read, Write};
 use std::net::TcpStream;
+use std::path::Path;
+use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
+use rustls::pki_types::pem::PemObject as _;
+use rustls::pki_types::{CertificateDer, ServerName};
+use rustls::{ClientConfig, ClientConnection, RootCertStore, StreamOwned};
 use serde_json::{Value, json};
 use tungstenite::error::Error;
 use tungstenite::{Message, WebSocket};
 
 /// How long a frame that must come may take.
 const DEADLINE: Duration = Duration::from_secs(10);
-/// How long nothing must come for it to count as silence.
-const SILENCE: Duration = Duration::from_millis(150);
+
+/// A transport; one that says nothing for [`DEADLINE`] fails.
+trait Stream: Read + Write + Send + std::fmt::Debug {}
+
+impl<T: Read + Write + Send + std::fmt::Debug> Stream for T {}
 
 /// One open socket.
 #[derive(Debug)]
-pub struct Client(WebSocket<TcpStream>);
+pub struct Client {
+    socket: WebSocket<Box<dyn Stream>>,
+    /// Number of the last ping.
+    pings: u64,
+}
 
 impl Client {
     /// Connects to a URL such as `ws://127.0.0.1:4006/ws/v2/<token>`.
     pub fn connect(url: &str) -> Result<Client> {
-        let authority = url.strip_prefix("ws://").and_then(|rest| rest.split('/').next());
-        let stream = TcpStream::connect(authority.context("the URL is not ws://")?)?;
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(DEADLINE))?;
+        Client::over(Box::new(tcp(url)?), url)
+    }
+
+    /// Connects to `wss://localhost:…`, trusting the certificate of a PEM file.
+    pub fn connect_tls(url: &str, certificate: &Path) -> Result<Client> {
+        let mut roots = RootCertStore::empty();
+        roots.add(CertificateDer::from_pem_file(certificate)?)?;
+        let config = ClientConfig::builder().with_root_certificates(roots).with_no_client_auth();
+        let name = ServerName::try_from("localhost")?;
+        let tls = ClientConnection::new(Arc::new(config), name)?;
+        Client::over(Box::new(StreamOwned::new(tls, tcp(url)?)), url)
+    }
+
+    fn over(stream: Box<dyn Stream>, url: &str) -> Result<Client> {
         let (socket, _) = tungstenite::client(url, stream)
             .map_err(|error| anyhow::anyhow!("connecting to {url}: {error}"))?;
-        Ok(Client(socket))
+        Ok(Client { socket, pings: 0 })
     }
 
     /// The next text frame, as JSON.
@@ -37,9 +61,8 @@ impl Client {
 
     /// The next text frame as it came.
     pub fn next_text(&mut self) -> Result<String> {
-        self.0.get_ref().set_read_timeout(Some(DEADLINE))?;
         loop {
-            match self.0.read()? {
+            match self.socket.read()? {
                 Message::Text(text) => return Ok(text.to_string()),
                 Message::Close(close) => bail!("closed instead of a frame: {close:?}"),
                 _ => {}
@@ -47,27 +70,21 @@ impl Client {
         }
     }
 
-    /// Asserts that nothing comes.
+    /// Asserts that nothing has come and nothing is on its way: frames come in order, so whatever
+    /// the neuron had for this socket would come before its answer to a ping. What this socket sent
+    /// before has been acted on then; of another one's frames that must be known already.
     pub fn hears_nothing(&mut self) -> Result<()> {
-        self.0.get_ref().set_read_timeout(Some(SILENCE))?;
-        match self.0.read() {
-            Err(Error::Io(error))
-                if matches!(
-                    error.kind(),
-                    std::io::ErrorKind::WouldBlock | std::io::ErrorKind::TimedOut
-                ) =>
-            {
-                Ok(())
-            }
-            other => bail!("heard {other:?}"),
-        }
+        self.pings += 1;
+        self.send_text(&json!({ "t": "ping", "ts": self.pings }).to_string())?;
+        let frame = self.frame()?;
+        ensure!(frame == json!({ "t": "pong", "ts": self.pings }), "heard {frame}");
+        Ok(())
     }
 
     /// The code with which the server closes; frames before it are passed over.
     pub fn close_code(&mut self) -> Result<u16> {
-        self.0.get_ref().set_read_timeout(Some(DEADLINE))?;
         loop {
-            match self.0.read()? {
+            match self.socket.read()? {
                 Message::Close(Some(close)) => return Ok(close.code.into()),
                 Message::Close(None) => bail!("closed without a code"),
                 _ => {}
@@ -76,7 +93,12 @@ impl Client {
     }
 
     pub fn send_text(&mut self, text: &str) -> Result<()> {
-        Ok(self.0.send(Message::text(text))?)
+        Ok(self.socket.send(Message::text(text))?)
+    }
+
+    /// Sends a protocol ping, whose answer is as long as it is.
+    pub fn send_ping(&mut self, payload: &[u8]) -> Result<()> {
+        Ok(self.socket.send(Message::Ping(payload.to_vec().into()))?)
     }
 
     /// Sends a user frame; `to` makes it direct.
@@ -90,13 +112,23 @@ impl Client {
 
     /// Closes in order.
     pub fn leave(mut self) -> Result<()> {
-        self.0.close(None)?;
+        self.socket.close(None)?;
         loop {
-            match self.0.read() {
+            match self.socket.read() {
                 Ok(_) => {}
                 Err(Error::ConnectionClosed | Error::AlreadyClosed) => return Ok(()),
                 Err(error) => return Err(error.into()),
             }
         }
     }
+}
+
+fn tcp(url: &str) -> Result<TcpStream> {
+    let rest = url.strip_prefix("ws://").or_else(|| url.strip_prefix("wss://"));
+    let authority = rest.and_then(|rest| rest.split('/').next());
+    let stream = TcpStream::connect(authority.context("the URL is not ws:// or wss://")?)?;
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(DEADLINE))?;
+    stream.set_write_timeout(Some(DEADLINE))?;
+    Ok(stream)
 }

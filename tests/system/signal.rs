@@ -16,7 +16,11 @@ struct Stage {
 
 impl Stage {
     fn new() -> Result<Stage> {
-        let neuron = Neuron::start()?;
+        Stage::with(&[])
+    }
+
+    fn with(settings: &[(&str, &str)]) -> Result<Stage> {
+        let neuron = Neuron::start_with(settings, &[])?;
         let credentials = format!("elena:{}", neuron.account("elena")?);
         let stage = Stage { neuron, credentials };
         stage.ok("PUT", "/_ns/my/path", None)?;
@@ -46,6 +50,18 @@ impl Stage {
         let token = self.token(&format!("/my/path?k={name}"))?;
         Client::connect(&self.url(&token)?)
     }
+}
+
+/// Asks again until it is so, within less than a neuron waits for a reader.
+fn wait_until(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
+    let begun = Instant::now();
+    while !is_so()? {
+        if begun.elapsed() > Duration::from_secs(10) {
+            bail!("{what}: not in time");
+        }
+        std::thread::sleep(Duration::from_millis(20));
+    }
+    Ok(())
 }
 
 fn peers(names: &[&str]) -> Value {
@@ -94,6 +110,7 @@ fn members_see_each_other_come_talk_and_go() -> Result<()> {
     let refusal = ann.frame()?;
     assert_eq!((&refusal["t"], &refusal["m"]), (&json!("e"), &json!({})), "{refusal}");
     ann.say("message", Some("nobody"), &json!(1))?;
+    ann.hears_nothing()?;
     bob.hears_nothing()?;
 
     cleo.leave()?;
@@ -328,6 +345,126 @@ fn the_second_generation_finds_its_way() -> Result<()> {
     let token = token["d"]["token"].as_str().context("a token")?;
     let mut ann = Client::connect(&format!("{base}/v2/{token}"))?;
     assert_eq!(ann.frame()?["m"]["f"], "/a.com/app/room/__sys__");
+    Ok(())
+}
+
+/// The neuron used to look at a socket's queue only between two writes, so that a reader without
+/// haste stayed in its room for as long as it took a byte every 20 seconds.
+#[test]
+fn a_reader_that_does_not_keep_up_leaves_its_room_at_once() -> Result<()> {
+    let stage = Stage::with(&[("GANGLION_SIGNAL__QUEUE", "256KiB")])?;
+    let mut ann = stage.join("ann")?;
+    ann.frame()?;
+    let mut bob = stage.join("bob")?;
+    bob.frame()?;
+    assert_eq!(ann.frame()?, presence("peer_connected", "bob"));
+    let text = json!("x".repeat(60_000));
+    // What the kernel takes for a reader that does not read is some megabytes.
+    let mut sent = 0;
+    while stage.neuron.metric("socket_slow_total")? == 0 {
+        if sent > 2_000 {
+            bail!("{sent} messages wait for bob, who is not cut");
+        }
+        for _ in 0..20 {
+            ann.say("message", None, &text)?;
+            sent += 1;
+        }
+    }
+    assert_eq!(ann.frame()?, presence("peer_removed", "bob"));
+    assert_eq!(stage.ok("GET", "/_subs/my/path", None)?, json!(["ann"]));
+    assert_eq!(stage.neuron.metric("socket_slow_total")?, 1);
+    // Nor is bob sent the rest of what the kernel has for him, however slowly he would take it.
+    wait_until("bob's connection is closed", || Ok(stage.neuron.metric("connections")? == 1))?;
+    let heard = std::iter::from_fn(|| bob.next_text().ok()).count() as u64;
+    let of_ann_and_the_first = 4;
+    let written = stage.neuron.metric("socket_frames_total")? - of_ann_and_the_first;
+    assert!(heard < written, "{heard} of {written}");
+    Ok(())
+}
+
+#[test]
+fn a_kick_does_not_wait_for_a_reader() -> Result<()> {
+    let stage = Stage::with(&[("GANGLION_SIGNAL__QUEUE", "64MiB")])?;
+    let mut ann = stage.join("ann")?;
+    ann.frame()?;
+    let mut bob = stage.join("bob")?;
+    bob.frame()?;
+    assert_eq!(ann.frame()?, presence("peer_connected", "bob"));
+    // More than the kernel takes for bob, less than his queue does.
+    let text = json!("x".repeat(60_000));
+    for _ in 0..500 {
+        ann.say("message", None, &text)?;
+    }
+    ann.hears_nothing()?;
+    assert_eq!(stage.ok("DELETE", "/_subs/my/path?k=bob", None)?, json!(1));
+    assert_eq!(ann.frame()?, presence("peer_removed", "bob"));
+    wait_until("bob's connection is closed", || Ok(stage.neuron.metric("connections")? == 1))?;
+    assert_eq!(stage.neuron.metric("socket_slow_total")?, 0);
+    Ok(())
+}
+
+#[test]
+fn a_flood_of_pings_by_one_who_does_not_read_is_cut_and_counted() -> Result<()> {
+    let stage =
+        Stage::with(&[("GANGLION_SIGNAL__MESSAGE", "1KiB"), ("GANGLION_SIGNAL__QUEUE", "4KiB")])?;
+    let mut ann = stage.join("ann")?;
+    ann.frame()?;
+    let mut is_cut = false;
+    for _ in 0..1_000 {
+        // The neuron may have gone already.
+        is_cut = (0..1_000).any(|_| ann.send_ping(&[b'x'; 125]).is_err())
+            || stage.neuron.metric("socket_slow_total")? == 1;
+        if is_cut {
+            break;
+        }
+    }
+    assert!(is_cut, "a million pings later");
+    wait_until("the cut is counted", || Ok(stage.neuron.metric("socket_slow_total")? == 1))?;
+    assert_eq!(stage.ok("GET", "/_subs/my/path", None)?, json!([]));
+    Ok(())
+}
+
+/// The names of a full room may be longer than a queue; the next one to come used to be closed as
+/// too slow before a byte was sent, again and again.
+#[test]
+fn a_newcomer_hears_of_more_names_than_its_queue_holds() -> Result<()> {
+    let stage =
+        Stage::with(&[("GANGLION_SIGNAL__MESSAGE", "1KiB"), ("GANGLION_SIGNAL__QUEUE", "4KiB")])?;
+    let mut members = Vec::new();
+    for number in 0..40 {
+        let mut member = stage.join(&format!("{number:03}{}", "n".repeat(125)))?;
+        let names = member.frame()?["p"]["users"].as_array().map(Vec::len);
+        assert_eq!(names, Some(number + 1));
+        members.push(member);
+    }
+    assert_eq!(stage.neuron.metric("signal_sockets")?, 40);
+    Ok(())
+}
+
+#[test]
+fn a_message_past_its_limit_is_refused_and_counted() -> Result<()> {
+    let stage = Stage::with(&[("GANGLION_SIGNAL__MESSAGE", "1KiB")])?;
+    let mut ann = stage.join("ann")?;
+    ann.frame()?;
+    let frame = json!({ "t": "u", "m": {}, "p": "" }).to_string();
+    let of_bytes =
+        |bytes: usize| frame.replace("\"\"", &format!("\"{}\"", "x".repeat(bytes - frame.len())));
+    ann.send_text(&of_bytes(1024))?;
+    ann.hears_nothing()?;
+    ann.send_text(&of_bytes(1025))?;
+    assert_eq!(ann.close_code()?, 1009);
+    wait_until("it is counted", || Ok(stage.neuron.metric("socket_too_long_total")? == 1))
+}
+
+#[test]
+fn a_socket_that_answers_no_ping_is_closed_and_counted() -> Result<()> {
+    let settings = [("GANGLION_SIGNAL__PING_AFTER", "200ms"), ("GANGLION_SIGNAL__IDLE", "600ms")];
+    let stage = Stage::with(&settings)?;
+    let mut ann = stage.join("ann")?;
+    ann.frame()?;
+    wait_until("silence is enough", || Ok(stage.neuron.metric("socket_idle_total")? == 1))?;
+    assert_eq!(ann.close_code()?, 1001);
+    assert_eq!(stage.ok("GET", "/_subs/my/path", None)?, json!([]));
     Ok(())
 }
 

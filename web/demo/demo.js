@@ -11,6 +11,8 @@ const PICTURE = { width: { ideal: 1280 }, height: { ideal: 720 } };
 /** @param {string} id @returns {any} */
 const $ = (id) => document.getElementById(id);
 const query = new URLSearchParams(location.search);
+/** What a test asks for in the address; to a visitor, no link may be a click. @param {string} flag */
+const driven = (flag) => navigator.webdriver && query.has(flag);
 
 /** @type {{ ident: string, secret: string, base: string, path: string } | null} */
 let access = null;
@@ -155,13 +157,14 @@ async function join() {
   const name = tidy($('name').value);
   const roomName = tidy($('room-name').value);
   if (!name || !roomName) return problem('Give a name and a room.');
+  if ([name, roomName].some((word) => /^\.{1,2}$/.test(word))) return problem('A name or a room cannot be dots alone. Use letters and digits.');
   sessionStorage.setItem('ganglion.name', name);
   localStorage.setItem('ganglion.room', roomName);
   problem('');
   joining(true);
-  const path = `${access.path}/${roomName}`;
+  const segments = [...access.path.split('/').filter(Boolean), roomName];
   try {
-    await api.put(['_ns', ...path.split('/')]).catch((error) => {
+    await api.put(['_ns', ...segments]).catch((error) => {
       if (error.code !== 'path_exists') throw error;
     });
   } catch (error) {
@@ -171,9 +174,9 @@ async function join() {
   room = connect({
     name,
     url: () => api.get('/_host', { type: 'signal', k: name }),
-    token: () => api.put(['_token', ...path.split('/')], { k: name, expire: 60 }),
+    token: () => api.put(['_token', ...segments], { k: name, expire: 60 }),
   });
-  calls = new Calls(room, { iceServers: () => api.iceServers(path, name) });
+  calls = new Calls(room, { iceServers: () => api.iceServers(segments.join('/'), name) });
   calls.on('incoming', onIncoming);
   room.on('state', showStatus);
   room.on('peers', onPeers);
@@ -273,7 +276,7 @@ const others = () => room?.peers.filter((name) => name !== room?.name) ?? [];
 function onPresence() {
   showPeople();
   showHint();
-  if (query.has('autocall') && !call && !ringing && others().length) startCall(others()[0]);
+  if (driven('autocall') && !call && !ringing && others().length) startCall(others()[0]);
 }
 
 function showStatus() {
@@ -389,7 +392,7 @@ function onIncoming(incoming) {
     if (room && why !== 'declined') event(`Missed call from ${incoming.peer}`);
     stopRinging();
   });
-  if (query.has('autoaccept')) return answer();
+  if (driven('autoaccept')) return answer();
   $('ring-name').textContent = incoming.peer;
   avatar(incoming.peer, $('ring-avatar'));
   $('ring').hidden = false;
@@ -466,7 +469,7 @@ function onCallEnded(why) {
     no_path: `No network path to ${peer}. A relay (TURN) is needed between your networks; ask who runs this neuron.`,
     failed: `The call with ${peer} failed. Reload the page and call again.`,
   };
-  if (room && words[why]) toast(words[why]);
+  if (room && Object.hasOwn(words, why)) toast(words[why]);
 }
 
 function showCall() {
@@ -640,4 +643,4 @@ Object.assign(window, {
 joining(false);
 if (!api) problem('This page works only when a neuron serves it. Run “ganglion serve --dev” and open /demo there.');
 await startMedia();
-if (query.has('autojoin')) void join();
+if (driven('autojoin')) void join();

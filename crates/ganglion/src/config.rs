@@ -158,20 +158,22 @@ sections! {
         urls: Vec<String> = Vec::new(),
         /// Bytes of one message.
         message: Size = Size(64 << 10),
-        /// Bytes that wait for one slow socket before it is cut.
+        /// Bytes that wait for one slow socket before it is cut, besides what is being written to
+        /// it and the list of names that it joins with. At least `message` and the envelope of a
+        /// relayed frame, 2.5 KiB.
         queue: Size = Size(1 << 20),
         /// Silence after which a socket is asked whether it is there.
         ping_after: Span = Span(Duration::from_secs(45)),
         /// Silence after which a socket is closed.
         idle: Span = Span(Duration::from_secs(120)),
-        /// Sockets of one account.
-        sockets_per_account: usize = 100_000,
+        /// Sockets of one account; fewer than `limits.connections`, so that others can connect too.
+        sockets_per_account: usize = signal::Limits::default().sockets_per_bucket,
         /// Sockets in one room.
-        sockets_per_room: usize = 10_000,
+        sockets_per_room: usize = signal::Limits::default().sockets_per_room,
         /// Sockets of one name in a room.
-        sockets_per_name: usize = 16,
-        /// Rooms of one account.
-        rooms_per_account: usize = 100_000,
+        sockets_per_name: usize = signal::Limits::default().sockets_per_name,
+        /// Rooms of one account that somebody is in.
+        rooms_per_account: usize = signal::Limits::default().rooms_per_bucket,
     }
     /// Views: the newest values in memory.
     views: ViewsConfig {
@@ -258,8 +260,14 @@ impl Config {
         if !(limits.share > 0.0 && limits.share <= 1.0) {
             bail!("limits.share is above 0 and at most 1, not {}", limits.share);
         }
-        if signal.queue.0 < signal.message.0 {
-            bail!("signal.queue must hold at least one message of signal.message bytes");
+        let frame_bytes = signal.message.0.saturating_add(signal::ENVELOPE_BYTES_MAX);
+        if signal.queue.0 < frame_bytes {
+            bail!(
+                "signal.queue must hold one message of signal.message bytes as it is relayed: {} \
+                 bytes and {} around them",
+                signal.message.0,
+                signal::ENVELOPE_BYTES_MAX
+            );
         }
         for proxy in &self.listen.trusted_proxies {
             if services::access::Network::parse(proxy).is_none() {
@@ -502,6 +510,18 @@ mod tests {
                 assert!(error.contains(&name), "{name}: {error}");
             }
         }
+        Ok(())
+    }
+
+    #[test]
+    fn a_queue_holds_the_longest_message_with_its_envelope() -> Result<()> {
+        let mut config = Config::default();
+        config.signal.message = Size(1000);
+        config.signal.queue = Size(1000 + signal::ENVELOPE_BYTES_MAX);
+        config.check()?;
+        config.signal.queue.0 -= 1;
+        let error = config.check().expect_err("a frame of which nobody could be sent").to_string();
+        assert!(error.contains("signal.queue"), "{error}");
         Ok(())
     }
 

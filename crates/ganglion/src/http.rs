@@ -207,20 +207,17 @@ impl Connection {
     }
 
     /// Health and pages, which nobody in particular asks for.
-    async fn other(&self, method: &Method, path: &str, address: IpAddr) -> HttpResponse {
+    async fn other(&self, parts: &http::request::Parts, address: IpAddr) -> HttpResponse {
         let Ok(_turn) = self.spender.turn(Payer::Address(address), true).await else {
             return plain(StatusCode::SERVICE_UNAVAILABLE, "too many requests are under way\n");
         };
-        if let Some(response) = self.health(method, path).await {
+        if let Some(response) = self.health(&parts.method, parts.uri.path()).await {
             return response;
         }
-        match self.shared.pages.get(path) {
-            Some(page) => page.response(method),
-            None => plain(
-                StatusCode::NOT_FOUND,
-                "there is nothing here; the API is at /_data and its like\n",
-            ),
-        }
+        self.shared.pages.answer(parts).unwrap_or_else(|| {
+            let advice = "there is nothing here; the API is at /_data and its like\n";
+            plain(StatusCode::NOT_FOUND, advice)
+        })
     }
 
     /// Carries out a request. One that may change something goes on when the client has gone: its
@@ -295,7 +292,7 @@ impl Connection {
         }
         request.authority = host.unwrap_or(request.authority);
         let Some(response) = self.shared.neuron.request(&request, &self.spender).await else {
-            return self.other(&parts.method, request.path, address).await;
+            return self.other(parts, address).await;
         };
         let reply = self.reply(response, &parts.method);
         if self.session.take_ended() { closing(reply) } else { reply }

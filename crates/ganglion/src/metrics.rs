@@ -3,7 +3,10 @@
 use std::fmt::Write as _;
 use std::sync::atomic::Ordering;
 
+use signal::Stats;
+
 use crate::http::Shared;
+use crate::sockets::Counters;
 
 /// The text exposition format, version 0.0.4.
 pub(crate) fn render(shared: &Shared) -> String {
@@ -70,28 +73,8 @@ pub(crate) fn render(shared: &Shared) -> String {
     let free = usize::try_from(shared.lifecycle.disk_free()).unwrap_or(usize::MAX);
     out.gauge("store_disk_free_bytes", "Free space of the data folder's disk.", free);
 
-    let signal = shared.neuron.sockets.stats();
-    out.gauge("signal_sockets", "Sockets in rooms.", signal.sockets);
-    out.gauge("signal_rooms", "Rooms that somebody is in.", signal.rooms);
-    let counters = &signal.counters;
-    out.counter("signal_joins_total", "Sockets that joined a room.", counters.joins);
-    out.counter("signal_deliveries_total", "Frames handed to sockets.", counters.deliveries);
-    out.counter(
-        "signal_text_pings_total",
-        "Text pings.",
-        load(&shared.sockets.counters.text_pings),
-    );
-    out.counter("signal_bad_frames_total", "Frames that could not be read.", counters.bad_frames);
-    let sockets = &shared.sockets.counters;
-    out.counter("socket_opened_total", "WebSockets admitted.", load(&sockets.opened));
-    out.counter("socket_refused_total", "WebSockets refused.", load(&sockets.refused));
-    out.counter(
-        "socket_slow_total",
-        "WebSockets cut because they did not keep up.",
-        load(&sockets.slow),
-    );
-    out.counter("socket_frames_total", "Frames written.", load(&sockets.frames_out));
-    out.counter("socket_writes_total", "Writes in which they went.", load(&sockets.writes));
+    out.signal(&shared.neuron.sockets.stats());
+    out.sockets(&shared.sockets.counters);
 
     let (cells, lost) = shared.neuron.services.stats.held();
     out.gauge("stats_cells", "Cells of statistics in memory.", cells);
@@ -106,6 +89,85 @@ pub(crate) fn render(shared: &Shared) -> String {
 struct Text(String);
 
 impl Text {
+    /// Every figure of the rooms: a field that is not rendered does not compile.
+    fn signal(&mut self, stats: &Stats) {
+        let Stats { buckets, rooms, names, sockets, counters } = stats;
+        self.gauge("signal_sockets", "Sockets in rooms.", *sockets);
+        self.gauge("signal_rooms", "Rooms that somebody is in.", *rooms);
+        self.gauge("signal_names", "Names present, once for each of their rooms.", *names);
+        self.gauge("signal_accounts", "Accounts that have a socket.", *buckets);
+        let signal::Counters {
+            joins,
+            leaves,
+            closes,
+            heartbeats,
+            mixer_frames,
+            packets,
+            deliveries,
+            unknown_peers,
+            bad_frames,
+            system_ops,
+            ungranted,
+            refused_rooms_per_bucket,
+            refused_sockets_per_bucket,
+            refused_sockets_per_name,
+            refused_sockets_per_room,
+        } = counters;
+        for (name, help, value) in [
+            ("joins", "Sockets that joined a room.", joins),
+            ("leaves", "Sockets that left by themselves.", leaves),
+            ("closes", "Sockets closed by a kick, a ban or a revocation.", closes),
+            ("heartbeats", "JSON pings and heartbeats.", heartbeats),
+            ("mixer_frames", "Frames for a media mixer, ignored.", mixer_frames),
+            ("packets", "Frames relayed.", packets),
+            ("deliveries", "Frames handed to sockets.", deliveries),
+            ("unknown_peers", "Frames to a name that is not in the room.", unknown_peers),
+            ("bad_frames", "Frames that could not be read.", bad_frames),
+            ("system_ops", "Frames that posed as the server's.", system_ops),
+            ("ungranted", "Joins and frames beyond the grants of a token.", ungranted),
+            (
+                "refused_rooms_per_account",
+                "Joins over signal.rooms_per_account.",
+                refused_rooms_per_bucket,
+            ),
+            (
+                "refused_sockets_per_account",
+                "Joins over signal.sockets_per_account.",
+                refused_sockets_per_bucket,
+            ),
+            (
+                "refused_sockets_per_name",
+                "Joins over signal.sockets_per_name.",
+                refused_sockets_per_name,
+            ),
+            (
+                "refused_sockets_per_room",
+                "Joins over signal.sockets_per_room.",
+                refused_sockets_per_room,
+            ),
+        ] {
+            self.counter(&format!("signal_{name}_total"), help, *value);
+        }
+    }
+
+    /// Every figure of the sockets' transport.
+    fn sockets(&mut self, counters: &Counters) {
+        let Counters { opened, refused, slow, idle, too_long, text_pings, frames_out, writes } =
+            counters;
+        for (name, help, value) in [
+            ("signal_text_pings", "Text pings.", text_pings),
+            ("socket_opened", "WebSockets admitted.", opened),
+            ("socket_refused", "WebSockets refused.", refused),
+            ("socket_slow", "WebSockets cut because they did not keep up.", slow),
+            ("socket_idle", "WebSockets closed after signal.idle.", idle),
+            ("socket_too_long", "WebSockets closed over signal.message.", too_long),
+            ("socket_frames", "Frames written.", frames_out),
+            ("socket_writes", "Writes in which they went.", writes),
+        ] {
+            self.counter(&format!("{name}_total"), help, value.load(Ordering::Relaxed));
+        }
+    }
+
     fn counter(&mut self, name: &str, help: &str, value: u64) {
         self.line("counter", name, help, value);
     }
@@ -119,5 +181,70 @@ impl Text {
             self.0,
             "# HELP ganglion_{name} {help}\n# TYPE ganglion_{name} {kind}\nganglion_{name} {value}"
         );
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU64;
+
+    use super::*;
+
+    /// The values rendered, in order.
+    fn values(text: &Text) -> Vec<u64> {
+        let lines = text.0.lines().filter(|line| !line.starts_with('#'));
+        let mut values: Vec<u64> = lines
+            .filter_map(|line| line.split_once(' '))
+            .filter_map(|(_, value)| value.parse().ok())
+            .collect();
+        values.sort_unstable();
+        values
+    }
+
+    #[test]
+    fn every_figure_of_the_rooms_is_rendered() {
+        let counters = signal::Counters {
+            joins: 5,
+            leaves: 6,
+            closes: 7,
+            heartbeats: 8,
+            mixer_frames: 9,
+            packets: 10,
+            deliveries: 11,
+            unknown_peers: 12,
+            bad_frames: 13,
+            system_ops: 14,
+            ungranted: 15,
+            refused_rooms_per_bucket: 16,
+            refused_sockets_per_bucket: 17,
+            refused_sockets_per_name: 18,
+            refused_sockets_per_room: 19,
+        };
+        let mut text = Text::default();
+        text.signal(&Stats { buckets: 1, rooms: 2, names: 3, sockets: 4, counters });
+        assert_eq!(values(&text), (1..=19).collect::<Vec<u64>>());
+        assert!(
+            text.0.contains("\nganglion_signal_refused_sockets_per_room_total 19\n"),
+            "{}",
+            text.0
+        );
+    }
+
+    #[test]
+    fn every_figure_of_the_sockets_is_rendered() {
+        let counters = Counters {
+            opened: AtomicU64::new(1),
+            refused: AtomicU64::new(2),
+            slow: AtomicU64::new(3),
+            idle: AtomicU64::new(4),
+            too_long: AtomicU64::new(5),
+            text_pings: AtomicU64::new(6),
+            frames_out: AtomicU64::new(7),
+            writes: AtomicU64::new(8),
+        };
+        let mut text = Text::default();
+        text.sockets(&counters);
+        assert_eq!(values(&text), (1..=8).collect::<Vec<u64>>());
+        assert!(text.0.contains("\nganglion_socket_slow_total 3\n"), "{}", text.0);
     }
 }

@@ -75,7 +75,8 @@ pub(crate) async fn serve(start: Start) -> Result<()> {
         Some(keys) => Some(keys.demo_account(services, &data_dir).await?),
         None => None,
     };
-    let shared = Arc::new(Shared { pages: Pages::new(demo.as_ref()), ..shared });
+    let listening = config.listen.http.iter().chain(&config.listen.https);
+    let shared = Arc::new(Shared { pages: Pages::new(demo.as_ref(), listening), ..shared });
 
     let control = control::bind(&data_dir)?;
     let bound = Bound::all(&shared, is_dev)?;
@@ -128,7 +129,6 @@ pub(crate) fn assemble(
     let stats = Arc::new(Statistics::default());
     let sockets = SocketTable::new(config.signal.queue.0);
     let switchboard = Switchboard::new(
-        &format!("{}_{}", identity.cluster, identity.neuron),
         Key::parse(&format!("{}:{}", identity.host, identity.neuron))
             .context("neuron.host and neuron.name")?,
         signal::Limits {
@@ -136,8 +136,6 @@ pub(crate) fn assemble(
             sockets_per_bucket: config.signal.sockets_per_account,
             sockets_per_room: config.signal.sockets_per_room,
             sockets_per_name: config.signal.sockets_per_name,
-            message_bytes: config.signal.message.0,
-            ..signal::Limits::default()
         },
         sockets.clone(),
         stats.clone(),

@@ -1,17 +1,17 @@
 //! Signalling WebSockets: the handshake, one task a socket, and each socket's bounded queue.
 //!
 //! A frame that is meant for many is one buffer that all queues share; a socket's task takes all
-//! that its queue holds and writes it at once. A socket that does not keep up is cut when its queue
-//! is full. Not here: who hears what (`signal`), framing (`wire::ws`).
+//! that its queue holds and writes it at once, and goes on reading meanwhile. A socket that does not
+//! keep up leaves its room when its queue is full, whatever is being written to it. Not here: who hears what (`signal`), framing (`wire::ws`).
 
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::io::{self, IoSlice};
 use std::net::IpAddr;
 use std::pin::Pin;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::task::Poll;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -20,18 +20,19 @@ use http::{HeaderValue, Method, StatusCode, header};
 use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
+use hyper_util::server::conn::auto::upgrade::downcast;
 use neuron::sockets::Outbox;
 use services::RoomRef;
 use services::token::{self, Verified};
 use signal::{Output, SocketId};
-use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::sync::Notify;
 use tokio::time::Instant;
+use tokio_rustls::server::TlsStream;
 use wire::envelope::Fault;
-use wire::errors::Code;
 use wire::names::Path;
-use wire::ws::{self, CloseCode, Decoder, Message};
+use wire::ws::{self, CloseCode, Decoder, Message, ProtocolError};
 
 use crate::http::{Shared, plain};
 use crate::listen::Entered;
@@ -45,9 +46,12 @@ const READ_BYTES: usize = 8 << 10;
 const WRITE_FRAMES: usize = 64;
 /// How long the answer to a handshake may take to be sent.
 const UPGRADE_TIME: Duration = Duration::from_secs(10);
-/// How long a socket may take no byte of what is written to it.
+/// How long a socket may take for one batch of frames, and how many bytes of it add a second.
 const WRITE_TIME: Duration = Duration::from_secs(20);
-/// How long a closing handshake may take.
+const WRITE_BYTES_PER_S: u64 = 32 << 10;
+/// What sockets are told when the neuron goes away.
+const STOPS: &str = "the neuron stops";
+/// How long the last frames and the closing handshake may take.
 const CLOSE_TIME: Duration = Duration::from_secs(2);
 
 /// Every open socket's queue, by id.
@@ -56,6 +60,8 @@ pub(crate) struct SocketTable {
     queues: papaya::HashMap<u64, Arc<Queue>>,
     next: AtomicU64,
     queue_bytes_max: usize,
+    /// Set once, as the neuron goes away.
+    is_closing: AtomicBool,
     pub(crate) counters: Counters,
 }
 
@@ -64,8 +70,12 @@ pub(crate) struct SocketTable {
 pub(crate) struct Counters {
     pub(crate) opened: AtomicU64,
     pub(crate) refused: AtomicU64,
-    /// Cut because their queue was full.
+    /// Cut because their queue was full, or because they took too long for what was written.
     pub(crate) slow: AtomicU64,
+    /// Closed because nothing came from them.
+    pub(crate) idle: AtomicU64,
+    /// Closed because of a message over `signal.message`, or in more frames than a decoder takes.
+    pub(crate) too_long: AtomicU64,
     pub(crate) text_pings: AtomicU64,
     pub(crate) frames_out: AtomicU64,
     pub(crate) writes: AtomicU64,
@@ -81,9 +91,21 @@ struct Queue {
 #[derive(Debug, Default)]
 struct Waiting {
     frames: VecDeque<Bytes>,
+    /// Bytes of `frames`, but for the first frame that was ever queued: who is in the room, which is
+    /// as long as the room is full, and without which nobody can join.
     bytes: usize,
+    has_begun: bool,
     /// Set once: nothing is queued after it.
-    close: Option<(CloseCode, &'static str)>,
+    close: Option<Closing>,
+}
+
+/// Why a queue takes nothing more.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Closing {
+    /// It was full; what waited is dropped.
+    Slow,
+    /// The socket is to be told this after what waits.
+    Told(CloseCode, &'static str),
 }
 
 impl SocketTable {
@@ -92,6 +114,7 @@ impl SocketTable {
             queues: papaya::HashMap::new(),
             next: AtomicU64::new(1),
             queue_bytes_max,
+            is_closing: AtomicBool::new(false),
             counters: Counters::default(),
         })
     }
@@ -100,10 +123,11 @@ impl SocketTable {
         self.queues.len()
     }
 
-    /// Closes every socket, as the neuron goes away.
+    /// Closes every socket, those that open from here on too, as the neuron goes away.
     pub(crate) fn close_all(&self) {
+        self.is_closing.swap(true, Ordering::AcqRel);
         for (_, queue) in &self.queues.pin() {
-            queue.close(CloseCode::GOING_AWAY, "the neuron stops");
+            queue.close(CloseCode::GOING_AWAY, STOPS);
         }
     }
 
@@ -111,14 +135,18 @@ impl SocketTable {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let queue = Arc::new(Queue { waiting: Mutex::default(), wake: Notify::new() });
         self.queues.pin().insert(id, queue.clone());
+        // Both sides change the flag in one order: either this sees it set, or the queue was there
+        // for `close_all` to find.
+        if self.is_closing.fetch_or(false, Ordering::AcqRel) {
+            queue.close(CloseCode::GOING_AWAY, STOPS);
+        }
         (SocketId(id), queue)
     }
 
     fn push(&self, socket: SocketId, frame: Bytes) {
         let queues = self.queues.pin();
-        let Some(queue) = queues.get(&socket.0) else { return };
-        if !queue.push(frame, self.queue_bytes_max) {
-            self.counters.slow.fetch_add(1, Ordering::Relaxed);
+        if let Some(queue) = queues.get(&socket.0) {
+            queue.push(frame, self.queue_bytes_max);
         }
     }
 }
@@ -143,40 +171,40 @@ impl Outbox for SocketTable {
 }
 
 impl Queue {
-    /// `false` when this frame found the queue full, which cuts the socket.
-    fn push(&self, frame: Bytes, bytes_max: usize) -> bool {
+    /// A frame that finds the queue full cuts the socket.
+    fn push(&self, frame: Bytes, bytes_max: usize) {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         if waiting.close.is_some() {
-            return true;
+            return;
         }
-        let fits = waiting.bytes + frame.len() <= bytes_max;
-        if fits {
-            waiting.bytes += frame.len();
+        let bytes = if waiting.has_begun { waiting.bytes + frame.len() } else { 0 };
+        waiting.has_begun = true;
+        if bytes <= bytes_max {
+            waiting.bytes = bytes;
             waiting.frames.push_back(frame);
         } else {
-            *waiting = Waiting {
-                close: Some((CloseCode::TRY_AGAIN_LATER, "too slow")),
-                ..Waiting::default()
-            };
+            waiting.frames = VecDeque::new();
+            waiting.close = Some(Closing::Slow);
         }
         drop(waiting);
         self.wake.notify_one();
-        fits
     }
 
     fn close(&self, code: CloseCode, reason: &'static str) {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        waiting.close.get_or_insert((code, reason));
+        waiting.close.get_or_insert(Closing::Told(code, reason));
         drop(waiting);
         self.wake.notify_one();
     }
 
-    fn take(&self) -> Waiting {
+    fn closing(&self) -> Option<Closing> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).close
+    }
+
+    fn take(&self) -> VecDeque<Bytes> {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        let close = waiting.close;
-        let taken = std::mem::take(&mut *waiting);
-        waiting.close = close;
-        taken
+        waiting.bytes = 0;
+        std::mem::take(&mut waiting.frames)
     }
 }
 
@@ -227,22 +255,26 @@ async fn admit(
     asked: Option<&str>,
     address: IpAddr,
 ) -> Result<(Verified, RoomRef), (CloseCode, String)> {
-    let refusal = |fault: Fault| {
-        let code = match fault.code {
-            Code::StoreUnavailable | Code::Overloaded => CloseCode::TRY_AGAIN_LATER,
-            _ => CloseCode::UNAUTHORIZED,
-        };
-        (code, fault.code.as_str().to_owned())
-    };
     if shared.lifecycle.is_draining() {
         return Err((CloseCode::GOING_AWAY, "draining".to_owned()));
     }
     let services = &shared.neuron.services;
-    let verified = token::verify(services, token).await.map_err(refusal)?;
+    let verified = token::verify(services, token).await.map_err(|fault| refusal(&fault))?;
     let asked = asked.map(Path::parse).transpose();
-    let asked = asked.map_err(|error| refusal(Fault::new(error.code())))?;
-    let room = token::room(services, &verified, asked.as_ref(), address).await.map_err(refusal)?;
-    Ok((verified, room))
+    let asked = asked.map_err(|error| refusal(&Fault::new(error.code())))?;
+    let room = token::room(services, &verified, asked.as_ref(), address).await;
+    Ok((verified, room.map_err(|fault| refusal(&fault))?))
+}
+
+/// How a socket that may not be here is closed. Clients that are told [`CloseCode::UNAUTHORIZED`]
+/// never come back with that token, so what passes by itself has another code.
+fn refusal(fault: &Fault) -> (CloseCode, String) {
+    let code = match fault.code.status() {
+        503 => CloseCode::TRY_AGAIN_LATER,
+        500.. => CloseCode::INTERNAL,
+        _ => CloseCode::UNAUTHORIZED,
+    };
+    (code, fault.code.as_str().to_owned())
 }
 
 /// The answer to a client's handshake; `None` when it is not one.
@@ -267,6 +299,23 @@ fn accept_key(request: &hyper::Request<Incoming>) -> Option<String> {
     })
 }
 
+/// What frames go over: the listener's own stream, without what paces requests below hyper.
+trait Transport: AsyncRead + AsyncWrite + Unpin {
+    fn tcp(&self) -> &TcpStream;
+}
+
+impl Transport for TcpStream {
+    fn tcp(&self) -> &TcpStream {
+        self
+    }
+}
+
+impl Transport for TlsStream<TcpStream> {
+    fn tcp(&self) -> &TcpStream {
+        self.get_ref().0
+    }
+}
+
 /// One open socket: its transport, decoder and queue.
 struct Socket<IO> {
     shared: Arc<Shared>,
@@ -274,15 +323,99 @@ struct Socket<IO> {
     id: SocketId,
     queue: Arc<Queue>,
     decoder: Decoder,
+    batch: Batch,
     heard: Instant,
 }
 
+/// Frames that are being written.
+struct Batch {
+    frames: VecDeque<Bytes>,
+    /// Whether the first frame was written in part: nothing but its rest may follow.
+    is_split: bool,
+    /// Whether the transport may still hold what it took.
+    is_unflushed: bool,
+    /// When the last byte must have been taken.
+    deadline: Instant,
+}
+
 /// Why a socket's task ends.
+#[derive(Debug, Eq, PartialEq)]
 enum End {
-    /// Send this close.
+    /// The peer broke the protocol.
+    Broken(ProtocolError),
+    /// Send this close after what waits.
     Close(CloseCode, String),
-    /// The peer closed, or the transport is gone.
+    /// The transport is gone.
     Gone,
+    /// Nothing came from the peer for too long.
+    Idle,
+    /// The peer does not keep up: what waits is dropped.
+    Slow,
+}
+
+impl Batch {
+    fn new() -> Batch {
+        let frames = VecDeque::new();
+        Batch { frames, is_split: false, is_unflushed: false, deadline: Instant::now() }
+    }
+
+    fn begin(&mut self, frames: VecDeque<Bytes>) {
+        let bytes: usize = frames.iter().map(Bytes::len).sum();
+        let for_size = Duration::from_secs(bytes as u64 / WRITE_BYTES_PER_S);
+        self.deadline = Instant::now() + WRITE_TIME + for_size;
+        self.frames = frames;
+    }
+
+    fn is_done(&self) -> bool {
+        self.frames.is_empty() && !self.is_unflushed
+    }
+
+    fn is_late(&self) -> bool {
+        !self.is_done() && Instant::now() >= self.deadline
+    }
+
+    /// Drops every frame of which nothing was written.
+    fn give_up(&mut self) {
+        self.frames.truncate(usize::from(self.is_split));
+    }
+
+    /// Writes once, or flushes when everything is written.
+    fn poll_write<IO: AsyncWrite + Unpin>(
+        &mut self,
+        io: &mut IO,
+        counters: &Counters,
+        context: &mut Context<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.frames.is_empty() {
+            std::task::ready!(Pin::new(io).poll_flush(context))?;
+            self.is_unflushed = false;
+            return Poll::Ready(Ok(()));
+        }
+        let mut slices = [IoSlice::new(&[]); WRITE_FRAMES];
+        for (slice, frame) in slices.iter_mut().zip(&self.frames) {
+            *slice = IoSlice::new(frame);
+        }
+        let count = self.frames.len().min(WRITE_FRAMES);
+        let writing = Pin::new(io).poll_write_vectored(context, &slices[..count]);
+        let mut written = std::task::ready!(writing)?;
+        if written == 0 {
+            return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+        }
+        counters.writes.fetch_add(1, Ordering::Relaxed);
+        self.is_unflushed = true;
+        while let Some(frame) = self.frames.front_mut() {
+            if written < frame.len() {
+                self.is_split |= written > 0;
+                frame.advance(written);
+                break;
+            }
+            written -= frame.len();
+            self.is_split = false;
+            self.frames.pop_front();
+            counters.frames_out.fetch_add(1, Ordering::Relaxed);
+        }
+        Poll::Ready(Ok(()))
+    }
 }
 
 impl Socket<()> {
@@ -292,27 +425,27 @@ impl Socket<()> {
         admitted: Result<(Verified, RoomRef), (CloseCode, String)>,
         address: IpAddr,
     ) {
-        // The transport itself, without hyper's box, when the listener is a plain one.
-        match hyper_util::server::conn::auto::upgrade::downcast::<TokioIo<Paced<TcpStream>>>(
-            upgraded,
-        ) {
+        let upgraded = match downcast::<TokioIo<Paced<TcpStream>>>(upgraded) {
             Ok(parts) => {
-                Socket::run(
-                    shared,
-                    parts.io.into_inner().into_inner(),
-                    &parts.read_buf,
-                    admitted,
-                    address,
-                )
-                .await;
+                let io = parts.io.into_inner().into_inner();
+                return Socket::run(shared, io, &parts.read_buf, admitted, address).await;
             }
-            Err(upgraded) => {
-                Socket::run(shared, TokioIo::new(upgraded), b"", admitted, address).await;
+            Err(upgraded) => upgraded,
+        };
+        match downcast::<TokioIo<Paced<TlsStream<TcpStream>>>>(upgraded) {
+            // Boxed, so that a task without TLS has no room for it: that would triple its size.
+            Ok(parts) => {
+                let run = async move {
+                    let io = parts.io.into_inner().into_inner();
+                    Socket::run(shared, io, &parts.read_buf, admitted, address).await;
+                };
+                Box::pin(run).await;
             }
+            Err(_) => tracing::error!(%address, "a listener has a transport of another kind"),
         }
     }
 
-    async fn run<IO: AsyncRead + AsyncWrite + Unpin>(
+    async fn run<IO: Transport>(
         shared: Arc<Shared>,
         io: IO,
         read_already: &[u8],
@@ -321,8 +454,8 @@ impl Socket<()> {
     ) {
         let (id, queue) = shared.sockets.open();
         let decoder = Decoder::new(shared.config.signal.message.0);
-        let mut socket =
-            Socket { shared: shared.clone(), io, id, queue, decoder, heard: Instant::now() };
+        let (batch, heard) = (Batch::new(), Instant::now());
+        let mut socket = Socket { shared: shared.clone(), io, id, queue, decoder, batch, heard };
         let counters = &shared.sockets.counters;
         let (verified, room) = match admitted {
             Ok(admitted) => admitted,
@@ -343,169 +476,189 @@ impl Socket<()> {
         if let Err(fault) = still {
             counters.refused.fetch_add(1, Ordering::Relaxed);
             shared.neuron.sockets.leave(id);
-            let reason = fault.code.as_str().to_owned();
-            socket.finish(End::Close(CloseCode::UNAUTHORIZED, reason)).await;
+            // Who is not to be here does not hear who is.
+            drop(socket.queue.take());
+            let (code, reason) = refusal(&fault);
+            socket.finish(End::Close(code, reason)).await;
             return;
         }
         counters.opened.fetch_add(1, Ordering::Relaxed);
         let token = verified.claims.id;
         services.graces.connected(token, services.now_s());
         let end = socket.converse(read_already).await;
+        count_end(&end, counters);
         shared.neuron.sockets.leave(id);
         services.graces.disconnected(token, services.now_s());
         socket.finish(end).await;
     }
 }
 
-impl<IO: AsyncRead + AsyncWrite + Unpin> Socket<IO> {
+impl<IO: Transport> Socket<IO> {
     /// Reads and writes until one side ends.
     async fn converse(&mut self, read_already: &[u8]) -> End {
-        if let Some(end) = self.hear(read_already) {
+        if let Err(end) = self.hear(read_already) {
             return end;
         }
+        let queue = self.queue.clone();
         let ping_after = self.shared.config.signal.ping_after.0;
         let idle = self.shared.config.signal.idle.0;
         let mut check = tokio::time::interval(ping_after.min(idle) / 2);
         check.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
         let mut pinged = false;
         loop {
-            let queue = self.queue.clone();
+            let (is_writing, deadline) = (!self.batch.is_done(), self.batch.deadline);
             tokio::select! {
                 biased;
-                () = queue.wake.notified() => {
-                    let waiting = self.queue.take();
-                    if let Err(error) = self.write(waiting.frames).await {
-                        tracing::trace!(%error, "socket gone");
-                        return End::Gone;
+                () = queue.wake.notified() => match queue.closing() {
+                    Some(Closing::Slow) => return End::Slow,
+                    Some(Closing::Told(code, reason)) => return End::Close(code, reason.to_owned()),
+                    // What came meanwhile is taken when the batch is done.
+                    None if is_writing => {}
+                    None => self.batch.begin(queue.take()),
+                },
+                moved = poll_fn(|context| self.poll_move(context)) => {
+                    match moved {
+                        // A peer that sends without a pause keeps the timer below from its turn.
+                        Ok(_) if self.batch.is_late() => return End::Slow,
+                        Ok(true) => { self.heard = Instant::now(); pinged = false; }
+                        Ok(false) => {}
+                        Err(end) => return end,
                     }
-                    if let Some((code, reason)) = waiting.close {
-                        return End::Close(code, reason.to_owned());
+                    if is_writing && self.batch.is_done() {
+                        self.batch.begin(queue.take());
                     }
                 }
-                end = Self::read(&mut self.io, &mut self.decoder, &self.shared, self.id, &self.queue) => {
-                    match end {
-                        Ok(None) => { self.heard = Instant::now(); pinged = false; }
-                        Ok(Some(end)) => return end,
-                        Err(_) => return End::Gone,
-                    }
+                () = async { tokio::time::sleep_until(deadline).await }, if is_writing => {
+                    return End::Slow;
                 }
                 _ = check.tick() => {
                     let silence = self.heard.elapsed();
                     if silence >= idle {
-                        return End::Close(CloseCode::GOING_AWAY, "idle".to_owned());
+                        return End::Idle;
                     }
                     if silence >= ping_after && !std::mem::replace(&mut pinged, true) {
-                        let _ = self.queue.push(ws::ping_frame(b""), usize::MAX);
+                        queue.push(ws::ping_frame(b""), self.shared.config.signal.queue.0);
                     }
                 }
             }
         }
     }
 
-    /// Reads once, from a buffer on the stack, so that an idle socket holds none.
-    async fn read(
-        io: &mut IO,
-        decoder: &mut Decoder,
-        shared: &Shared,
-        id: SocketId,
-        queue: &Queue,
-    ) -> io::Result<Option<End>> {
-        poll_fn(|context| {
-            let mut bytes = [std::mem::MaybeUninit::uninit(); READ_BYTES];
-            let mut buffer = ReadBuf::uninit(&mut bytes);
-            match Pin::new(&mut *io).poll_read(context, &mut buffer) {
-                Poll::Pending => Poll::Pending,
-                Poll::Ready(Err(error)) => Poll::Ready(Err(error)),
-                Poll::Ready(Ok(())) if buffer.filled().is_empty() => {
-                    Poll::Ready(Ok(Some(End::Gone)))
-                }
-                Poll::Ready(Ok(())) => {
-                    Poll::Ready(Ok(decode(decoder, buffer.filled(), shared, id, queue)))
-                }
-            }
-        })
-        .await
-    }
-
-    fn hear(&mut self, bytes: &[u8]) -> Option<End> {
-        decode(&mut self.decoder, bytes, &self.shared, self.id, &self.queue)
-    }
-
-    async fn write(&mut self, mut frames: VecDeque<Bytes>) -> io::Result<()> {
-        let counters = &self.shared.sockets.counters;
-        counters.frames_out.fetch_add(frames.len() as u64, Ordering::Relaxed);
-        while !frames.is_empty() {
-            let mut slices = [IoSlice::new(&[]); WRITE_FRAMES];
-            for (slice, frame) in slices.iter_mut().zip(&frames) {
-                *slice = IoSlice::new(frame);
-            }
-            let count = frames.len().min(WRITE_FRAMES);
-            counters.writes.fetch_add(1, Ordering::Relaxed);
-            let writing = self.io.write_vectored(&slices[..count]);
-            let mut written = tokio::time::timeout(WRITE_TIME, writing).await??;
-            if written == 0 {
-                return Err(io::ErrorKind::WriteZero.into());
-            }
-            while let Some(frame) = frames.front_mut() {
-                if written < frame.len() {
-                    frame.advance(written);
-                    break;
-                }
-                written -= frame.len();
-                frames.pop_front();
+    /// Writes once, if there is something to write, and reads once, into a buffer on the stack, so
+    /// that an idle socket holds none. Answers whether something came.
+    fn poll_move(&mut self, context: &mut Context<'_>) -> Poll<Result<bool, End>> {
+        let mut has_written = false;
+        if !self.batch.is_done() {
+            let counters = &self.shared.sockets.counters;
+            match self.batch.poll_write(&mut self.io, counters, context) {
+                Poll::Ready(Ok(())) => has_written = true,
+                Poll::Ready(Err(error)) => return Poll::Ready(Err(gone(&error))),
+                Poll::Pending => {}
             }
         }
-        self.io.flush().await
+        let mut bytes = [std::mem::MaybeUninit::uninit(); READ_BYTES];
+        let mut buffer = ReadBuf::uninit(&mut bytes);
+        match Pin::new(&mut self.io).poll_read(context, &mut buffer) {
+            Poll::Ready(Ok(())) if buffer.filled().is_empty() => Poll::Ready(Err(End::Gone)),
+            Poll::Ready(Ok(())) => Poll::Ready(self.hear(buffer.filled()).map(|()| true)),
+            Poll::Ready(Err(error)) => Poll::Ready(Err(gone(&error))),
+            Poll::Pending if has_written => Poll::Ready(Ok(false)),
+            Poll::Pending => Poll::Pending,
+        }
     }
 
-    /// Sends the close, gives the peer a moment to take it, and forgets the socket.
+    /// Sends what is left and the close, gives the peer a moment to take them, and forgets the
+    /// socket.
     async fn finish(mut self, end: End) {
-        if let End::Close(code, reason) = end {
-            let closing = async {
-                self.io.write_all(&ws::close_frame(code, &reason)).await?;
-                self.io.shutdown().await?;
-                let mut rest = [0; 512];
-                while tokio::io::AsyncReadExt::read(&mut self.io, &mut rest).await? > 0 {}
-                Ok::<_, io::Error>(())
-            };
-            let _ = tokio::time::timeout(CLOSE_TIME, closing).await;
+        let is_slow = end == End::Slow;
+        let told = match end {
+            End::Broken(error) => Some((error.close_code(), error.to_string())),
+            End::Close(code, reason) => Some((code, reason)),
+            End::Gone => None,
+            End::Idle => Some((CloseCode::GOING_AWAY, "idle".to_owned())),
+            End::Slow => Some((CloseCode::TRY_AGAIN_LATER, "too slow".to_owned())),
+        };
+        if let Some((code, reason)) = told {
+            let mut waiting = self.queue.take();
+            if is_slow {
+                self.batch.give_up();
+                waiting.clear();
+            }
+            self.batch.frames.append(&mut waiting);
+            self.batch.frames.push_back(ws::close_frame(code, &reason));
+            let is_closed = tokio::time::timeout(CLOSE_TIME, self.close()).await.is_ok();
+            if is_slow && !is_closed {
+                // The kernel would keep what it has for the peer for as long as that takes a byte
+                // now and then.
+                let socket = socket2::SockRef::from(self.io.tcp());
+                if let Err(error) = socket.set_linger(Some(Duration::ZERO)) {
+                    tracing::debug!(%error, "a slow peer's connection lingers");
+                }
+            }
         }
         self.shared.sockets.queues.pin().remove(&self.id.0);
     }
-}
 
-/// Feeds bytes to a socket's decoder and acts on what they say.
-fn decode(
-    decoder: &mut Decoder,
-    mut bytes: &[u8],
-    shared: &Shared,
-    id: SocketId,
-    queue: &Queue,
-) -> Option<End> {
-    while !bytes.is_empty() {
-        let taken = decoder.push(bytes);
-        bytes = &bytes[taken..];
-        loop {
-            match decoder.next_message() {
-                Ok(None) => break,
-                // Old pages flood these: they cost neither the core's lock nor a parse.
-                Ok(Some(Message::Text("ping"))) => {
-                    shared.sockets.counters.text_pings.fetch_add(1, Ordering::Relaxed);
+    /// Writes what the batch holds, and waits until the peer has closed too.
+    async fn close(&mut self) -> io::Result<()> {
+        let counters = &self.shared.sockets.counters;
+        while !self.batch.is_done() {
+            poll_fn(|context| self.batch.poll_write(&mut self.io, counters, context)).await?;
+        }
+        self.io.shutdown().await?;
+        let mut rest = [0; 512];
+        while self.io.read(&mut rest).await? > 0 {}
+        Ok(())
+    }
+
+    /// Feeds bytes to the decoder and acts on what they say.
+    fn hear(&mut self, mut bytes: &[u8]) -> Result<(), End> {
+        let shared = &self.shared;
+        while !bytes.is_empty() {
+            let taken = self.decoder.push(bytes);
+            bytes = &bytes[taken..];
+            loop {
+                match self.decoder.next_message() {
+                    Ok(None) => break,
+                    // Old pages flood these: they cost neither the core's lock nor a parse.
+                    Ok(Some(Message::Text("ping"))) => {
+                        shared.sockets.counters.text_pings.fetch_add(1, Ordering::Relaxed);
+                    }
+                    Ok(Some(Message::Text(text))) => shared.neuron.sockets.text(self.id, text),
+                    Ok(Some(Message::Ping(payload))) => {
+                        self.queue.push(ws::pong_frame(payload), shared.config.signal.queue.0);
+                    }
+                    Ok(Some(Message::Pong(_) | Message::Binary(_))) => {}
+                    Ok(Some(Message::Close { code: CloseCode::NO_STATUS, .. })) => {
+                        return Err(End::Close(CloseCode::NORMAL, String::new()));
+                    }
+                    Ok(Some(Message::Close { code, .. })) => {
+                        return Err(End::Close(code, String::new()));
+                    }
+                    Err(error) => return Err(End::Broken(error)),
                 }
-                Ok(Some(Message::Text(text))) => shared.neuron.sockets.text(id, text),
-                Ok(Some(Message::Ping(payload))) => {
-                    let _ = queue.push(ws::pong_frame(payload), shared.config.signal.queue.0);
-                }
-                Ok(Some(Message::Pong(_) | Message::Binary(_))) => {}
-                Ok(Some(Message::Close { code, .. })) => {
-                    let code = if code == CloseCode::NO_STATUS { CloseCode::NORMAL } else { code };
-                    return Some(End::Close(code, String::new()));
-                }
-                Err(error) => return Some(End::Close(error.close_code(), error.to_string())),
             }
         }
+        Ok(())
     }
-    None
+}
+
+fn gone(error: &io::Error) -> End {
+    tracing::trace!(%error, "socket gone");
+    End::Gone
+}
+
+/// Counts an end that a limit brought about.
+fn count_end(end: &End, counters: &Counters) {
+    let counter = match end {
+        End::Slow => &counters.slow,
+        End::Idle => &counters.idle,
+        End::Broken(ProtocolError::MessageTooLong | ProtocolError::TooManyFragments) => {
+            &counters.too_long
+        }
+        End::Broken(_) | End::Close(..) | End::Gone => return,
+    };
+    counter.fetch_add(1, Ordering::Relaxed);
 }
 
 #[cfg(test)]
@@ -517,11 +670,158 @@ mod tests {
     use services::{Call, Service};
     use store::embedded::{EmbeddedStore, Options};
     use tokio::io::AsyncReadExt as _;
+    use tokio::net::TcpListener;
+    use wire::errors::Code;
     use wire::names::Ident;
     use wire::params::Params;
 
     use super::*;
     use crate::config::Config;
+
+    fn frame(bytes: usize) -> Bytes {
+        Bytes::from(vec![b'x'; bytes])
+    }
+
+    fn queue() -> Queue {
+        Queue { waiting: Mutex::default(), wake: Notify::new() }
+    }
+
+    /// The list of a full room's names is longer than any queue, and everybody joins with it.
+    #[test]
+    fn the_first_frame_passes_and_those_after_it_are_bounded() {
+        let queue = queue();
+        queue.push(frame(1000), 10);
+        queue.push(frame(4), 10);
+        queue.push(frame(6), 10);
+        assert_eq!(queue.closing(), None, "at the limit");
+        queue.push(frame(1), 10);
+        assert_eq!(queue.closing(), Some(Closing::Slow), "past it");
+        assert!(queue.take().is_empty(), "what waited is dropped");
+        queue.push(frame(1), 10);
+        queue.close(CloseCode::KICKED, "kicked");
+        assert!(queue.take().is_empty());
+        assert_eq!(queue.closing(), Some(Closing::Slow));
+    }
+
+    #[test]
+    fn what_was_taken_waits_no_longer() {
+        let queue = queue();
+        for _ in 0..3 {
+            queue.push(frame(4), 10);
+            queue.push(frame(6), 10);
+            assert_eq!(queue.take().len(), 2);
+        }
+        queue.close(CloseCode::KICKED, "kicked");
+        assert_eq!(queue.closing(), Some(Closing::Told(CloseCode::KICKED, "kicked")));
+    }
+
+    /// A socket that was admitted before the stop and opened after it used to be told nothing.
+    #[test]
+    fn a_socket_that_opens_after_all_were_closed_is_closed() {
+        let table = SocketTable::new(10);
+        let (_, before) = table.open();
+        assert_eq!(before.closing(), None);
+        table.close_all();
+        let (_, after) = table.open();
+        for queue in [before, after] {
+            assert_eq!(queue.closing(), Some(Closing::Told(CloseCode::GOING_AWAY, STOPS)));
+        }
+    }
+
+    /// The client library never tries again after 4401.
+    #[test]
+    fn only_a_token_that_is_refused_is_refused_for_good() {
+        for (code, close) in [
+            (Code::Unauthorized, CloseCode::UNAUTHORIZED),
+            (Code::NoNamespace, CloseCode::UNAUTHORIZED),
+            (Code::StoreUnavailable, CloseCode::TRY_AGAIN_LATER),
+            (Code::StoreDegraded, CloseCode::TRY_AGAIN_LATER),
+            (Code::Overloaded, CloseCode::TRY_AGAIN_LATER),
+            (Code::Internal, CloseCode::INTERNAL),
+        ] {
+            assert_eq!(refusal(&Fault::new(code)), (close, code.as_str().to_owned()));
+        }
+    }
+
+    #[test]
+    fn every_end_that_a_limit_brings_about_is_counted() {
+        let counters = Counters::default();
+        for end in [
+            End::Slow,
+            End::Idle,
+            End::Broken(ProtocolError::MessageTooLong),
+            End::Broken(ProtocolError::TooManyFragments),
+            End::Broken(ProtocolError::Unmasked),
+            End::Close(CloseCode::TOO_LONG, String::new()),
+            End::Gone,
+        ] {
+            count_end(&end, &counters);
+        }
+        let Counters { slow, idle, too_long, .. } = counters;
+        assert_eq!([slow, idle, too_long].map(AtomicU64::into_inner), [1, 1, 2]);
+    }
+
+    /// A peer of which nothing but its own pace is known.
+    struct Drip {
+        taken: Vec<u8>,
+        at_a_time: usize,
+    }
+
+    impl AsyncWrite for Drip {
+        fn poll_write(
+            self: Pin<&mut Self>,
+            context: &mut Context<'_>,
+            bytes: &[u8],
+        ) -> Poll<io::Result<usize>> {
+            self.poll_write_vectored(context, &[IoSlice::new(bytes)])
+        }
+
+        fn poll_write_vectored(
+            mut self: Pin<&mut Self>,
+            _: &mut Context<'_>,
+            slices: &[IoSlice<'_>],
+        ) -> Poll<io::Result<usize>> {
+            let before = self.taken.len();
+            let bytes = slices.iter().flat_map(|slice| slice.iter().copied());
+            let bytes: Vec<u8> = bytes.take(self.at_a_time).collect();
+            self.taken.extend(bytes);
+            Poll::Ready(Ok(self.taken.len() - before))
+        }
+
+        fn poll_flush(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+
+        fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
+            Poll::Ready(Ok(()))
+        }
+    }
+
+    /// A close that began inside a frame would be read as a part of it.
+    #[test]
+    fn a_batch_that_is_given_up_ends_between_frames() {
+        let frames = || VecDeque::from([&b"abc"[..], b"def", b"ghi"].map(Bytes::from_static));
+        for (steps, taken) in [(0, ""), (1, "abc"), (2, "abcdef"), (3, "abcdef"), (4, "abcdefghi")]
+        {
+            let mut io = Drip { taken: Vec::new(), at_a_time: 2 };
+            let mut batch = Batch::new();
+            batch.begin(frames());
+            let mut context = Context::from_waker(std::task::Waker::noop());
+            let counters = Counters::default();
+            let mut write = |batch: &mut Batch| {
+                let done = batch.poll_write(&mut io, &counters, &mut context);
+                assert!(matches!(done, Poll::Ready(Ok(()))));
+            };
+            for _ in 0..steps {
+                write(&mut batch);
+            }
+            batch.give_up();
+            while !batch.is_done() {
+                write(&mut batch);
+            }
+            assert_eq!(io.taken, taken.as_bytes(), "after {steps} writes");
+        }
+    }
 
     const ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 
@@ -565,7 +865,9 @@ mod tests {
 
     /// The first frame that a socket is sent, of which its token was looked at before it joins.
     async fn first_frame(shared: &Arc<Shared>, admitted: (Verified, RoomRef)) -> Result<Vec<u8>> {
-        let (io, mut peer) = tokio::io::duplex(1 << 10);
+        let listener = TcpListener::bind((ADDRESS, 0)).await?;
+        let mut peer = TcpStream::connect(listener.local_addr()?).await?;
+        let (io, _) = listener.accept().await?;
         let socket = Socket::run(shared.clone(), io, b"", Ok(admitted), ADDRESS);
         let socket = tokio::spawn(socket);
         let mut head = [0; 2];

@@ -12,13 +12,35 @@ use services::statistics::{Measured, Statistics};
 use services::token::Verified;
 use services::{Clock, Closing, Kicked, Member, RoomRef, Rooms, Socket};
 use signal::{Address, Join, Limits, Output, Refusal, Signal, SocketId, SocketView, Stats, Topic};
-use wire::frames::Name;
-use wire::names::{Key, Layer, Path};
+use thiserror::Error;
+use wire::frames::{BadName, Name};
+use wire::names::{Key, Layer, NameError, Path};
 use wire::ws::CloseCode;
 
 /// Takes what the core wants sent. Called under the core's lock: it queues and returns.
 pub trait Outbox: Send + Sync {
     fn deliver(&self, output: Output);
+}
+
+/// Why a socket was not let into a room.
+#[derive(Clone, Copy, Debug, Eq, Error, PartialEq)]
+pub enum NotJoined {
+    #[error("the token's user cannot be a member: {0}")]
+    BadIdentity(#[from] BadName),
+    #[error("the room's topic is not one path segment: {0}")]
+    BadTopic(#[from] NameError),
+    #[error(transparent)]
+    Refused(#[from] Refusal),
+}
+
+impl NotJoined {
+    /// What to close the socket with.
+    pub fn close_code(self) -> CloseCode {
+        match self {
+            NotJoined::BadIdentity(_) | NotJoined::BadTopic(_) => CloseCode::POLICY,
+            NotJoined::Refused(refusal) => refusal.close_code(),
+        }
+    }
 }
 
 /// Every signalling socket of a neuron.
@@ -41,7 +63,6 @@ impl std::fmt::Debug for Switchboard {
 impl Switchboard {
     /// `neuron` is `<host>:<neuron>`.
     pub fn new(
-        origin: &str,
         neuron: Key,
         limits: Limits,
         outbox: Arc<dyn Outbox>,
@@ -49,7 +70,7 @@ impl Switchboard {
         clock: Arc<dyn Clock>,
     ) -> Switchboard {
         Switchboard {
-            signal: Mutex::new(Signal::new(origin, limits)),
+            signal: Mutex::new(Signal::new(limits)),
             outbox,
             stats,
             clock,
@@ -61,27 +82,26 @@ impl Switchboard {
     /// Lets a socket with a verified token into its room.
     ///
     /// # Errors
-    /// A limit or a missing grant.
+    /// A name that no room takes, a limit, or a missing grant.
     pub fn join(
         &self,
         socket: SocketId,
         verified: &Verified,
         room: &RoomRef,
         client_ip: IpAddr,
-    ) -> Result<(), Refusal> {
+    ) -> Result<(), NotJoined> {
         let claims = &verified.claims;
         let join = Join {
-            address: address(room).ok_or(Refusal::NameTooLong)?,
-            name: Name::encode(&claims.identity).map_err(|_| Refusal::NameTooLong)?,
+            address: address(room)?,
+            name: Name::encode(&claims.identity)?,
             ident: claims.sub.clone().unwrap_or_else(|| claims.account.clone()),
             service: "xs_signal",
             grants: claims.grants,
             token: Some(signal::Token { id: claims.id, expires_unix_s: claims.expires_s }),
             client_ip,
             since_unix_s: self.clock.now_micros() / 1_000_000,
-            meta: None,
         };
-        self.with(|signal| signal.join(socket, join))
+        Ok(self.with(|signal| signal.join(socket, join))?)
     }
 
     /// Takes a text message of a socket.
@@ -120,8 +140,7 @@ impl Switchboard {
     fn record(&self, stat: &signal::Stat) {
         let now_s = self.clock.now_micros() / 1_000_000;
         let Ok(measure) = Layer::parse(stat.measure.as_str()) else { return };
-        let by = stat.key.as_ref().map_or("$server", |name| name.as_str());
-        let Ok(key) = Key::parse(by) else { return };
+        let Ok(key) = Key::parse(stat.key.as_str()) else { return };
         let own = Measured {
             bucket: Bucket::sys(),
             measure: measure.clone(),
@@ -141,9 +160,8 @@ impl Switchboard {
 
 impl Rooms for Switchboard {
     fn members(&self, room: &RoomRef) -> Vec<Member> {
-        let Some(address) = address(room) else { return Vec::new() };
-        let signal = self.lock();
-        let rows = signal.rows(&address);
+        let Ok(address) = address(room) else { return Vec::new() };
+        let rows = self.lock().rows(&address);
         rows.iter()
             .map(|row| Member {
                 name: row.key.to_string(),
@@ -154,14 +172,12 @@ impl Rooms for Switchboard {
     }
 
     fn rooms(&self, bucket: &Bucket) -> Vec<RoomRef> {
-        let signal = self.lock();
-        signal
-            .rooms(bucket)
-            .map(|(path, topic)| RoomRef {
-                bucket: bucket.clone(),
-                path: path.clone(),
-                topic: topic.to_string(),
-            })
+        let rooms: Vec<(Path, Topic)> =
+            self.lock().rooms(bucket).map(|(path, topic)| (path.clone(), topic.clone())).collect();
+        let bucket = || bucket.clone();
+        rooms
+            .into_iter()
+            .map(|(path, topic)| RoomRef { bucket: bucket(), path, topic: topic.to_string() })
             .collect()
     }
 
@@ -169,12 +185,24 @@ impl Rooms for Switchboard {
         self.lock().buckets().cloned().collect()
     }
 
-    fn sockets(&self, bucket: &Bucket) -> Vec<Socket> {
-        self.lock().sockets(bucket).iter().map(socket).collect()
+    fn sockets(&self, bucket: &Bucket, show: &mut dyn FnMut(&Socket<'_>)) {
+        // Reference counts under the lock, which every account shares; the rest without it.
+        let held: Vec<_> = self
+            .lock()
+            .sockets(bucket)
+            .map(|view| {
+                let SocketView { socket, address, name, token, client_ip, since_unix_s } = view;
+                (socket, address.clone(), name.clone(), token, client_ip, since_unix_s)
+            })
+            .collect();
+        for (socket, address, name, token, client_ip, since_unix_s) in held {
+            let (address, name) = (&address, &name);
+            show(&shown(&SocketView { socket, address, name, token, client_ip, since_unix_s }));
+        }
     }
 
     fn kick(&self, room: &RoomRef, name: Option<&str>) -> Kicked {
-        let Some(address) = address(room) else { return Kicked::default() };
+        let Ok(address) = address(room) else { return Kicked::default() };
         let kicked = self.with(|signal| signal.kick(&address, name));
         Kicked {
             members: kicked.names,
@@ -182,31 +210,128 @@ impl Rooms for Switchboard {
         }
     }
 
-    fn close(&self, bucket: &Bucket, why: Closing, matches: &dyn Fn(&Socket) -> bool) -> usize {
+    fn close(&self, bucket: &Bucket, why: Closing, matches: &dyn Fn(&Socket<'_>) -> bool) -> usize {
         let (code, reason) = match why {
             Closing::Denied => (CloseCode::KICKED, "denied"),
             Closing::Ended => (CloseCode::KICKED, "session ended"),
             Closing::Revoked => (CloseCode::UNAUTHORIZED, "token revoked"),
         };
         let closed = self
-            .with(|signal| signal.close_where(bucket, code, reason, |view| matches(&socket(view))));
+            .with(|signal| signal.close_where(bucket, code, reason, |view| matches(&shown(view))));
         closed.sockets
     }
 }
 
-fn address(room: &RoomRef) -> Option<Address> {
-    let topic = Topic::parse(&room.topic).ok()?;
-    Some(Address { bucket: room.bucket.clone(), path: room.path.clone(), topic })
+fn address(room: &RoomRef) -> Result<Address, NameError> {
+    let topic = Topic::parse(&room.topic)?;
+    Ok(Address { bucket: room.bucket.clone(), path: room.path.clone(), topic })
 }
 
-fn socket(view: &SocketView<'_>) -> Socket {
+fn shown<'a>(view: &SocketView<'a>) -> Socket<'a> {
     Socket {
         id: view.socket.0,
-        name: view.name.to_string(),
-        path: view.address.path.clone(),
-        topic: view.address.topic.to_string(),
+        name: view.name.as_str(),
+        path: &view.address.path,
+        topic: view.address.topic.as_str(),
         address: view.client_ip,
         since_s: view.since_unix_s,
         token: view.token.map(|token| token.id),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use wire::names::Ident;
+    use wire::token::{Claims, Grants};
+
+    use super::*;
+
+    /// Takes everything and does nothing with it.
+    struct Nowhere;
+
+    impl Outbox for Nowhere {
+        fn deliver(&self, _: Output) {}
+    }
+
+    struct Noon;
+
+    impl Clock for Noon {
+        fn now_micros(&self) -> u64 {
+            1_700_000_000_000_000
+        }
+
+        fn sleep(&self, _: std::time::Duration) -> kv4::store::BoxFuture<'static, ()> {
+            Box::pin(std::future::pending())
+        }
+    }
+
+    fn switchboard() -> Switchboard {
+        Switchboard::new(
+            Key::parse("host:neuron").expect("a key"),
+            Limits::default(),
+            Arc::new(Nowhere),
+            Arc::new(Statistics::default()),
+            Arc::new(Noon),
+        )
+    }
+
+    fn verified(identity: &str, token: u64) -> Verified {
+        let account = Ident::parse("elena").expect("an ident");
+        let bucket = Bucket::account(&account, None).expect("short");
+        let claims = Claims {
+            id: token,
+            account,
+            sub: None,
+            path: None,
+            identity: identity.to_owned(),
+            grants: Grants::CHATTER,
+            not_before_ms: 0,
+            expires_s: 0,
+            key_id: 0,
+        };
+        Verified { claims, bucket }
+    }
+
+    fn join(board: &Switchboard, number: u64, name: &str, topic: &str) -> Result<(), NotJoined> {
+        let verified = verified(name, number);
+        let path = Path::parse("/my/path").expect("a path");
+        let room = RoomRef { bucket: verified.bucket.clone(), path, topic: topic.to_owned() };
+        board.join(SocketId(number), &verified, &room, [127, 0, 0, 1].into())
+    }
+
+    #[test]
+    fn a_name_that_no_room_takes_is_refused_as_what_it_is() {
+        let board = switchboard();
+        let refused = join(&board, 1, "ann", "a/b").expect_err("two segments");
+        assert_eq!(refused, NotJoined::BadTopic(NameError::BadSegment));
+        assert_eq!(refused.close_code(), CloseCode::POLICY);
+        let refused = join(&board, 1, "__sys__", "topic").expect_err("the server's name");
+        assert_eq!(refused, NotJoined::BadIdentity(BadName));
+        join(&board, 1, "ann", "topic").expect("joins");
+        let refused = join(&board, 1, "ann", "topic").expect_err("sits already");
+        assert_eq!(refused, NotJoined::Refused(Refusal::Seated));
+    }
+
+    #[test]
+    fn sockets_are_shown_without_the_lock_and_matched_by_what_they_are() {
+        let board = switchboard();
+        for (number, name) in [(1, "zoë"), (2, "ann"), (3, "ann")] {
+            join(&board, number, name, "topic").expect("joins");
+        }
+        let bucket = verified("ann", 1).bucket;
+        let mut seen = Vec::new();
+        board.sockets(&bucket, &mut |socket| {
+            assert!(board.signal.try_lock().is_ok(), "others may join meanwhile");
+            seen.push((socket.id, socket.name.to_owned(), socket.path.to_string(), socket.token));
+        });
+        let row = |id: u64, name: &str| (id, name.to_owned(), "/my/path".to_owned(), Some(id));
+        assert_eq!(seen, [row(2, "ann"), row(3, "ann"), row(1, "zo%C3%AB")]);
+
+        let closed = board.close(&bucket, Closing::Revoked, &|socket| socket.token == Some(3));
+        assert_eq!((closed, board.stats().sockets), (1, 2));
+        let path = Path::parse("/my/path/topic").expect("a path");
+        let is_ann = |socket: &Socket<'_>| socket.name == "ann" && socket.is_on(&path);
+        assert_eq!(board.close(&bucket, Closing::Ended, &is_ann), 1);
+        assert_eq!(board.stats().names, 1);
     }
 }

@@ -526,6 +526,6 @@ pub(crate) async fn enforce_rules(services: &Services, call: &Call<'_>) -> Resul
     let rules = services.rules.of(&services.kv, bucket).await.map_err(store_fault)?;
     services
         .rooms
-        .close(bucket, Closing::Denied, &|socket| rules.denied(&socket.path, socket.address));
+        .close(bucket, Closing::Denied, &|socket| rules.denied(socket.path, socket.address));
     Ok(())
 }

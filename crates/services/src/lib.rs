@@ -78,12 +78,13 @@ pub trait Rooms: Send + Sync {
     fn rooms(&self, bucket: &Bucket) -> Vec<RoomRef>;
     /// The buckets that have a socket.
     fn buckets(&self) -> Vec<Bucket>;
-    /// The open sockets of a bucket.
-    fn sockets(&self, bucket: &Bucket) -> Vec<Socket>;
+    /// Shows the open sockets of a bucket, each once.
+    fn sockets(&self, bucket: &Bucket, show: &mut dyn FnMut(&Socket<'_>));
     /// Sends a member away, or all of them.
     fn kick(&self, room: &RoomRef, name: Option<&str>) -> Kicked;
-    /// Closes the sockets of a bucket that `matches`; answers how many those were.
-    fn close(&self, bucket: &Bucket, why: Closing, matches: &dyn Fn(&Socket) -> bool) -> usize;
+    /// Closes the sockets of a bucket that `matches`; answers how many those were. Nobody joins or
+    /// speaks while it is asked: it looks and returns.
+    fn close(&self, bucket: &Bucket, why: Closing, matches: &dyn Fn(&Socket<'_>) -> bool) -> usize;
 }
 
 /// Who was sent away.
@@ -124,23 +125,23 @@ pub struct Member {
 }
 
 /// One open signalling socket.
-#[derive(Clone, Debug, Eq, PartialEq)]
-pub struct Socket {
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Socket<'a> {
     pub id: u64,
     /// As frames spell it: percent-encoded where needed.
-    pub name: String,
-    pub path: Path,
-    pub topic: String,
+    pub name: &'a str,
+    pub path: &'a Path,
+    pub topic: &'a str,
     pub address: IpAddr,
     pub since_s: u64,
     /// The id of the token that it came with.
     pub token: Option<u64>,
 }
 
-impl Socket {
+impl Socket<'_> {
     /// Whether the socket is on a path: its namespace, or its topic below that.
     pub fn is_on(&self, path: &Path) -> bool {
-        self.path == *path || self.path.join(&self.topic).as_ref() == Ok(path)
+        self.path == path || self.path.join(self.topic).as_ref() == Ok(path)
     }
 }
 

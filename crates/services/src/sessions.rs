@@ -225,14 +225,15 @@ fn rows(services: &Services, bucket: &Bucket) -> Vec<(String, serde_json::Value)
         });
         (id, row)
     });
-    let sockets = services.rooms.sockets(bucket).into_iter().map(|socket| {
+    let mut rows: Vec<_> = logins.collect();
+    services.rooms.sockets(bucket, &mut |socket| {
         let id = format!("socket-{}", socket.id);
         let row = serde_json::json!({
             "id": id, "kind": "socket", "who": socket.name, "path": socket.path.as_str(),
             "topic": socket.topic, "address": socket.address.to_string(),
             "since": socket.since_s,
         });
-        (id, row)
+        rows.push((id, row));
     });
-    logins.chain(sockets).collect()
+    rows
 }

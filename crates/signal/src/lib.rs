@@ -3,9 +3,9 @@
 //! [`Signal`] is a state machine over every room of one neuron. The shell tells it of sockets that
 //! open, texts that arrive and sockets that close, and after each of those drains
 //! [`Signal::poll_output`]. It opens no socket, reads no clock and never waits. Not here: reading
-//! and writing bytes (`wire::ws`), tokens and address rules (the shell asks before it joins a
-//! socket), queues to slow receivers, and idle connections: those are the shell's, which sees every
-//! byte that arrives.
+//! and writing bytes and how long a message may be (`wire::ws`), tokens and address rules (the shell
+//! asks before it joins a socket), queues to slow receivers, and idle connections: those are the
+//! shell's, which sees every byte that arrives.
 //!
 //! ```
 //! use kv4::Bucket;
@@ -27,9 +27,8 @@
 //!     token: None,
 //!     client_ip: [127, 0, 0, 1].into(),
 //!     since_unix_s: 1_700_000_000,
-//!     meta: None,
 //! };
-//! let mut signal = Signal::new("euro_one", Limits::default());
+//! let mut signal = Signal::new(Limits::default());
 //! signal.join(SocketId(1), join("ann"))?;
 //! signal.join(SocketId(2), join("bob"))?;
 //! signal.handle_text(SocketId(1), r#"{"t":"u","m":{"o":"message"},"p":{"msg":"hi"}}"#);
@@ -55,4 +54,4 @@ pub use limits::{Counters, Limits, Stats};
 pub use listing::{Row, SocketView};
 pub use output::{Fanout, Measure, Output, Stat};
 pub use room::{Address, Topic};
-pub use signal::{Join, Kicked, PublishError, Published, Refusal, Signal, Token};
+pub use signal::{ENVELOPE_BYTES_MAX, Join, Kicked, Refusal, Signal, Token};

@@ -12,40 +12,34 @@ pub struct Limits {
     pub sockets_per_room: usize,
     /// Sockets of one name in one room: devices and tabs of one person.
     pub sockets_per_name: usize,
-    /// Longest text from a client.
-    pub message_bytes: usize,
-    /// Longest name, percent-encoded; at most `wire::frames::NAME_BYTES_MAX` has an effect.
-    pub name_bytes: usize,
 }
 
 impl Default for Limits {
+    /// What the program's configuration starts from.
     fn default() -> Limits {
         Limits {
             rooms_per_bucket: 10_000,
-            sockets_per_bucket: 50_000,
+            sockets_per_bucket: 20_000,
             sockets_per_room: 10_000,
             sockets_per_name: 16,
-            message_bytes: 64 * 1024,
-            name_bytes: wire::frames::NAME_BYTES_MAX,
         }
     }
 }
 
 /// Totals since the neuron started.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
-#[non_exhaustive]
 pub struct Counters {
+    /// Sockets that were let into a room.
     pub joins: u64,
+    /// Sockets that went by themselves.
     pub leaves: u64,
-    /// Sockets closed by a kick or a ban.
+    /// Sockets closed by a kick, a ban or a revocation.
     pub closes: u64,
-    /// Bare `ping` texts.
-    pub text_pings: u64,
-    /// JSON pings and v1 heartbeats.
+    /// JSON pings, v1 heartbeats, and bare `ping` texts that the shell passed on.
     pub heartbeats: u64,
     /// Frames for the media mixer of the vendor's TURN servers, ignored.
     pub mixer_frames: u64,
-    /// Frames relayed or published, each once whatever the number of receivers.
+    /// Frames relayed, each once whatever the number of receivers.
     pub packets: u64,
     /// Frames handed out, once for each receiver.
     pub deliveries: u64,
@@ -55,27 +49,28 @@ pub struct Counters {
     pub bad_frames: u64,
     /// Clients that posed as the server.
     pub system_ops: u64,
-    /// Frames beyond the grants of their sender's token.
+    /// Joins and frames beyond the grants of a token.
     pub ungranted: u64,
-    /// Texts over [`Limits::message_bytes`].
-    pub refused_message_bytes: u64,
-    pub refused_name_bytes: u64,
+    /// Joins over [`Limits::rooms_per_bucket`].
     pub refused_rooms_per_bucket: u64,
+    /// Joins over [`Limits::sockets_per_bucket`].
     pub refused_sockets_per_bucket: u64,
+    /// Joins over [`Limits::sockets_per_name`].
     pub refused_sockets_per_name: u64,
+    /// Joins over [`Limits::sockets_per_room`].
     pub refused_sockets_per_room: u64,
 }
 
 /// How large everything is, and what happened.
-#[derive(Clone, Debug, Eq, PartialEq)]
-#[non_exhaustive]
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Stats {
+    /// Buckets that have a socket.
     pub buckets: usize,
+    /// Rooms that somebody is in.
     pub rooms: usize,
     /// Names present, once for each room they are in.
     pub names: usize,
+    /// Sockets in rooms.
     pub sockets: usize,
-    /// Outputs that the shell has not yet taken.
-    pub outputs: usize,
     pub counters: Counters,
 }

@@ -28,6 +28,7 @@ pub enum Output {
 /// two reference counts here.
 #[derive(Clone, Debug)]
 pub struct Fanout {
+    /// Header and payload; every receiver is sent the same bytes.
     pub frame: Bytes,
     pub(crate) sockets: Arc<[SocketId]>,
     pub(crate) except: Option<SocketId>,
@@ -46,8 +47,8 @@ pub struct Stat {
     pub measure: Measure,
     /// Its bucket and path are the entity; the topic is not part of it.
     pub address: Arc<Address>,
-    /// Who accumulated it; `None` for the server.
-    pub key: Option<Name>,
+    /// Who accumulated it.
+    pub key: Name,
     pub value: u64,
 }
 

@@ -1,6 +1,5 @@
 //! The state machine: sockets in, frames out.
 
-use std::borrow::Cow;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -10,9 +9,8 @@ use kv4::Bucket;
 use thiserror::Error;
 use wire::envelope::Fault;
 use wire::errors::Code;
-use wire::frames::{self, ClientFrame, FrameError, Name, ServerFrame, UserFrame};
-use wire::json::Json;
-use wire::names::{Ident, Path};
+use wire::frames::{ClientFrame, FrameError, NAME_BYTES_MAX, Name, ServerFrame, UserFrame};
+use wire::names::{Ident, PATH_BYTES_MAX, Path};
 use wire::token::Grants;
 use wire::ws::CloseCode;
 
@@ -21,6 +19,14 @@ use crate::limits::{Counters, Limits, Stats};
 use crate::listing::SocketView;
 use crate::output::{Fanout, Measure, Output, Stat};
 use crate::room::{Address, Presence, Room, Topic};
+
+/// How much longer than a client's text the frame may be in which it is relayed: `m.f` with a path
+/// of which every byte is escaped, members of the frame that the text left out, and the WebSocket
+/// header.
+pub const ENVELOPE_BYTES_MAX: usize = 2 * PATH_BYTES_MAX + NAME_BYTES_MAX + 64;
+
+/// Bytes of what is told of a text that is not a frame: the reader's complaint quotes the text.
+const WHY_BYTES_MAX: usize = 200;
 
 /// Every room of one neuron.
 ///
@@ -32,8 +38,6 @@ use crate::room::{Address, Presence, Room, Topic};
 /// two for each closed socket.
 #[derive(Debug)]
 pub struct Signal {
-    /// This neuron's name, which `_subs` rows show as their origin.
-    pub(crate) origin: Arc<str>,
     limits: Limits,
     /// Where each socket sits: what every text is looked up by.
     pub(crate) seats: IdMap<SocketId, Seat>,
@@ -67,7 +71,6 @@ pub(crate) struct Seat {
     pub(crate) token: Option<Token>,
     pub(crate) client_ip: IpAddr,
     pub(crate) since_unix_s: u64,
-    pub(crate) meta: Option<Json>,
 }
 
 /// A socket that wants in. That it may be here (token, address rules, path) has been decided.
@@ -84,10 +87,10 @@ pub struct Join {
     pub grants: Grants,
     /// What a kick revokes.
     pub token: Option<Token>,
+    /// What address rules look at.
     pub client_ip: IpAddr,
+    /// When it came, as `_sess` shows it.
     pub since_unix_s: u64,
-    /// Shown in `_subs` rows.
-    pub meta: Option<Json>,
 }
 
 /// The token that a socket came with.
@@ -104,8 +107,6 @@ pub struct Token {
 pub enum Refusal {
     #[error("the token does not permit to subscribe")]
     NotGranted,
-    #[error("the name is longer than this neuron accepts")]
-    NameTooLong,
     #[error("the account has as many rooms open as it may")]
     RoomsPerBucket,
     #[error("the account has as many sockets open as it may")]
@@ -124,7 +125,6 @@ impl Refusal {
     pub fn close_code(self) -> CloseCode {
         match self {
             Refusal::NotGranted => CloseCode::UNAUTHORIZED,
-            Refusal::NameTooLong => CloseCode::POLICY,
             Refusal::RoomsPerBucket
             | Refusal::SocketsPerBucket
             | Refusal::SocketsPerName
@@ -144,40 +144,10 @@ pub struct Kicked {
     pub tokens: Vec<Token>,
 }
 
-/// A message from a caller that has no socket in the room.
-#[derive(Clone, Copy, Debug)]
-pub struct Published<'a> {
-    /// Who speaks; the server itself when `None`.
-    pub from: Option<&'a Name>,
-    /// One member, in any spelling that a client may use; everyone when `None`.
-    pub to: Option<&'a str>,
-    pub op: &'a str,
-    pub payload: &'a Json,
-}
-
-/// Why a message was not published.
-#[derive(Clone, Copy, Debug, Eq, Error, PartialEq)]
-#[non_exhaustive]
-pub enum PublishError {
-    #[error("only the neuron itself says who is present")]
-    SystemOp,
-    #[error("the message is longer than this neuron accepts")]
-    TooLong,
-}
-
-impl PublishError {
-    pub fn code(self) -> Code {
-        match self {
-            PublishError::SystemOp => Code::NotAllowed,
-            PublishError::TooLong => Code::TooLarge,
-        }
-    }
-}
-
 impl Signal {
-    pub fn new(origin: &str, limits: Limits) -> Signal {
+    /// No rooms yet.
+    pub fn new(limits: Limits) -> Signal {
         Signal {
-            origin: Arc::from(origin),
             limits,
             seats: IdMap::default(),
             rooms: IdMap::default(),
@@ -209,7 +179,6 @@ impl Signal {
             token: join.token,
             client_ip: join.client_ip,
             since_unix_s: join.since_unix_s,
-            meta: join.meta,
         };
         let room = self.rooms.entry(id).or_insert_with(|| Room::new(join.address));
         let presence = room.join(&seat.name, socket);
@@ -222,7 +191,7 @@ impl Signal {
         self.outputs.push_back(Output::Stat(Stat {
             measure: Measure::Subscription,
             address: Arc::clone(&room.address),
-            key: Some(seat.name.clone()),
+            key: seat.name.clone(),
             value: 1,
         }));
         if presence == Presence::Changed {
@@ -237,17 +206,9 @@ impl Signal {
     /// Takes one text message. Text of a socket that sits nowhere, such as one that was kicked and
     /// is not closed yet, is dropped. What is wrong with a frame is told to its sender.
     pub fn handle_text(&mut self, socket: SocketId, text: &str) {
-        if text == "ping" {
-            self.counters.text_pings += 1;
-            return;
-        }
         let Some(seat) = self.seats.get(&socket) else {
             return;
         };
-        if text.len() > self.limits.message_bytes {
-            self.counters.refused_message_bytes += 1;
-            return self.send_error(socket, &Fault::new(Code::TooLarge));
-        }
         match ClientFrame::parse(text) {
             Ok(ClientFrame::User(frame)) => {
                 let needed = if frame.to.is_some() { Grants::SEND } else { Grants::PUBLISH };
@@ -256,7 +217,7 @@ impl Signal {
                     return self.send_error(socket, &Fault::new(Code::NotAllowed));
                 }
                 let (id, from) = (seat.room, seat.name.clone());
-                self.relay(id, Some(&from), Some(socket), &frame);
+                self.relay(id, &from, socket, &frame);
             }
             Ok(ClientFrame::Ping { ts }) => {
                 self.counters.heartbeats += 1;
@@ -270,7 +231,9 @@ impl Signal {
             }
             Err(error) => {
                 self.counters.bad_frames += 1;
-                self.send_error(socket, &Fault::with(error.code(), error.to_string()));
+                let mut why = error.to_string();
+                why.truncate(why.floor_char_boundary(WHY_BYTES_MAX));
+                self.send_error(socket, &Fault::with(error.code(), why));
             }
         }
     }
@@ -281,37 +244,6 @@ impl Signal {
             self.counters.leaves += 1;
             self.tell_left(&left);
         }
-    }
-
-    /// Publishes to a room from outside it; answers how many sockets it was handed to. A room
-    /// that nobody is in has nobody to hear it.
-    ///
-    /// # Errors
-    /// [`PublishError`]; nothing was sent.
-    pub fn publish(
-        &mut self,
-        address: &Address,
-        published: Published<'_>,
-    ) -> Result<usize, PublishError> {
-        if frames::is_system_op(published.op) {
-            self.counters.system_ops += 1;
-            return Err(PublishError::SystemOp);
-        }
-        let payload = published.payload.as_str();
-        if payload.len() > self.limits.message_bytes {
-            self.counters.refused_message_bytes += 1;
-            return Err(PublishError::TooLong);
-        }
-        let Some(id) = self.room_id(address) else {
-            return Ok(0);
-        };
-        let frame = UserFrame {
-            to: published.to.map(Cow::Borrowed),
-            op: Some(Cow::Borrowed(published.op)),
-            others: Vec::new(),
-            payload,
-        };
-        Ok(self.relay(id, published.from, None, &frame))
     }
 
     /// Removes one member from a room, in any spelling of its name, or everyone. The sockets are
@@ -337,12 +269,8 @@ impl Signal {
         reason: &'static str,
         mut matches: impl FnMut(&SocketView<'_>) -> bool,
     ) -> Kicked {
-        let sockets: Vec<_> = self
-            .sockets(bucket)
-            .into_iter()
-            .filter(|view| matches(view))
-            .map(|view| view.socket)
-            .collect();
+        let matching = self.sockets(bucket).filter(|view| matches(view));
+        let sockets: Vec<_> = matching.map(|view| view.socket).collect();
         self.close(&sockets, code, reason)
     }
 
@@ -351,13 +279,13 @@ impl Signal {
         self.outputs.pop_front()
     }
 
+    /// How large everything is, and what has happened since the start.
     pub fn stats(&self) -> Stats {
         Stats {
             buckets: self.buckets.len(),
             rooms: self.rooms.len(),
             names: self.names,
             sockets: self.seats.len(),
-            outputs: self.outputs.len(),
             counters: self.counters.clone(),
         }
     }
@@ -373,7 +301,6 @@ impl Signal {
         let refuse = |refused: bool, refusal| if refused { Err(refusal) } else { Ok(()) };
         refuse(self.seats.contains_key(&socket), Refusal::Seated)?;
         refuse(!join.grants.contains(Grants::SUBSCRIBE), Refusal::NotGranted)?;
-        refuse(join.name.as_str().len() > limits.name_bytes, Refusal::NameTooLong)?;
         let tenant = self.buckets.get(&join.address.bucket);
         let room = self.room_id(&join.address).and_then(|id| self.rooms.get(&id));
         let rooms = tenant.map_or(0, |tenant| tenant.rooms.len());
@@ -390,7 +317,6 @@ impl Signal {
         let counters = &mut self.counters;
         match refusal {
             Refusal::NotGranted => counters.ungranted += 1,
-            Refusal::NameTooLong => counters.refused_name_bytes += 1,
             Refusal::RoomsPerBucket => counters.refused_rooms_per_bucket += 1,
             Refusal::SocketsPerBucket => counters.refused_sockets_per_bucket += 1,
             Refusal::SocketsPerName => counters.refused_sockets_per_name += 1,
@@ -458,48 +384,38 @@ impl Signal {
         }
     }
 
-    /// Hands a frame to the room or to one member; answers to how many sockets. The sending socket
-    /// does not hear its own broadcast, other sockets of its name do; a direct frame goes to every
-    /// socket of the name, the sender's own included when it writes to itself.
-    fn relay(
-        &mut self,
-        id: RoomId,
-        from: Option<&Name>,
-        sender: Option<SocketId>,
-        frame: &UserFrame<'_>,
-    ) -> usize {
-        let Some(room) = self.rooms.get_mut(&id) else {
-            return 0;
-        };
+    /// Hands a frame to the room or to one member. The sending socket does not hear its own
+    /// broadcast, other sockets of its name do; a direct frame goes to every socket of the name, the
+    /// sender's own included when it writes to itself.
+    fn relay(&mut self, id: RoomId, from: &Name, sender: SocketId, frame: &UserFrame<'_>) {
+        let Some(room) = self.rooms.get_mut(&id) else { return };
         let to = match frame.to.as_deref().map(|to| room.resolve(to)) {
             Some(None) => {
                 self.counters.unknown_peers += 1;
-                return 0;
+                return;
             }
             Some(Some(name)) => Some(name),
             None => None,
         };
-        let bytes = ServerFrame::User { path: &room.address.path, from, frame }.to_ws();
+        let path = &room.address.path;
+        let bytes = ServerFrame::User { path, from: Some(from), frame }.to_ws();
         self.counters.packets += 1;
         self.outputs.push_back(Output::Stat(Stat {
             measure: Measure::Packet,
             address: Arc::clone(&room.address),
-            key: from.cloned(),
+            key: from.clone(),
             value: bytes.len() as u64,
         }));
         match to.map(|name| room.sockets_of(name.as_str())) {
-            None => broadcast(room, bytes, sender, &mut self.outputs, &mut self.counters),
+            None => broadcast(room, bytes, Some(sender), &mut self.outputs, &mut self.counters),
             Some([socket]) => {
                 let socket = *socket;
                 self.send(socket, bytes);
-                1
             }
             Some(sockets) => {
-                let fanout = Fanout { frame: bytes, sockets: Arc::from(sockets), except: None };
                 self.counters.deliveries += sockets.len() as u64;
-                let count = sockets.len();
+                let fanout = Fanout { frame: bytes, sockets: Arc::from(sockets), except: None };
                 self.outputs.push_back(Output::Fanout(fanout));
-                count
             }
         }
     }
@@ -520,18 +436,17 @@ struct Left {
     presence: Presence,
 }
 
-/// Hands a frame to everyone in the room but one; answers to how many.
+/// Hands a frame to everyone in the room but one.
 fn broadcast(
     room: &mut Room,
     frame: Bytes,
     except: Option<SocketId>,
     outputs: &mut VecDeque<Output>,
     counters: &mut Counters,
-) -> usize {
+) {
     let receivers = room.len() - usize::from(except.is_some());
     if receivers > 0 {
         counters.deliveries += receivers as u64;
         outputs.push_back(Output::Fanout(Fanout { frame, sockets: room.everyone(), except }));
     }
-    receivers
 }

@@ -245,7 +245,6 @@ fn assemble(store: &Arc<SimStore>, machine: &Machine) -> Neuron {
     };
     let stats = Arc::new(Statistics::default());
     let switchboard = Arc::new(Switchboard::new(
-        "sim_neuron",
         Key::parse("host:neuron").expect("a legal key"),
         signal::Limits::default(),
         Arc::new(Nowhere),

@@ -56,7 +56,6 @@ impl Stage {
         let stats = Arc::new(Statistics::default());
         let hashes = Arc::new(Semaphore::new(1));
         let rooms = Arc::new(Switchboard::new(
-            "test_neuron",
             Key::parse("host:neuron").unwrap(),
             signal::Limits::default(),
             Arc::new(Nowhere),
