@@ -10,38 +10,55 @@ use store::EmbeddedStore;
 use store::contract::{Heard, block_on, cases};
 use store::embedded::{Options, fsck_on};
 
-use super::disk::{Disk, Fault};
-use super::{dump, entry, put};
+use super::disk::{Disk, Fault, Which};
+use super::{dump, entry, open_on, options, put};
 
 const EIO: i32 = 5;
 const ENOSPC: i32 = 28;
 /// Fault points tried of each kind when `GANGLION_CASES` does not say.
 const CASES: u32 = 60;
-/// The calls of a run are about this many; points are spread over them.
+/// The calls of a run are about this many, and those to the log; points are spread over them.
 const CALLS: u64 = 160;
+const CALLS_OF_LOG: u64 = 24;
 const WRITES: usize = 10;
 
 #[test]
 fn a_disk_that_fails_once_at_any_call() {
-    try_faults(1, false);
+    try_faults(1, false, None);
+}
+
+#[test]
+fn a_log_that_fails_once_at_any_call() {
+    try_faults(1, false, Some(Which::Log));
+}
+
+#[test]
+fn a_log_that_fails_from_any_call_on_until_it_is_healed() {
+    try_faults(u64::MAX / 2, false, Some(Which::Log));
+}
+
+#[test]
+fn an_engine_that_fails_once_at_any_call() {
+    try_faults(1, false, Some(Which::Store));
 }
 
 #[test]
 fn a_disk_that_fails_from_any_call_on_until_it_is_healed() {
-    try_faults(u64::MAX / 2, false);
+    try_faults(u64::MAX / 2, false, None);
 }
 
 #[test]
 fn a_disk_that_fails_some_calls_reads_included() {
-    try_faults(4, true);
+    try_faults(4, true, None);
 }
 
-fn try_faults(count: u64, reads: bool) {
+fn try_faults(count: u64, reads: bool, of: Option<Which>) {
     let cases = u64::from(cases(CASES));
+    let calls = if of == Some(Which::Log) { CALLS_OF_LOG } else { CALLS };
     let mut failed = 0;
     for case in 0..cases {
         for error in [EIO, ENOSPC] {
-            let fault = Fault { error, after: case * CALLS / cases, count, reads };
+            let fault = Fault { error, after: case * calls / cases, count, reads, of };
             failed += u64::from(run(fault));
         }
     }
@@ -52,8 +69,8 @@ fn try_faults(count: u64, reads: bool) {
 fn run(fault: Fault) -> bool {
     let disk = Disk::default();
     // A cache that does not hold all pages, so that reads meet the disk.
-    let options = Options { cache_bytes: 64 << 10, retry: Duration::ZERO };
-    let store = EmbeddedStore::open_on(disk.clone(), options.clone()).unwrap();
+    let options = Options { cache_bytes: 64 << 10, ..options() };
+    let store = EmbeddedStore::open_on(disk.store(), disk.log(), options.clone()).unwrap();
     let heard = Arc::new(Heard::default());
     store.listen(heard.clone());
     let mut acknowledged = 0;
@@ -90,9 +107,10 @@ fn run(fault: Fault) -> bool {
 
     let before = dump(&store);
     let image = disk.durable();
-    let report = fsck_on(Disk::of(image.clone())).unwrap();
+    let checked = Disk::of(image.clone());
+    let report = fsck_on(checked.store(), checked.log()).unwrap();
     assert!(report.is_clean(), "{fault:?}: {report}: {:?}", report.violations);
-    let after = dump(&EmbeddedStore::open_on(Disk::of(image), options).unwrap());
+    let after = dump(&open_on(&Disk::of(image)));
     assert!(before == after, "{fault:?}: a power cut after the fault took something");
     has_failed
 }

@@ -74,7 +74,7 @@ fn other_formats_are_refused_by_name() {
     set_format(&path, FORMAT + 1);
     let error = EmbeddedStore::open(&path, Options::default()).unwrap_err();
     assert!(matches!(error, OpenError::Newer { found } if found == FORMAT + 1));
-    assert!(error.to_string().contains("written by a newer ganglion, format 2; this one reads up"));
+    assert!(error.to_string().contains("written by a newer ganglion, format 3; this one reads up"));
     set_format(&path, 0);
     let error = EmbeddedStore::open(&path, Options::default()).unwrap_err();
     assert!(matches!(error, OpenError::Older { found: 0 }), "{error}");
@@ -152,11 +152,15 @@ fn the_lock_is_kept_while_a_failed_store_is_opened_anew() {
     let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
     let fails = Arc::new(AtomicBool::new(false));
     let faulty = Faulty { file: FileBackend::new(file).unwrap(), fails: fails.clone() };
-    let store = EmbeddedStore::open_on(faulty, Options::default()).unwrap();
+    let log = OpenOptions::new().read(true).write(true).open(log_of(&path)).unwrap();
+    let log = FileBackend::new(log).unwrap();
+    let store = EmbeddedStore::open_on(faulty, log, Options::default()).unwrap();
     let entry = entry("/", "a");
     assert!(block_on(store.write(vec![put(&entry, "1")]))[0].is_ok());
     fails.store(true, SeqCst);
-    assert!(block_on(store.write(vec![put(&entry, "2")]))[0].is_err());
+    // What goes into the log stands; an erasure is a checkpoint.
+    assert!(block_on(store.write(vec![put(&entry, "2")]))[0].is_ok());
+    assert!(block_on(store.erase(&entry)).is_err());
     assert!(matches!(EmbeddedStore::open(&path, Options::default()), Err(OpenError::Locked)));
     fails.store(false, SeqCst);
     while block_on(store.write(vec![put(&entry, "3")]))[0].is_err() {
@@ -171,7 +175,7 @@ fn the_lock_is_kept_while_a_failed_store_is_opened_anew() {
         .into_iter()
         .map(|change| change.version.unwrap().value.unwrap().to_text().unwrap())
         .collect();
-    assert_eq!(values, ["1", "3"]);
+    assert_eq!(values, ["1", "2", "3"]);
 }
 
 #[test]
@@ -217,7 +221,8 @@ fn a_backup_is_a_whole_store_made_while_writes_go_on() {
         assert_eq!(copied[..changes.len()], changes);
     }
     let names: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|it| it.unwrap().path()).collect();
-    assert_eq!(names.len(), 3, "nothing else is left: {names:?}");
+    // The store with its log, the copy, and what was restored, opened once, with its log.
+    assert_eq!(names.len(), 5, "nothing else is left: {names:?}");
 }
 
 #[test]
@@ -345,6 +350,12 @@ fn fill(store: &EmbeddedStore) {
 
 fn open(path: &Path) -> EmbeddedStore {
     EmbeddedStore::open(path, Options::default()).unwrap()
+}
+
+fn log_of(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".log");
+    name.into()
 }
 
 fn set_format(path: &Path, format: u32) {
