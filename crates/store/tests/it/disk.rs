@@ -71,6 +71,8 @@ pub(crate) struct Fault {
     pub(crate) reads: bool,
     /// Of which file; of both when it does not say.
     pub(crate) of: Option<Which>,
+    /// What fails is done all the same: the disk has it, and only its answer was lost.
+    pub(crate) lands: bool,
 }
 
 pub(crate) struct Boundary(pub(crate) Box<Look>);
@@ -136,6 +138,10 @@ impl Disk {
 }
 
 impl State {
+    fn lands(&self) -> bool {
+        self.fault.is_some_and(|fault| fault.lands)
+    }
+
     fn file(&mut self, which: Which) -> &mut FileState {
         match which {
             Which::Store => &mut self.store,
@@ -200,13 +206,16 @@ impl StorageBackend for DiskFile {
     fn sync_data(&self) -> io::Result<()> {
         let mut state = self.disk.state();
         let result = state.call(self.which, false);
+        let lands = state.lands();
         let file = state.file(self.which);
         let unsynced = std::mem::take(&mut file.unsynced);
-        result?;
+        if result.is_err() && !lands {
+            return result;
+        }
         for change in &unsynced {
             apply(&mut file.durable, change);
         }
-        Ok(())
+        result
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
@@ -214,7 +223,8 @@ impl StorageBackend for DiskFile {
         let result = state.call(self.which, false);
         let offset = usize::try_from(offset).unwrap();
         // A write that fails may have written a part.
-        let written = if result.is_ok() { data } else { &data[..data.len() / 2 / SECTOR * SECTOR] };
+        let is_whole = result.is_ok() || state.lands();
+        let written = if is_whole { data } else { &data[..data.len() / 2 / SECTOR * SECTOR] };
         let change = Unsynced::Write(offset, written.to_vec());
         let file = state.file(self.which);
         apply(&mut file.cache, &change);

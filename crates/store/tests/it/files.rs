@@ -302,7 +302,7 @@ fn format_1_is_read_for_ever() {
 }
 
 /// One of everything that the format has; never changed, since the fixture is made of it.
-fn fill(store: &EmbeddedStore) {
+pub(crate) fn fill(store: &EmbeddedStore) {
     let one = entry("/a/b", "one");
     let mut first = put(&one, "one");
     if let Op::Put { keys, .. } = &mut first.op {

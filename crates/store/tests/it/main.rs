@@ -9,6 +9,7 @@ mod faults;
 mod files;
 mod fsck;
 mod group;
+mod log;
 
 use std::sync::Arc;
 use std::time::Duration;
