@@ -242,16 +242,24 @@ impl Committer {
     fn checkpoint(&mut self) {
         match self.engine.checkpoint() {
             Ok(()) => {
+                self.trouble = None;
                 self.counters.checkpoints.fetch_add(1, Relaxed);
-                self.note_log();
+                if self.engine.is_roomy()
+                    && let Err(error) = self.recover()
+                {
+                    self.failed(error);
+                }
             }
             Err(error) => {
                 self.commit_failed(error);
             }
         }
+        self.logged = None;
+        self.note_log();
         // What is still there, after a failure, is for the next time.
-        let now = Instant::now();
-        self.logged = self.logged.map(|_| Logged { first: now, last: now });
+        if let (Some(logged), Some(trouble)) = (&mut self.logged, &self.trouble) {
+            *logged = Logged { first: trouble.retry_at, last: trouble.retry_at };
+        }
     }
 
     fn note_log(&mut self) {

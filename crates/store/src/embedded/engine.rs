@@ -11,6 +11,7 @@ use std::cell::RefCell;
 use std::cmp::Ordering;
 use std::io;
 use std::panic::{self, AssertUnwindSafe};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Instant;
 
@@ -32,7 +33,13 @@ pub(crate) struct Engine {
     database: RwLock<Option<Database>>,
     /// Used by the committer only.
     log: Mutex<Log>,
+    /// The database was opened with [`ROOMY_CACHE_BYTES`].
+    is_roomy: AtomicBool,
 }
+
+/// Memory for pages while a full disk has no place for what is in the log only. redb keeps up to half
+/// of it from being written.
+const ROOMY_CACHE_BYTES: usize = 512 << 20;
 
 /// One write transaction, and its changes as the log will have them.
 pub(crate) struct Batch {
@@ -100,6 +107,7 @@ impl Engine {
             cache_bytes,
             database: RwLock::new(Some(database)),
             log: Mutex::new(log),
+            is_roomy: AtomicBool::new(false),
         };
         Ok((engine, opening))
     }
@@ -164,29 +172,53 @@ impl Engine {
     }
 
     /// Undoes what a failed commit may have left, opens the database anew and makes again what is in
-    /// the log only; waits for the reads that are under way. On an error the store stays away and
-    /// this can be tried again.
+    /// the log only, without a sync, since the log still has it; waits for the reads that are under
+    /// way. On an error the store stays away and this can be tried again.
     pub(crate) fn recover(&self) -> Result<(), OpenError> {
         let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
         *database = None;
+        let mut log = self.log();
+        self.is_roomy.store(false, Relaxed);
+        let reopened = match self.reopen(&mut log, self.cache_bytes) {
+            Err(OpenError::Io(error)) if error.kind() == io::ErrorKind::StorageFull => {
+                // Reads go on while the disk is full, as long as the pages fit into memory.
+                self.is_roomy.store(true, Relaxed);
+                self.reopen(&mut log, self.cache_bytes.max(ROOMY_CACHE_BYTES))
+            }
+            other => other,
+        };
+        *database = Some(reopened?);
+        Ok(())
+    }
+
+    /// The database holds pages in memory that had no place on the disk, and could give them back.
+    pub(crate) fn is_roomy(&self) -> bool {
+        self.is_roomy.load(Relaxed)
+    }
+
+    fn reopen(&self, log: &mut Log, cache_bytes: usize) -> Result<Database, OpenError> {
         self.medium.roll_back()?;
-        let opened = open(&self.medium, self.cache_bytes)?;
-        let transaction = opened.begin_read().map_err(redb::Error::from)?;
+        let database = open(&self.medium, cache_bytes)?;
+        let transaction = database.begin_read().map_err(redb::Error::from)?;
         let found = format::owner(&transaction)?.log.generation;
         drop(transaction);
-        let mut log = self.log();
-        let records = match found.cmp(&log.state().generation) {
+        match found.cmp(&log.state().generation) {
             Ordering::Less => return Err(OpenError::LogNewer),
-            Ordering::Equal => log.acknowledged()?,
-            // A checkpoint became durable though it failed; it has all of the log.
-            Ordering::Greater => {
-                log.restart(found);
-                Records::default()
+            Ordering::Equal => {
+                let records = log.acknowledged()?;
+                shielded(|| {
+                    let mut transaction = database.begin_write()?;
+                    transaction.set_durability(Durability::None)?;
+                    redo::replay_all(&transaction, &records)?;
+                    transaction.commit()?;
+                    Ok::<_, redb::Error>(())
+                })
+                .flatten()?;
             }
-        };
-        checkpoint(&opened, &mut log, &records, |_| Ok(()))?;
-        *database = Some(opened);
-        Ok(())
+            // A checkpoint became durable though it failed; it has all of the log.
+            Ordering::Greater => log.restart(found),
+        }
+        Ok(database)
     }
 
     /// Closes the database cleanly, so that its file alone is the store, and gives up the lock.
@@ -249,9 +281,7 @@ fn checkpoint(
     let next = LogState { generation: log.state().generation + 1, ..log.state() };
     shielded(|| {
         let transaction = database.begin_write()?;
-        for body in records.bodies() {
-            redo::replay(&transaction, body)?;
-        }
+        redo::replay_all(&transaction, records)?;
         with(&transaction)?;
         next.write(&transaction)?;
         transaction.commit()?;

@@ -15,7 +15,7 @@ use redb::{
 use super::format::{
     BUCKETS, Bytes, DROPPED, FEED, HEADS, META, NODES, OF_BUCKETS, SERIES, STATS, UNIQUE,
 };
-use super::log::RECORD_HEADER_BYTES;
+use super::log::{RECORD_HEADER_BYTES, Records};
 
 const INSERT: u8 = 1;
 const REMOVE: u8 = 2;
@@ -139,11 +139,18 @@ impl NotedTable<'_, Bytes, Bytes> {
     }
 }
 
-/// Makes the changes of a record again, without a note.
+/// Makes the changes of records again, without a note.
 ///
 /// # Errors
-/// The record was not written by [`Redo`], or redb fails.
-pub(crate) fn replay(transaction: &WriteTransaction, body: &[u8]) -> Result<(), redb::Error> {
+/// A record was not written by [`Redo`], or redb fails.
+pub(crate) fn replay_all(
+    transaction: &WriteTransaction,
+    records: &Records,
+) -> Result<(), redb::Error> {
+    records.bodies().try_for_each(|body| replay(transaction, body))
+}
+
+fn replay(transaction: &WriteTransaction, body: &[u8]) -> Result<(), redb::Error> {
     let mut tables: [Option<Table<'_, Bytes, Bytes>>; OF_BUCKETS.len()] = Default::default();
     let mut rest = body;
     while !rest.is_empty() {

@@ -4,6 +4,7 @@
 //! A sync that fails forgets what it should have written: later syncs succeed and do not write it,
 //! while readers still see it, as Linux does.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -11,6 +12,9 @@ use redb::StorageBackend;
 
 /// Writes of this size and alignment are never torn.
 pub(crate) const SECTOR: usize = 512;
+
+/// What a file gets a place for.
+const BLOCK: usize = 4_096;
 
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Disk(Arc<Mutex<State>>);
@@ -44,10 +48,14 @@ struct State {
     fault: Option<Fault>,
     /// Takes a note at every such call: how the disk was before it.
     boundary: Option<Boundary>,
+    /// No block gets a place that has none.
+    is_full: bool,
 }
 
 #[derive(Debug, Default)]
 pub(crate) struct FileState {
+    /// Blocks that were written to.
+    blocks: BTreeSet<usize>,
     cache: Vec<u8>,
     pub(crate) durable: Vec<u8>,
     /// What was done since, in order.
@@ -90,6 +98,7 @@ impl Disk {
     pub(crate) fn of(image: Image) -> Disk {
         let disk = Disk::default();
         let file = |bytes: Vec<u8>| FileState {
+            blocks: (0..bytes.len().div_ceil(BLOCK)).collect(),
             cache: bytes.clone(),
             durable: bytes,
             unsynced: Vec::new(),
@@ -115,6 +124,11 @@ impl Disk {
 
     pub(crate) fn heal(&self) {
         self.state().fault = None;
+    }
+
+    /// Fills the disk up, or frees it.
+    pub(crate) fn fill(&self, is_full: bool) {
+        self.state().is_full = is_full;
     }
 
     pub(crate) fn has_failed(&self) -> bool {
@@ -220,8 +234,16 @@ impl StorageBackend for DiskFile {
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
         let mut state = self.disk.state();
-        let result = state.call(self.which, false);
+        let mut result = state.call(self.which, false);
         let offset = usize::try_from(offset).unwrap();
+        let blocks = offset / BLOCK..(offset + data.len()).div_ceil(BLOCK);
+        let is_full = state.is_full;
+        let places = &mut state.file(self.which).blocks;
+        if is_full && !blocks.clone().all(|block| places.contains(&block)) {
+            result = Err(io::ErrorKind::StorageFull.into());
+        } else {
+            places.extend(blocks);
+        }
         // A write that fails may have written a part.
         let is_whole = result.is_ok() || state.lands();
         let written = if is_whole { data } else { &data[..data.len() / 2 / SECTOR * SECTOR] };

@@ -52,6 +52,41 @@ fn a_disk_that_fails_some_calls_reads_included() {
     try_faults(4, true, None);
 }
 
+#[test]
+fn a_full_disk_refuses_writes_and_goes_on_with_reads() {
+    let disk = Disk::default();
+    // A log that holds more than the engine's cache, so that it is not made again without room.
+    let log_bytes = 1 << 20;
+    let options = Options { cache_bytes: 64 << 10, log_bytes, ..options() };
+    let store = EmbeddedStore::open_on(disk.store(), disk.log(), options).unwrap();
+    let write = |nth: usize| {
+        let entry = entry("/a", &format!("{}", nth % 50));
+        let value = format!("{nth}{}", "x".repeat(5_000));
+        block_on(store.write(vec![put(&entry, &value)])).remove(0).map(drop)
+    };
+    assert!(write(0).is_ok());
+    disk.fill(true);
+    let mut there = dump(&store);
+    for round in 0..3 {
+        let mut nth = 1;
+        let deadline = Instant::now() + Duration::from_secs(20);
+        while write(nth).is_ok() || store.commits().recoveries <= round {
+            there = dump(&store);
+            nth += 1;
+            assert!(Instant::now() < deadline, "the disk does not fill");
+        }
+        assert!(dump(&store) == there, "reads go on, and a refused write changes nothing");
+        assert!(dump(&open_on(&Disk::of(disk.durable()))) == there);
+    }
+    disk.fill(false);
+    let deadline = Instant::now() + Duration::from_secs(20);
+    while write(0).is_err() {
+        assert!(Instant::now() < deadline, "not recovered");
+        std::thread::yield_now();
+    }
+    assert!(dump(&open_on(&Disk::of(disk.durable()))) == dump(&store));
+}
+
 fn try_faults(count: u64, reads: bool, of: Option<Which>) {
     let mut failed = 0;
     let cases = u64::from(cases(CASES));
