@@ -105,7 +105,7 @@ fn run(fault: Fault) -> bool {
     let disk = Disk::default();
     // A cache that does not hold all pages, so that reads meet the disk.
     let options = Options { cache_bytes: 64 << 10, ..options() };
-    let store = EmbeddedStore::open_on(disk.store(), disk.log(), options.clone()).unwrap();
+    let store = EmbeddedStore::open_on(disk.store(), disk.log(), options).unwrap();
     let heard = Arc::new(Heard::default());
     store.listen(heard.clone());
     let mut acknowledged = 0;
@@ -116,20 +116,24 @@ fn run(fault: Fault) -> bool {
         assert_eq!(answers[0].is_ok(), answers[1].is_ok(), "{fault:?}: half of a batch");
         match answers.remove(0) {
             Ok(_) => acknowledged += 2,
-            Err(WriteError::Store(StoreError::Unavailable(_))) => return false,
+            Err(WriteError::Store(StoreError::Unavailable(_))) => return None,
             Err(other) => panic!("{fault:?}: {other}"),
         }
-        true
+        Some(acknowledged)
     };
-    assert!(write(0), "before any fault");
+    assert!(write(0).is_some(), "before any fault");
     disk.fail(fault);
+    // The power goes when the last write that is acknowledged meanwhile is answered.
+    let mut cut = None;
     for nth in 1..WRITES {
-        write(nth);
+        if let Some(acknowledged) = write(nth) {
+            cut = Some((acknowledged, disk.durable()));
+        }
     }
     let has_failed = disk.has_failed();
     disk.heal();
     let deadline = Instant::now() + Duration::from_secs(20);
-    while !write(WRITES) {
+    while write(WRITES).is_none() {
         assert!(Instant::now() < deadline, "{fault:?}: not recovered");
         std::thread::yield_now();
     }
@@ -137,6 +141,12 @@ fn run(fault: Fault) -> bool {
     let bucket = entry("/a", "0").node.bucket;
     let (changes, last) = block_on(store.changes(&bucket, Seq(0), usize::MAX)).unwrap();
     assert_eq!(last, Seq(acknowledged), "{fault:?}: the feed is what was acknowledged");
+    if let Some((acknowledged, image)) = cut {
+        let store = open_on(&Disk::of(image));
+        let (found, _) = block_on(store.changes(&bucket, Seq(0), usize::MAX)).unwrap();
+        let expected = &changes[..usize::try_from(acknowledged).unwrap()];
+        assert!(found == expected, "{fault:?}: acknowledged is what a power cut leaves");
+    }
     let told: Vec<Event> = changes.into_iter().map(Event::Changed).collect();
     assert!(heard.take() == told, "{fault:?}: the listener heard what the feed tells");
 

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
 
 use kv4::store::{Seq, Store, StoreError};
 use kv4::write::WriteError;
@@ -66,7 +67,9 @@ fn a_quiet_log_is_emptied() {
     let disk = Disk::default();
     let store = open_on(&disk);
     write(&store, "a", "quiet");
+    let deadline = Instant::now() + Duration::from_secs(20);
     while disk.durable().log[RECORDS_AT..].iter().any(|byte| *byte != 0) {
+        assert!(Instant::now() < deadline, "it is not emptied");
         std::thread::yield_now();
     }
     let commits = store.commits();
@@ -267,6 +270,13 @@ fn a_store_needs_the_log_it_was_left_with() {
     let other_store = open_on(&other);
     write(&other_store, "a", "another's");
     refuses("another's", other.durable().log, |error| matches!(error, OpenError::LogForeign));
+
+    // The same opening, a later generation.
+    assert!(block_on(store.erase(&entry("/", "a"))).unwrap());
+    write(&store, "a", "later");
+    refuses("a later generation's", disk.durable().log, |error| {
+        matches!(error, OpenError::LogNewer)
+    });
 
     let opened_again = Disk::of(left.clone());
     let later = open_on(&opened_again);
