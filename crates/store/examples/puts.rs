@@ -41,6 +41,7 @@ fn main() {
     println!("open an empty store: {:?}; resident {}", start.elapsed(), resident());
     drop(store);
 
+    opened_after_a_kill(folder.path());
     for writers in [1, 64] {
         let (mut rounds, mut batches, mut figures) = (Vec::new(), Vec::new(), Vec::new());
         for round in 0..ROUNDS {
@@ -75,6 +76,30 @@ fn main() {
             median(rounds.iter().map(|round| round.0 / round.2)),
         );
     }
+}
+
+/// Opens what a kill leaves of a store whose log is nearly full.
+#[expect(clippy::print_stdout, reason = "to print is what it is for")]
+fn opened_after_a_kill(folder: &Path) {
+    let [path, left] = ["killed", "left"].map(|name| folder.join(name));
+    let store = EmbeddedStore::open(&path, Options::default()).expect("a new store");
+    let mut puts = 0;
+    while store.commits().checkpoints == 0 && puts < 24_000 {
+        let writes = (puts..puts + 32).map(|key| put(key % 64, key)).collect();
+        assert!(block_on(store.write(writes)).iter().all(Result::is_ok));
+        puts += 32;
+    }
+    let log = |store: &Path| store.with_extension("log");
+    std::fs::copy(&path, &left).expect("a copy");
+    std::fs::copy(log(&path), log(&left)).expect("a copy");
+    let start = Instant::now();
+    let store = EmbeddedStore::open(&left, Options::default()).expect("a store that was killed");
+    println!(
+        "open a store with {puts} puts in its log: {:?}; resident {}",
+        start.elapsed(),
+        resident()
+    );
+    drop(store);
 }
 
 fn median(figures: impl Iterator<Item = f64>) -> f64 {

@@ -16,7 +16,7 @@ use super::{dump, entry, open_on, options, put};
 const EIO: i32 = 5;
 const ENOSPC: i32 = 28;
 /// Fault points tried of each kind when `GANGLION_CASES` does not say.
-const CASES: u32 = 40;
+const CASES: u32 = 30;
 /// The calls of a run are about this many, and those to the log; points are spread over them.
 const CALLS: u64 = 160;
 const CALLS_OF_LOG: u64 = 24;
@@ -123,10 +123,13 @@ fn run(fault: Fault) -> bool {
     };
     assert!(write(0).is_some(), "before any fault");
     disk.fail(fault);
-    // The power goes when the last write that is acknowledged meanwhile is answered.
+    // The power goes when the first write that is acknowledged after a fault is answered.
     let mut cut = None;
     for nth in 1..WRITES {
-        if let Some(acknowledged) = write(nth) {
+        if let Some(acknowledged) = write(nth)
+            && cut.is_none()
+            && disk.has_failed()
+        {
             cut = Some((acknowledged, disk.durable()));
         }
     }
