@@ -17,9 +17,11 @@ use store::embedded::fsck_on;
 use super::disk::{Boundary, Disk, FileState, Image, SECTOR, Unsynced, apply};
 use super::{Dump, dump, open_on};
 
-const CASES: u32 = 20;
+const CASES: u32 = 16;
 /// Of so many images one is also cut at every call of its opening.
-const CUT_AGAIN_ONE_IN: u64 = 64;
+const CUT_AGAIN_ONE_IN: u64 = 128;
+/// Of so many stores one is opened once more after its close, and that opening cut.
+const CLOSED_ONE_IN: u64 = 4;
 
 #[test]
 fn what_was_acknowledged_survives_a_cut_at_every_boundary() {
@@ -31,6 +33,16 @@ fn what_was_acknowledged_survives_a_cut_at_every_boundary() {
     }
     eprintln!("{images:?}");
     assert!(images.opened > 0 && images.cut_again > 0);
+}
+
+#[test]
+fn a_cut_while_a_store_of_format_1_is_made_one_of_this_leaves_either() {
+    let store = std::fs::read(super::files::fixture("format-1.redb")).unwrap();
+    let image = Image { store, log: Vec::new() };
+    let whole = dump(&open_on(&Disk::of(image.clone())));
+    let cut: Vec<Found> = cut_opening(&image, &mut Random(1)).collect();
+    assert!(!cut.is_empty());
+    assert!(cut.into_iter().all(|found| found.dump == whole));
 }
 
 #[derive(Debug, Default)]
@@ -63,9 +75,18 @@ fn cut_everywhere(steps: Vec<Step>, seed: u64, images: &mut Images) {
         acknowledged.fetch_add(1, SeqCst);
         dumps.push(dump(&store));
     }
-    disk.on_boundary(None);
     drop(store);
-    for (at, found) in std::mem::take(&mut *found.lock().unwrap()) {
+    disk.on_boundary(None);
+    let mut found = std::mem::take(&mut *found.lock().unwrap());
+    if seed % CLOSED_ONE_IN == 1 {
+        // A store that was closed, and that has lost its log or not.
+        let mut image = disk.durable();
+        if seed % (2 * CLOSED_ONE_IN) == 1 {
+            image.log.clear();
+        }
+        found.extend(cut_opening(&image, &mut Random(seed)).map(|it| (dumps.len() - 1, it)));
+    }
+    for (at, found) in found {
         let is_there = [Some(&dumps[at]), dumps.get(at + 1)].contains(&Some(&found.dump));
         assert!(is_there, "seed {seed}: lost or torn after {at} steps, {found:?}");
         images.opened += 1;

@@ -349,7 +349,7 @@ fn is_read_for_ever(name: &str, fill_log: fn(&EmbeddedStore)) {
     assert!(dump(&open(&checked)) == dump(&fresh) && dump(&open(&path)) == there);
 }
 
-fn fixture(name: &str) -> PathBuf {
+pub(crate) fn fixture(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
 }
 
