@@ -1,4 +1,5 @@
-//! A disk that fails and loses power as real ones do, for the embedded engine.
+//! A disk with a store's two files that fails and loses power as real ones do, for the embedded
+//! engine.
 //!
 //! What a reader sees (the page cache) is kept apart from what a power cut leaves. A sync that
 //! fails forgets what it should have written, and later syncs do not write it, while readers still
@@ -20,15 +21,41 @@ pub const ENOSPC: i32 = 28;
 #[derive(Clone, Debug, Default)]
 pub struct Disk(Arc<Mutex<State>>);
 
+/// One of its files.
+#[derive(Clone, Debug)]
+pub struct DiskFile {
+    disk: Disk,
+    which: Which,
+}
+
+#[derive(Clone, Copy, Debug)]
+enum Which {
+    Store,
+    Log,
+}
+
+/// What the files hold.
+#[derive(Clone, Debug, Default)]
+pub struct Image {
+    pub store: Vec<u8>,
+    pub log: Vec<u8>,
+}
+
 #[derive(Debug, Default)]
 struct State {
-    cache: Vec<u8>,
-    durable: Vec<u8>,
-    unsynced: Vec<Unsynced>,
+    store: FileState,
+    log: FileState,
     /// Errors that calls meet, and how likely each call is to: one in so many.
     fault: Option<(i32, u64, Random)>,
     /// Calls that failed.
     failures: u64,
+}
+
+#[derive(Debug, Default)]
+struct FileState {
+    cache: Vec<u8>,
+    durable: Vec<u8>,
+    unsynced: Vec<Unsynced>,
 }
 
 #[derive(Clone, Debug)]
@@ -39,11 +66,24 @@ enum Unsynced {
 
 impl Disk {
     /// A disk that holds this.
-    pub fn of(image: Vec<u8>) -> Disk {
+    pub fn of(image: Image) -> Disk {
         let disk = Disk::default();
-        disk.state().cache.clone_from(&image);
-        disk.state().durable = image;
+        let file = |bytes: Vec<u8>| FileState {
+            cache: bytes.clone(),
+            durable: bytes,
+            unsynced: Vec::new(),
+        };
+        disk.state().store = file(image.store);
+        disk.state().log = file(image.log);
         disk
+    }
+
+    pub fn store(&self) -> DiskFile {
+        DiskFile { disk: self.clone(), which: Which::Store }
+    }
+
+    pub fn log(&self) -> DiskFile {
+        DiskFile { disk: self.clone(), which: Which::Log }
     }
 
     /// From here on one call in so many fails with an error of the operating system.
@@ -60,11 +100,21 @@ impl Disk {
     }
 
     /// What a power cut at this moment may leave: all that was synced, and of the rest any sectors.
-    pub fn cut(&self, random: &mut Random) -> Vec<u8> {
+    pub fn cut(&self, random: &mut Random) -> Image {
         let state = self.state();
-        let mut image = state.durable.clone();
+        Image { store: state.store.cut(random), log: state.log.cut(random) }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl FileState {
+    fn cut(&self, random: &mut Random) -> Vec<u8> {
+        let mut image = self.durable.clone();
         let keep_all = random.one_in(4);
-        for change in &state.unsynced {
+        for change in &self.unsynced {
             match change {
                 _ if keep_all => apply(&mut image, change),
                 Unsynced::Length(_) => {
@@ -84,13 +134,16 @@ impl Disk {
         }
         image
     }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
-    }
 }
 
 impl State {
+    fn file(&mut self, which: Which) -> &mut FileState {
+        match which {
+            Which::Store => &mut self.store,
+            Which::Log => &mut self.log,
+        }
+    }
+
     fn call(&mut self) -> io::Result<()> {
         let Some((error, one_in, random)) = &mut self.fault else { return Ok(()) };
         if random.one_in(*one_in) {
@@ -118,47 +171,50 @@ fn place(offset: u64) -> io::Result<usize> {
     usize::try_from(offset).map_err(|_| io::ErrorKind::FileTooLarge.into())
 }
 
-impl StorageBackend for Disk {
+impl StorageBackend for DiskFile {
     fn len(&self) -> io::Result<u64> {
-        Ok(self.state().cache.len() as u64)
+        Ok(self.disk.state().file(self.which).cache.len() as u64)
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        let state = self.state();
+        let mut state = self.disk.state();
         let start = place(offset)?;
-        let bytes = state.cache.get(start..start + out.len());
+        let bytes = state.file(self.which).cache.get(start..start + out.len());
         out.copy_from_slice(bytes.ok_or(io::ErrorKind::UnexpectedEof)?);
         Ok(())
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        let mut state = self.state();
+        let mut state = self.disk.state();
         state.call()?;
         let change = Unsynced::Length(place(len)?);
-        apply(&mut state.cache, &change);
-        state.unsynced.push(change);
+        let file = state.file(self.which);
+        apply(&mut file.cache, &change);
+        file.unsynced.push(change);
         Ok(())
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        let mut state = self.state();
+        let mut state = self.disk.state();
         let result = state.call();
-        let unsynced = std::mem::take(&mut state.unsynced);
+        let file = state.file(self.which);
+        let unsynced = std::mem::take(&mut file.unsynced);
         result?;
         for change in &unsynced {
-            apply(&mut state.durable, change);
+            apply(&mut file.durable, change);
         }
         Ok(())
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        let mut state = self.state();
+        let mut state = self.disk.state();
         let result = state.call();
         // A write that fails may have written a part.
         let written = if result.is_ok() { data } else { &data[..data.len() / 2 / SECTOR * SECTOR] };
         let change = Unsynced::Write(place(offset)?, written.to_vec());
-        apply(&mut state.cache, &change);
-        state.unsynced.push(change);
+        let file = state.file(self.which);
+        apply(&mut file.cache, &change);
+        file.unsynced.push(change);
         result
     }
 }

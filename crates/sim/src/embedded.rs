@@ -19,7 +19,7 @@ use kv4::view::Limits;
 use kv4::write::{Condition, KeyChange, Op, Write, WriteError};
 use kv4::{Kv4, Stamp};
 use store::EmbeddedStore;
-use store::embedded::{Options, fsck_on};
+use store::embedded::{LOG_BYTES_MIN, Options, fsck_on};
 use wire::json::Json;
 use wire::names::{Key, Layer, Path};
 
@@ -130,7 +130,7 @@ pub fn run(seed: u64) -> Result<Report, String> {
     report.faults += disk.failures();
     report.acknowledged = kept.len();
     drop(kv);
-    let fsck = fsck_on(disk).map_err(|error| error.to_string())?;
+    let fsck = fsck_on(disk.store(), disk.log()).map_err(|error| error.to_string())?;
     if !fsck.is_clean() {
         return Err(format!("fsck: {fsck}"));
     }
@@ -138,8 +138,10 @@ pub fn run(seed: u64) -> Result<Report, String> {
 }
 
 fn open(disk: &Disk) -> Result<Arc<Kv4>, String> {
-    let options = Options { cache_bytes: 64 << 10, retry: Duration::ZERO };
-    let store = EmbeddedStore::open_on(disk.clone(), options).map_err(|error| error.to_string())?;
+    let options =
+        Options { cache_bytes: 64 << 10, retry: Duration::ZERO, log_bytes: LOG_BYTES_MIN };
+    let store = EmbeddedStore::open_on(disk.store(), disk.log(), options)
+        .map_err(|error| error.to_string())?;
     Ok(Kv4::new(Arc::new(store), VIEWS))
 }
 

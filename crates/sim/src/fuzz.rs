@@ -317,7 +317,8 @@ pub fn fuzz_json(bytes: &[u8]) {
 /// listings and scans end where they should.
 pub fn fuzz_store_keys(bytes: &[u8]) {
     static EMBEDDED: LazyLock<EmbeddedStore> = LazyLock::new(|| {
-        EmbeddedStore::open_on(Disk::default(), Options::default()).expect("an empty disk")
+        let (disk, options) = (Disk::default(), Options::default());
+        EmbeddedStore::open_on(disk.store(), disk.log(), options).expect("an empty disk")
     });
     static NEXT: AtomicU64 = AtomicU64::new(0);
     // A bucket of its own for each input, and a neighbour that must not be seen.

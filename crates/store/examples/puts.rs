@@ -41,14 +41,28 @@ fn main() {
     println!("open an empty store: {:?}; resident {}", start.elapsed(), resident());
     drop(store);
 
+    opened_after_a_kill(folder.path());
     for writers in [1, 64] {
-        let (mut rounds, mut batches) = (Vec::new(), Vec::new());
+        let (mut rounds, mut batches, mut figures) = (Vec::new(), Vec::new(), Vec::new());
         for round in 0..ROUNDS {
             let file = |name: &str| folder.path().join(format!("{name}-{writers}-{round}"));
-            let (ours, batch) = puts(&file("store"), writers);
+            let ours = puts(&file("store"), writers);
+            let (a_second, batch) = (ours.a_second, ours.batch);
             batches.push(batch as f64);
-            rounds.push((ours, raw(&file("raw"), batch, false), raw(&file("rows"), batch, true)));
+            figures.push(ours);
+            rounds.push((
+                a_second,
+                raw(&file("raw"), batch, false),
+                raw(&file("rows"), batch, true),
+            ));
         }
+        println!(
+            "{writers:2} writers: p50 {:.0} us, p99 {:.0} us, longest {:.0} us; CPU {:.1} us a put",
+            median(figures.iter().map(|ours| ours.p50_us)),
+            median(figures.iter().map(|ours| ours.p99_us)),
+            median(figures.iter().map(|ours| ours.longest_us)),
+            median(figures.iter().map(|ours| ours.cpu_us)),
+        );
         println!(
             "{writers:2} writers, {:2.0} a commit: {:6.0} puts/s; redb alone {:6.0} (ratio {:.2}, {:.2} to {:.2}); \
              redb with the same rows {:6.0} (ratio {:.2})",
@@ -64,6 +78,30 @@ fn main() {
     }
 }
 
+/// Opens what a kill leaves of a store whose log is nearly full.
+#[expect(clippy::print_stdout, reason = "to print is what it is for")]
+fn opened_after_a_kill(folder: &Path) {
+    let [path, left] = ["killed", "left"].map(|name| folder.join(name));
+    let store = EmbeddedStore::open(&path, Options::default()).expect("a new store");
+    let mut puts = 0;
+    while store.commits().checkpoints == 0 && puts < 24_000 {
+        let writes = (puts..puts + 32).map(|key| put(key % 64, key)).collect();
+        assert!(block_on(store.write(writes)).iter().all(Result::is_ok));
+        puts += 32;
+    }
+    let log = |store: &Path| store.with_extension("log");
+    std::fs::copy(&path, &left).expect("a copy");
+    std::fs::copy(log(&path), log(&left)).expect("a copy");
+    let start = Instant::now();
+    let store = EmbeddedStore::open(&left, Options::default()).expect("a store that was killed");
+    println!(
+        "open a store with {puts} puts in its log: {:?}; resident {}",
+        start.elapsed(),
+        resident()
+    );
+    drop(store);
+}
+
 fn median(figures: impl Iterator<Item = f64>) -> f64 {
     let mut figures: Vec<f64> = figures.collect();
     figures.sort_by(f64::total_cmp);
@@ -77,29 +115,59 @@ fn resident() -> String {
     line.map_or("?".to_owned(), |line| line.split_whitespace().skip(1).collect())
 }
 
-/// Puts a second through the store, and how many a commit had.
-fn puts(path: &Path, writers: u64) -> (f64, u64) {
+/// What a round of puts through the store came to.
+struct Figures {
+    a_second: f64,
+    /// Puts a commit.
+    batch: u64,
+    p50_us: f64,
+    p99_us: f64,
+    longest_us: f64,
+    /// Of the process, the writers' threads included.
+    cpu_us: f64,
+}
+
+fn puts(path: &Path, writers: u64) -> Figures {
     let store = EmbeddedStore::open(path, Options::default()).expect("a new store");
-    let start = Instant::now();
-    let written: u64 = thread::scope(|scope| {
+    let (start, cpu) = (Instant::now(), cpu_us());
+    let mut took: Vec<f64> = thread::scope(|scope| {
         let threads: Vec<_> = (0..writers)
             .map(|writer| {
                 let store = &store;
                 scope.spawn(move || {
-                    let mut written = 0;
+                    let mut took = Vec::new();
                     while start.elapsed() < LASTS {
-                        let answers = block_on(store.write(vec![put(writer, written % KEYS)]));
+                        let asked = Instant::now();
+                        let key = took.len() as u64 % KEYS;
+                        let answers = block_on(store.write(vec![put(writer, key)]));
                         assert!(answers[0].is_ok(), "{answers:?}");
-                        written += 1;
+                        took.push(asked.elapsed().as_secs_f64() * 1e6);
                     }
-                    written
+                    took
                 })
             })
             .collect();
-        threads.into_iter().map(|thread| thread.join().expect("a writer")).sum()
+        threads.into_iter().flat_map(|thread| thread.join().expect("a writer")).collect()
     });
+    let (seconds, cpu) = (start.elapsed().as_secs_f64(), cpu_us() - cpu);
+    took.sort_by(f64::total_cmp);
     let commits = store.commits();
-    (written as f64 / start.elapsed().as_secs_f64(), commits.requests.div_ceil(commits.commits))
+    Figures {
+        a_second: took.len() as f64 / seconds,
+        batch: commits.requests.div_ceil(commits.commits),
+        p50_us: took[took.len() / 2],
+        p99_us: took[took.len() * 99 / 100],
+        longest_us: took[took.len() - 1],
+        cpu_us: cpu / took.len() as f64,
+    }
+}
+
+/// User and system time of this process so far; 0 where the system does not tell it so.
+fn cpu_us() -> f64 {
+    const TICK_US: f64 = 10_000.0;
+    let stat = std::fs::read_to_string("/proc/self/stat").unwrap_or_default();
+    let fields = stat.rsplit(')').next().unwrap_or_default().split_whitespace();
+    fields.skip(11).take(2).filter_map(|ticks| ticks.parse::<f64>().ok()).sum::<f64>() * TICK_US
 }
 
 /// Puts a second into redb itself.

@@ -77,8 +77,9 @@ fn kill_again_and_again(seed: u64) -> Result<()> {
 /// Checks a copy of a killed neuron's store, so that the neuron finds its own as it was left.
 fn check_file(neuron: &Neuron) -> Result<()> {
     let copy = tempfile::tempdir()?;
-    let name = "ganglion.redb";
-    std::fs::copy(neuron.data_dir().join(name), copy.path().join(name))?;
+    for name in ["ganglion.redb", "ganglion.redb.log"] {
+        std::fs::copy(neuron.data_dir().join(name), copy.path().join(name))?;
+    }
     let output =
         Command::new(neuron::program()?).args(["fsck", "--data-dir"]).arg(copy.path()).output()?;
     if !output.status.success() {

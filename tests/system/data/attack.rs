@@ -448,7 +448,7 @@ fn no_secret_is_in_the_log_the_store_or_an_answer() -> Result<()> {
             assert!(!is_there, "{secret} is in {place}");
         }
         // `dev.json` is where a development neuron keeps it; the welcome and arguments show it too.
-        if place.ends_with(".redb") || place == "an answer" {
+        if place.contains(".redb") || place == "an answer" {
             let sys = SYS_SECRET.as_bytes();
             assert!(
                 !bytes.windows(sys.len()).any(|window| window == sys),

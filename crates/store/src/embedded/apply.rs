@@ -7,7 +7,7 @@ use std::collections::HashMap;
 use std::ops::Bound;
 use std::sync::Arc;
 
-use redb::{ReadableTable, ReadableTableMetadata, Table, TableDefinition, WriteTransaction};
+use redb::{ReadableTable, ReadableTableMetadata, TableDefinition};
 use wire::json::Json;
 
 use kv4::address::{Bucket, Entry, Node};
@@ -23,6 +23,7 @@ use super::format::{
 use super::keys::{self, BucketId, EntryKey};
 use super::read::last_seq;
 use super::record::{self, FeedRow, Record, read_count, read_u32};
+use super::redo::{NotedTable, Writing};
 
 /// Most buckets whose ids are remembered between transactions.
 const BUCKETS_KNOWN_MAX: usize = 10_000;
@@ -30,7 +31,7 @@ const BUCKETS_KNOWN_MAX: usize = 10_000;
 /// writers wait for milliseconds and not for minutes.
 const SWEEP_ROWS_MAX: usize = 4_096;
 
-type Rows<'t> = Table<'t, Bytes, Bytes>;
+type Rows<'t> = NotedTable<'t, Bytes, Bytes>;
 
 /// Buckets met so far; the committer is the only writer, so what it remembers is true until a
 /// transaction fails.
@@ -54,7 +55,7 @@ pub(crate) struct Pruned {
 /// One write transaction at work. Tables that nearly every batch needs are opened once for all of
 /// it, the others when they are first needed.
 pub(crate) struct Work<'t> {
-    txn: &'t WriteTransaction,
+    txn: Writing<'t>,
     heads: Rows<'t>,
     series: Rows<'t>,
     feed: Rows<'t>,
@@ -81,7 +82,7 @@ struct Scratch {
 
 impl<'t> Work<'t> {
     pub(crate) fn begin(
-        txn: &'t WriteTransaction,
+        txn: Writing<'t>,
         buckets: &'t mut KnownBuckets,
     ) -> Result<Work<'t>, ReadError> {
         if buckets.0.len() > BUCKETS_KNOWN_MAX {
@@ -89,9 +90,9 @@ impl<'t> Work<'t> {
         }
         Ok(Work {
             txn,
-            heads: txn.open_table(HEADS)?,
-            series: txn.open_table(SERIES)?,
-            feed: txn.open_table(FEED)?,
+            heads: txn.open(HEADS)?,
+            series: txn.open(SERIES)?,
+            feed: txn.open(FEED)?,
             unique: None,
             stats: None,
             buckets,
@@ -113,7 +114,7 @@ impl<'t> Work<'t> {
     pub(crate) fn finish(mut self) -> Result<(Vec<Event>, bool), ReadError> {
         let live = std::mem::take(&mut self.live);
         if live.values().any(|change| *change != 0) {
-            let mut nodes = self.txn.open_table(NODES)?;
+            let mut nodes = self.txn.open(NODES)?;
             for (node, change) in live.into_iter().filter(|(_, change)| *change != 0) {
                 let before = match nodes.get(node.as_slice())? {
                     None => 0,
@@ -121,8 +122,8 @@ impl<'t> Work<'t> {
                 };
                 let after = before.checked_add_signed(change);
                 match after.ok_or_else(|| ReadError::Answer(keys::bad("a node's count")))? {
-                    0 => drop(nodes.remove(node.as_slice())?),
-                    after => drop(nodes.insert(node.as_slice(), after.to_be_bytes().as_slice())?),
+                    0 => nodes.remove(node.as_slice())?,
+                    after => nodes.insert(node.as_slice(), after.to_be_bytes().as_slice())?,
                 }
             }
         }
@@ -198,6 +199,7 @@ impl<'t> Work<'t> {
         self.scratch.key.set(known.id, entry);
         let Some(newest) = self.newest()? else { return Ok(false) };
         self.is_changed = true;
+        self.txn.leave_no_trace();
         if newest.value.is_some() {
             self.move_unique(&newest.keys, &SecondaryKeys::default(), entry.key.as_str())?;
             self.count_live(-1);
@@ -206,7 +208,7 @@ impl<'t> Work<'t> {
         self.heads.remove(key)?;
         let start = [key, &[0]].concat();
         let end = keys::prefix_end(&start);
-        self.series.retain_in::<&[u8], _>(start.as_slice()..end.as_slice(), |_, _| false)?;
+        self.series.remove_range(&start, &end)?;
         self.events.push(Event::Erased(entry.clone()));
         Ok(true)
     }
@@ -238,6 +240,7 @@ impl<'t> Work<'t> {
             let oldest = [entry.value(), &[0]].concat();
             let behind = keys::prefix_end(&oldest);
             let mut first_kept = behind.clone();
+            let gone_before = pruned.gone;
             for row in self.series.range::<&[u8]>(oldest.as_slice()..behind.as_slice())? {
                 let (key, version) = row?;
                 let record = Record::read(version.value()).map_err(ReadError::Answer)?;
@@ -248,8 +251,9 @@ impl<'t> Work<'t> {
                 visited += 1;
                 pruned.gone += 1;
             }
-            let range = oldest.as_slice()..first_kept.as_slice();
-            self.series.retain_in::<&[u8], _>(range, |_, _| false)?;
+            if pruned.gone > gone_before {
+                self.series.remove_range(&oldest, &first_kept)?;
+            }
             if visited >= SWEEP_ROWS_MAX {
                 break;
             }
@@ -280,8 +284,9 @@ impl<'t> Work<'t> {
         let known = self.known(bucket)?;
         if let Some(known) = known {
             self.is_changed = true;
-            self.txn.open_table(BUCKETS)?.remove(bucket.as_str())?;
-            self.txn.open_table(DROPPED)?.insert(known.id.0, ())?;
+            self.txn.leave_no_trace();
+            self.txn.open(BUCKETS)?.remove(bucket.as_str())?;
+            self.txn.open(DROPPED)?.insert(known.id.0, ())?;
             self.buckets.0.remove(bucket);
             self.live.retain(|node, _| !node.starts_with(&known.id.prefix()));
         }
@@ -374,15 +379,15 @@ impl<'t> Work<'t> {
         if let Some(known) = self.buckets.0.get(bucket) {
             return Ok(Some(*known));
         }
-        let id = self.txn.open_table(BUCKETS)?.get(bucket.as_str())?.map(|id| id.value());
+        let id = self.txn.open(BUCKETS)?.get(bucket.as_str())?.map(|id| id.value());
         let Some(id) = id.map(BucketId) else { return Ok(None) };
-        let known = Known { id, last: last_seq(&self.feed, id)? };
+        let known = Known { id, last: last_seq(&*self.feed, id)? };
         self.buckets.0.insert(bucket.clone(), known);
         Ok(Some(known))
     }
 
     fn create_bucket(&mut self, bucket: &Bucket) -> Result<Known, ReadError> {
-        let mut meta = self.txn.open_table(META)?;
+        let mut meta = self.txn.open(META)?;
         let next = match meta.get(META_BUCKET_NEXT)? {
             Some(next) => read_u32(next.value()).map_err(ReadError::Answer)?,
             None => return Err(ReadError::Answer(keys::bad("the next bucket's id"))),
@@ -392,7 +397,7 @@ impl<'t> Work<'t> {
             return Err(ReadError::Answer(StoreError::Unavailable(text)));
         }
         meta.insert(META_BUCKET_NEXT, (next + 1).to_be_bytes().as_slice())?;
-        self.txn.open_table(BUCKETS)?.insert(bucket.as_str(), next)?;
+        self.txn.open(BUCKETS)?.insert(bucket.as_str(), next)?;
         let known = Known { id: BucketId(next), last: Seq(0) };
         self.buckets.0.insert(bucket.clone(), known);
         Ok(known)
@@ -400,18 +405,18 @@ impl<'t> Work<'t> {
 }
 
 /// Removes some rows of a dropped bucket; `true` while there is more to remove.
-pub(crate) fn sweep(txn: &WriteTransaction) -> Result<bool, ReadError> {
-    let mut dropped = txn.open_table(DROPPED)?;
+pub(crate) fn sweep(txn: Writing<'_>) -> Result<bool, ReadError> {
+    let mut dropped = txn.open(DROPPED)?;
     let Some(id) = dropped.first()?.map(|(id, _)| BucketId(id.value())) else { return Ok(false) };
     let (start, end) = (id.prefix(), id.prefix_end());
     for definition in OF_BUCKETS {
-        let mut table = txn.open_table(definition)?;
+        let mut table = txn.open(definition)?;
         let range = start.as_slice()..end.as_slice();
         let bound = match table.range::<&[u8]>(range)?.nth(SWEEP_ROWS_MAX) {
             Some(row) => row?.0.value().to_vec(),
             None => end.to_vec(),
         };
-        table.retain_in::<&[u8], _>(start.as_slice()..bound.as_slice(), |_, _| false)?;
+        table.remove_range(&start, &bound)?;
         if bound != end {
             return Ok(true);
         }
@@ -421,12 +426,12 @@ pub(crate) fn sweep(txn: &WriteTransaction) -> Result<bool, ReadError> {
 }
 
 fn open_once<'w, 't>(
-    txn: &'t WriteTransaction,
+    txn: Writing<'t>,
     definition: TableDefinition<'_, Bytes, Bytes>,
     table: &'w mut Option<Rows<'t>>,
 ) -> Result<&'w mut Rows<'t>, ReadError> {
     match table {
         Some(open) => Ok(open),
-        empty => Ok(empty.insert(txn.open_table(definition)?)),
+        empty => Ok(empty.insert(txn.open(definition)?)),
     }
 }

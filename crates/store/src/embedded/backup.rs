@@ -7,7 +7,7 @@ use std::path::Path;
 use redb::{Database, Durability, Key, ReadTransaction, ReadableTable, TableDefinition, Value};
 
 use super::engine::{Engine, ReadError};
-use super::format::{BUCKETS, DROPPED, META, OF_BUCKETS, OpenError, Partial};
+use super::format::{BUCKETS, DROPPED, LogState, META, OF_BUCKETS, OpenError, Partial};
 use super::fsck::{Report, fsck};
 
 /// Rows that one transaction of a copy holds, which bounds its memory.
@@ -71,8 +71,9 @@ fn copy_tables(from: &ReadTransaction, to: &Database) -> Result<(), BackupError>
     for table in OF_BUCKETS {
         copy_table(from, to, table)?;
     }
-    // The commits above are in memory only; this one makes all of them durable.
+    // The commits above are in memory only; this one makes all of them durable. A copy has no log.
     let last = to.begin_write().map_err(|error| write_error(error.into()))?;
+    LogState::fresh().write(&last).map_err(write_error)?;
     last.commit().map_err(|error| write_error(error.into()))
 }
 

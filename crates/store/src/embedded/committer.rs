@@ -5,9 +5,10 @@
 
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, OnceLock};
+use std::task::{Context, Poll, Wake, Waker};
+use std::thread::{self, Thread};
 use std::time::{Duration, Instant};
 
-use tokio::sync::mpsc::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot};
 
 use kv4::address::{Bucket, Entry, Node};
@@ -15,7 +16,8 @@ use kv4::store::{Event, Listener, Retention, Stat, StatCell, StoreError};
 use kv4::write::{Write, WriteError, Written};
 
 use super::apply::{KnownBuckets, Pruned, Work, sweep};
-use super::engine::{Engine, ReadError, shielded};
+use super::engine::{Batch, CommitFailed, Committed, Engine, ReadError, shielded};
+use super::redo::Redo;
 
 /// Most requests that wait for a batch; whoever comes then, waits to be let in.
 pub const QUEUE_REQUESTS_MAX: usize = 1_024;
@@ -27,6 +29,11 @@ pub const BATCH_BYTES_MAX: usize = 8 << 20;
 const OP_BYTES: usize = 256;
 /// A dropped bucket's rows are removed when nothing waits, or else after this many batches.
 const SWEEP_BATCHES: u32 = 32;
+/// The log is emptied into the engine when nothing was written for this long…
+const CHECKPOINT_IDLE: Duration = Duration::from_secs(1);
+/// … and when this long has passed since it was empty, so that it also bounds how long a value that
+/// is no longer in the store can be read in the log's file.
+const CHECKPOINT_AGE: Duration = Duration::from_secs(10);
 /// Longest pause between attempts to bring a failed engine back.
 const RETRY_MAX: Duration = Duration::from_secs(5);
 
@@ -64,6 +71,8 @@ enum Outcome {
 pub struct Commits {
     /// Durable transactions.
     pub commits: u64,
+    /// Times that the engine made all it holds durable, so that the log began anew.
+    pub checkpoints: u64,
     /// Requests that they carried.
     pub requests: u64,
     /// Transactions that failed.
@@ -75,6 +84,7 @@ pub struct Commits {
 #[derive(Debug, Default)]
 pub(crate) struct Counters {
     commits: AtomicU64,
+    checkpoints: AtomicU64,
     requests: AtomicU64,
     failures: AtomicU64,
     recoveries: AtomicU64,
@@ -84,6 +94,7 @@ impl Counters {
     pub(crate) fn snapshot(&self) -> Commits {
         Commits {
             commits: self.commits.load(Relaxed),
+            checkpoints: self.checkpoints.load(Relaxed),
             requests: self.requests.load(Relaxed),
             failures: self.failures.load(Relaxed),
             recoveries: self.recoveries.load(Relaxed),
@@ -92,20 +103,32 @@ impl Counters {
 }
 
 pub(crate) struct Committer {
-    pub(crate) engine: Arc<Engine>,
-    pub(crate) queue: mpsc::Receiver<Request>,
-    pub(crate) listener: Arc<OnceLock<Arc<dyn Listener>>>,
-    pub(crate) counters: Arc<Counters>,
-    pub(crate) buckets: KnownBuckets,
+    engine: Arc<Engine>,
+    queue: mpsc::Receiver<Request>,
+    listener: Arc<OnceLock<Arc<dyn Listener>>>,
+    counters: Arc<Counters>,
+    buckets: KnownBuckets,
+    /// The buffer that the next batch's changes are noted in.
+    redo: Redo,
     /// First pause between attempts after a second failure in a row; doubled by each further one.
-    pub(crate) retry_first: Duration,
-    pub(crate) trouble: Option<Trouble>,
+    retry_first: Duration,
+    trouble: Option<Trouble>,
     /// There may be rows of dropped buckets.
-    pub(crate) has_dropped: bool,
+    has_dropped: bool,
+    /// Set while there is something in the log.
+    logged: Option<Logged>,
+    waker: Waker,
+}
+
+/// When the log was written to.
+#[derive(Clone, Copy)]
+struct Logged {
+    first: Instant,
+    last: Instant,
 }
 
 /// A failure that was not followed by a success yet.
-pub(crate) struct Trouble {
+struct Trouble {
     error: StoreError,
     failures: u32,
     retry_at: Instant,
@@ -113,43 +136,138 @@ pub(crate) struct Trouble {
 
 /// A batch that is ready to be committed.
 struct Prepared {
-    transaction: redb::WriteTransaction,
+    batch: Batch,
     outcomes: Vec<Outcome>,
     events: Vec<Event>,
     is_changed: bool,
 }
 
+/// What ended a wait.
+enum Next {
+    Request(Request),
+    Due,
+    Closed,
+}
+
+/// Ends a wait of the thread that made it.
+struct Unpark(Thread);
+
+impl Wake for Unpark {
+    fn wake(self: Arc<Self>) {
+        self.0.unpark();
+    }
+}
+
 impl Committer {
+    pub(crate) fn new(
+        engine: Arc<Engine>,
+        queue: mpsc::Receiver<Request>,
+        listener: Arc<OnceLock<Arc<dyn Listener>>>,
+        counters: Arc<Counters>,
+        retry_first: Duration,
+        has_dropped: bool,
+    ) -> Committer {
+        let now = Instant::now();
+        let logged = engine.has_log().then_some(Logged { first: now, last: now });
+        Committer {
+            engine,
+            queue,
+            listener,
+            counters,
+            buckets: KnownBuckets::default(),
+            redo: Redo::default(),
+            retry_first,
+            trouble: None,
+            has_dropped,
+            logged,
+            waker: Waker::noop().clone(),
+        }
+    }
+
     /// Serves the queue until it is closed and empty, then closes the engine.
     pub(crate) fn run(mut self) {
+        self.waker = Waker::from(Arc::new(Unpark(thread::current())));
         let mut closing = Vec::new();
         let mut since_sweep = 0;
         loop {
-            let request = if self.has_dropped {
-                match self.queue.try_recv() {
-                    Ok(request) => Some(request),
-                    Err(TryRecvError::Empty) => {
+            match self.next() {
+                Next::Request(request) => {
+                    let batch = self.gather(request, &mut closing);
+                    self.carry_out(batch);
+                    since_sweep += 1;
+                    if self.has_dropped && since_sweep >= SWEEP_BATCHES {
+                        since_sweep = 0;
                         self.sweep();
-                        continue;
                     }
-                    Err(TryRecvError::Disconnected) => None,
                 }
-            } else {
-                self.queue.blocking_recv()
-            };
-            let Some(request) = request else { break };
-            let batch = self.gather(request, &mut closing);
-            self.carry_out(batch);
-            since_sweep += 1;
-            if self.has_dropped && since_sweep >= SWEEP_BATCHES {
-                since_sweep = 0;
-                self.sweep();
+                Next::Due if self.has_dropped => self.sweep(),
+                Next::Due => {}
+                Next::Closed => break,
+            }
+            let due = self.checkpoint_due();
+            if due.is_some_and(|due| Instant::now() >= due) {
+                self.checkpoint();
             }
         }
         self.engine.close();
         for answer in closing {
             let _ = answer.send(());
         }
+    }
+
+    /// Waits for a request, and for no longer than there is nothing else to do.
+    fn next(&mut self) -> Next {
+        let due = self.checkpoint_due();
+        loop {
+            match self.queue.poll_recv(&mut Context::from_waker(&self.waker)) {
+                Poll::Ready(Some(request)) => return Next::Request(request),
+                Poll::Ready(None) => return Next::Closed,
+                Poll::Pending if self.has_dropped => return Next::Due,
+                Poll::Pending => {}
+            }
+            match due.map(|due| due.saturating_duration_since(Instant::now())) {
+                None => thread::park(),
+                Some(Duration::ZERO) => return Next::Due,
+                Some(left) => thread::park_timeout(left),
+            }
+        }
+    }
+
+    fn checkpoint_due(&self) -> Option<Instant> {
+        let logged = self.logged?;
+        Some((logged.first + CHECKPOINT_AGE).min(logged.last + CHECKPOINT_IDLE))
+    }
+
+    /// Empties the log into the engine.
+    fn checkpoint(&mut self) {
+        match self.engine.checkpoint() {
+            Ok(()) => {
+                self.trouble = None;
+                self.counters.checkpoints.fetch_add(1, Relaxed);
+                if self.engine.is_roomy()
+                    && let Err(error) = self.recover()
+                {
+                    self.failed(error);
+                }
+            }
+            Err(error) => {
+                self.commit_failed(error);
+            }
+        }
+        self.logged = None;
+        self.note_log();
+        // What is still there, after a failure, is for the next time.
+        if let (Some(logged), Some(trouble)) = (&mut self.logged, &self.trouble) {
+            *logged = Logged { first: trouble.retry_at, last: trouble.retry_at };
+        }
+    }
+
+    fn note_log(&mut self) {
+        let now = Instant::now();
+        self.logged = self
+            .engine
+            .has_log()
+            .then(|| Logged { first: self.logged.map_or(now, |logged| logged.first), last: now });
     }
 
     /// The first request and those that wait behind it, within the limits of a batch.
@@ -195,21 +313,12 @@ impl Committer {
             Ok(prepared) => prepared,
             Err(error) => return self.not_prepared(batch, error),
         };
-        let Prepared { transaction, outcomes, events, is_changed } = prepared;
+        let Prepared { batch: changes, outcomes, events, is_changed } = prepared;
         if is_changed {
-            match self.engine.commit(transaction) {
-                Ok(()) => self.trouble = None,
-                Err(failed) => {
-                    let error = self.failed(ReadError::Engine(failed.error));
-                    if !failed.stands {
-                        return refuse(batch, &error);
-                    }
-                }
+            if let Err(error) = self.commit(changes) {
+                return refuse(batch, &error);
             }
-            self.counters.commits.fetch_add(1, Relaxed);
             self.counters.requests.fetch_add(requests, Relaxed);
-        } else {
-            drop(transaction);
         }
         if let Some(listener) = self.listener.get()
             && !events.is_empty()
@@ -240,11 +349,45 @@ impl Committer {
         }
     }
 
-    fn prepare(&mut self, batch: &[Request]) -> Result<Prepared, ReadError> {
-        let transaction = self.begin()?;
-        let mut work = Work::begin(&transaction, &mut self.buckets)?;
-        let mut outcomes = Vec::with_capacity(batch.len());
-        for request in batch {
+    /// Makes a batch's changes durable. On an error nothing of it is there.
+    fn commit(&mut self, batch: Batch) -> Result<(), StoreError> {
+        let (committed, redo) = self.engine.commit(batch);
+        self.redo = redo;
+        match committed {
+            Ok(how) => {
+                self.trouble = None;
+                let is_checkpoint = how == Committed::Checkpointed;
+                self.counters.checkpoints.fetch_add(u64::from(is_checkpoint), Relaxed);
+            }
+            Err(failed) => {
+                let stands = matches!(failed, CommitFailed::Engine { stands: true, .. });
+                let error = self.commit_failed(failed);
+                if !stands {
+                    self.note_log();
+                    return Err(error);
+                }
+            }
+        }
+        self.note_log();
+        self.counters.commits.fetch_add(1, Relaxed);
+        Ok(())
+    }
+
+    fn commit_failed(&mut self, failed: CommitFailed) -> StoreError {
+        self.failed(match failed {
+            CommitFailed::Engine { error, .. } => ReadError::Engine(error),
+            CommitFailed::Log(error) => {
+                let text = format!("its log cannot be written: {error}");
+                ReadError::Answer(StoreError::Unavailable(text))
+            }
+        })
+    }
+
+    fn prepare(&mut self, requests: &[Request]) -> Result<Prepared, ReadError> {
+        let batch = self.begin()?;
+        let mut work = Work::begin(batch.writing(), &mut self.buckets)?;
+        let mut outcomes = Vec::with_capacity(requests.len());
+        for request in requests {
             outcomes.push(match request {
                 Request::Write(writes, _) => {
                     let written: Result<WriteAnswers, ReadError> =
@@ -268,17 +411,17 @@ impl Committer {
             });
         }
         let (events, is_changed) = work.finish()?;
-        Ok(Prepared { transaction, outcomes, events, is_changed })
+        Ok(Prepared { batch, outcomes, events, is_changed })
     }
 
     /// Begins a transaction; an engine that failed under a reader or a while ago is brought back
     /// first.
-    fn begin(&mut self) -> Result<redb::WriteTransaction, ReadError> {
-        if let Ok(transaction) = self.engine.begin_write() {
-            return Ok(transaction);
+    fn begin(&mut self) -> Result<Batch, ReadError> {
+        if let Ok(batch) = self.engine.begin(std::mem::take(&mut self.redo)) {
+            return Ok(batch);
         }
         self.recover()?;
-        Ok(self.engine.begin_write()?)
+        Ok(self.engine.begin(Redo::default())?)
     }
 
     fn recover(&mut self) -> Result<(), ReadError> {
@@ -320,23 +463,16 @@ impl Committer {
     /// Removes some rows of dropped buckets.
     fn sweep(&mut self) {
         let swept = shielded(|| {
-            let transaction = self.begin()?;
-            let has_more = sweep(&transaction)?;
-            self.engine.commit(transaction).map_err(|failed| failed.error)?;
-            Ok(has_more)
+            let batch = self.begin()?;
+            let has_more = sweep(batch.writing())?;
+            Ok((batch, has_more))
         });
-        let swept = swept.map_err(ReadError::from).flatten();
-        match swept {
-            Ok(has_more) => {
-                self.counters.commits.fetch_add(1, Relaxed);
-                self.has_dropped = has_more;
-            }
-            Err(error) => {
-                self.failed(error);
-                // The next drop, or the next opening, tries again.
-                self.has_dropped = false;
-            }
-        }
+        let swept = match swept.map_err(ReadError::from).flatten() {
+            Ok((batch, has_more)) => self.commit(batch).map(|()| has_more),
+            Err(error) => Err(self.failed(error)),
+        };
+        // After a failure the next drop, or the next opening, tries again.
+        self.has_dropped = swept.unwrap_or(false);
     }
 }
 

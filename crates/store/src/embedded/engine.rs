@@ -1,17 +1,28 @@
-//! The redb database in use, its failures, and how it comes back from them.
+//! The redb database in use with its log, their failures, and how they come back.
+//!
+//! A batch is durable when its record is: redb commits it without a sync, and makes all that it holds
+//! durable at a *checkpoint*, which begins a generation of the log. So the rows are always those of
+//! redb's last durable commit with the log's records made again on top.
 //!
 //! redb refuses everything after the first I/O error until it is opened anew. Readers and the
-//! committer share one [`Engine`]; only the committer brings it back.
+//! committer share one [`Engine`]; only the committer writes, checkpoints and brings it back.
 
+use std::cell::RefCell;
+use std::cmp::Ordering;
+use std::io;
 use std::panic::{self, AssertUnwindSafe};
-use std::sync::{Arc, PoisonError, RwLock};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::time::Instant;
 
-use redb::{Database, ReadTransaction, ReadableDatabase, WriteTransaction};
+use redb::{Database, Durability, ReadTransaction, ReadableDatabase, WriteTransaction};
 
 use kv4::store::StoreError;
 
-use super::format::OpenError;
+use super::format::{self, LogState, OpenError};
+use super::log::{Log, Place, Records};
 use super::medium::{Handle, Medium};
+use super::redo::{self, Redo, Writing};
 
 #[derive(Debug)]
 pub(crate) struct Engine {
@@ -20,20 +31,85 @@ pub(crate) struct Engine {
     /// `None` while a failure could not be undone yet, and after the close. A reader holds the lock
     /// for as long as its transaction lives, so that no two databases ever use one file.
     database: RwLock<Option<Database>>,
+    /// Used by the committer only.
+    log: Mutex<Log>,
+    /// The database was opened with [`ROOMY_CACHE_BYTES`].
+    is_roomy: AtomicBool,
+}
+
+/// Memory for pages while a full disk has no place for what is in the log only. redb keeps up to half
+/// of it from being written.
+const ROOMY_CACHE_BYTES: usize = 512 << 20;
+
+/// One write transaction, and its changes as the log will have them.
+pub(crate) struct Batch {
+    transaction: WriteTransaction,
+    redo: RefCell<Redo>,
+}
+
+impl Batch {
+    pub(crate) fn writing(&self) -> Writing<'_> {
+        Writing::new(&self.transaction, &self.redo)
+    }
+}
+
+/// How a batch became durable.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Committed {
+    Logged,
+    Checkpointed,
 }
 
 /// A commit that failed.
-pub(crate) struct CommitFailed {
-    pub(crate) error: redb::Error,
-    /// The commit became durable and the failure came after it: it stands.
-    pub(crate) stands: bool,
+pub(crate) enum CommitFailed {
+    /// The log did; redb is as it was before the batch.
+    Log(io::Error),
+    Engine {
+        error: redb::Error,
+        /// The batch became durable and the failure came after it: it stands.
+        stands: bool,
+    },
 }
 
 impl Engine {
-    pub(crate) fn open(medium: Medium, cache_bytes: usize) -> Result<Engine, OpenError> {
+    /// Opens the store and its log, makes again what is in the log only, and counts the opening.
+    /// Answers which one it is: 1 for the first.
+    pub(crate) fn open(
+        medium: Medium,
+        log: Place,
+        cache_bytes: usize,
+        log_bytes: u64,
+    ) -> Result<(Engine, u32), OpenError> {
+        let is_empty = medium.is_empty()?;
         let medium = Arc::new(medium);
         let database = open(&medium, cache_bytes)?;
-        Ok(Engine { medium, cache_bytes, database: RwLock::new(Some(database)) })
+        if is_empty {
+            let transaction = database.begin_write().map_err(redb::Error::from)?;
+            format::initialize(&transaction)?;
+            transaction.commit().map_err(redb::Error::from)?;
+        }
+        let transaction = database.begin_read().map_err(redb::Error::from)?;
+        format::check(&transaction)?;
+        let owner = format::owner(&transaction)?;
+        drop(transaction);
+        let opening = owner.opening.checked_add(1).ok_or_else(|| {
+            OpenError::Damaged("the incarnation counter is at its end".to_owned())
+        })?;
+        let (mut log, records) =
+            Log::find(log, &owner, true)?.expect("it is created where it is not needed");
+        log.prepare(opening, log_bytes).map_err(OpenError::Log)?;
+        let replayed = checkpoint(&database, &mut log, &records, |transaction| {
+            format::count_opening(transaction, opening)
+        });
+        replayed.map_err(OpenError::from)?;
+        let engine = Engine {
+            medium,
+            cache_bytes,
+            database: RwLock::new(Some(database)),
+            log: Mutex::new(log),
+            is_roomy: AtomicBool::new(false),
+        };
+        Ok((engine, opening))
     }
 
     /// Runs `read` on a snapshot of this moment.
@@ -49,49 +125,207 @@ impl Engine {
         })?
     }
 
-    /// Uses the database as a whole; for the opening and for checks.
-    pub(crate) fn with<T>(&self, with: impl FnOnce(&Database) -> T) -> Result<T, ReadError> {
+    /// Begins the one write transaction, on the committer's thread only; `redo` is a buffer to use
+    /// again. Fails after a failure that redb remembers, a reader's included.
+    pub(crate) fn begin(&self, mut redo: Redo) -> Result<Batch, redb::Error> {
         let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
-        database.as_ref().map(with).ok_or(ReadError::Away)
+        let database = database.as_ref().ok_or(redb::Error::PreviousIo)?;
+        redo.clear();
+        Ok(Batch { transaction: database.begin_write()?, redo: RefCell::new(redo) })
     }
 
-    /// Begins the one write transaction, on the committer's thread only. Fails after a failure that
-    /// redb remembers, a reader's included.
-    pub(crate) fn begin_write(&self) -> Result<WriteTransaction, redb::Error> {
-        let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
-        match database.as_ref() {
-            Some(database) => Ok(database.begin_write()?),
-            None => Err(redb::Error::PreviousIo),
+    /// Makes a batch durable: by a record of the log and one sync, or, when it may not be in the log
+    /// or the log has no place for it, by a checkpoint. Answers the buffer of its changes too.
+    pub(crate) fn commit(&self, batch: Batch) -> (Result<Committed, CommitFailed>, Redo) {
+        let Batch { mut transaction, redo } = batch;
+        let mut redo = redo.into_inner();
+        let mut log = self.log();
+        if redo.leaves_no_trace() || !log.takes(&redo) {
+            let committed = self.commit_checkpoint(&mut log, transaction, redo.leaves_no_trace());
+            return (committed.map(|()| Committed::Checkpointed), redo);
         }
+        if let Err(error) = log.append(&mut redo) {
+            // What fails here, redb remembers and tells the next transaction.
+            let _ = shielded(|| transaction.abort());
+            return (Err(CommitFailed::Log(error)), redo);
+        }
+        let committed = shielded(|| {
+            transaction.set_durability(Durability::None).map_err(redb::Error::from)?;
+            transaction.commit().map_err(redb::Error::from)
+        });
+        let committed = committed.flatten().map_err(|error| {
+            // The record is on the disk, and recovery makes its changes again.
+            CommitFailed::Engine { error, stands: true }
+        });
+        (committed.map(|()| Committed::Logged), redo)
     }
 
-    /// Makes a transaction durable.
-    pub(crate) fn commit(&self, transaction: WriteTransaction) -> Result<(), CommitFailed> {
-        let before = self.medium.durable_header();
-        let committed = shielded(|| transaction.commit());
-        committed
-            .and_then(|committed| Ok(committed?))
-            .map_err(|error| CommitFailed { error, stands: self.medium.durable_header() != before })
+    /// Makes all that redb holds durable, so that the log begins anew, and clears the log.
+    pub(crate) fn checkpoint(&self) -> Result<(), CommitFailed> {
+        let Batch { transaction, .. } = self.begin(Redo::default()).map_err(not_standing)?;
+        self.commit_checkpoint(&mut self.log(), transaction, true)
     }
 
-    /// Undoes what a failed commit may have left, and opens the database anew; waits for the reads
-    /// that are under way. On an error the store stays away and this can be tried again.
+    /// Whether the log has bytes that a checkpoint would clear, or a failure it would mend.
+    pub(crate) fn has_log(&self) -> bool {
+        !self.log().is_clear()
+    }
+
+    /// Undoes what a failed commit may have left, opens the database anew and makes again what is in
+    /// the log only, without a sync, since the log still has it; waits for the reads that are under
+    /// way. On an error the store stays away and this can be tried again.
     pub(crate) fn recover(&self) -> Result<(), OpenError> {
         let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
         *database = None;
-        self.medium.roll_back()?;
-        *database = Some(open(&self.medium, self.cache_bytes)?);
+        let mut log = self.log();
+        self.is_roomy.store(false, Relaxed);
+        let reopened = match self.reopen(&mut log, self.cache_bytes) {
+            Err(OpenError::Io(error)) if error.kind() == io::ErrorKind::StorageFull => {
+                // Reads go on while the disk is full, as long as the pages fit into memory.
+                self.is_roomy.store(true, Relaxed);
+                self.reopen(&mut log, self.cache_bytes.max(ROOMY_CACHE_BYTES))
+            }
+            other => other,
+        };
+        *database = Some(reopened?);
         Ok(())
     }
 
-    /// Closes the database cleanly and gives up its lock.
+    /// The database holds pages in memory that had no place on the disk, and could give them back.
+    pub(crate) fn is_roomy(&self) -> bool {
+        self.is_roomy.load(Relaxed)
+    }
+
+    fn reopen(&self, log: &mut Log, cache_bytes: usize) -> Result<Database, OpenError> {
+        self.medium.roll_back()?;
+        let database = open(&self.medium, cache_bytes)?;
+        let transaction = database.begin_read().map_err(redb::Error::from)?;
+        let found = format::owner(&transaction)?.log.generation;
+        drop(transaction);
+        match found.cmp(&log.state().generation) {
+            Ordering::Less => return Err(OpenError::LogNewer),
+            Ordering::Equal => {
+                let records = log.acknowledged()?;
+                shielded(|| {
+                    let mut transaction = database.begin_write()?;
+                    transaction.set_durability(Durability::None)?;
+                    redo::replay_all(&transaction, &records)?;
+                    transaction.commit()?;
+                    Ok::<_, redb::Error>(())
+                })
+                .flatten()?;
+            }
+            // A checkpoint became durable though it failed; it has all of the log.
+            Ordering::Greater => log.restart(found),
+        }
+        Ok(database)
+    }
+
+    /// Closes the database cleanly, so that its file alone is the store, and gives up the lock.
     pub(crate) fn close(&self) {
         let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
+        let mut log = self.log();
+        if let Some(database) = database.as_ref()
+            && let Err(error) = close_log(database, &mut log, &Records::default())
+        {
+            tracing::warn!(%error, "the store needs its log at the next opening");
+        }
         *database = None;
+        if let Err(error) = log.release() {
+            tracing::warn!(%error, "the log was not released");
+        }
         if let Err(error) = self.medium.release() {
             tracing::warn!(%error, "the lock of the store was not released");
         }
     }
+
+    /// Commits a transaction durably with all that went before it, and begins a generation.
+    fn commit_checkpoint(
+        &self,
+        log: &mut Log,
+        transaction: WriteTransaction,
+        clears: bool,
+    ) -> Result<(), CommitFailed> {
+        let before = self.medium.durable_header();
+        let next = LogState { generation: log.state().generation + 1, ..log.state() };
+        let committed = shielded(|| {
+            next.write(&transaction)?;
+            transaction.commit().map_err(redb::Error::from)
+        });
+        committed.flatten().map_err(|error| CommitFailed::Engine {
+            error,
+            stands: self.medium.durable_header() != before,
+        })?;
+        log.restart(next.generation);
+        // The batch stands whatever becomes of the log.
+        let cleared = if clears && !log.is_broken() { log.clear() } else { log.renew() };
+        if let Err(error) = cleared {
+            tracing::warn!(%error, "the log failed and is not used until it can be written anew");
+        }
+        Ok(())
+    }
+
+    fn log(&self) -> MutexGuard<'_, Log> {
+        self.log.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Makes records again, in one durable transaction that names the next generation.
+fn checkpoint(
+    database: &Database,
+    log: &mut Log,
+    records: &Records,
+    with: impl FnOnce(&WriteTransaction) -> Result<(), redb::Error>,
+) -> Result<(), redb::Error> {
+    let start = Instant::now();
+    let next = LogState { generation: log.state().generation + 1, ..log.state() };
+    shielded(|| {
+        let transaction = database.begin_write()?;
+        redo::replay_all(&transaction, records)?;
+        with(&transaction)?;
+        next.write(&transaction)?;
+        transaction.commit()?;
+        Ok(())
+    })
+    .flatten()?;
+    log.restart(next.generation);
+    let (count, bytes) = (records.bodies().len(), records.bytes());
+    if count > 0 {
+        let took = start.elapsed();
+        tracing::info!(records = count, bytes, ?took, "the log was replayed");
+    }
+    Ok(())
+}
+
+/// Makes the store one that needs no log, and clears that.
+fn close_log(database: &Database, log: &mut Log, records: &Records) -> Result<(), redb::Error> {
+    checkpoint(database, log, records, |_| Ok(()))?;
+    log.clear().map_err(redb::Error::Io)?;
+    let closed = LogState { is_needed: false, ..log.state() };
+    shielded(|| {
+        let transaction = database.begin_write()?;
+        closed.write(&transaction)?;
+        transaction.commit()?;
+        Ok(())
+    })
+    .flatten()
+}
+
+/// Puts what is in the log only into the database that it belongs to, and closes the log. Nothing
+/// happens to a store that was closed.
+pub(crate) fn settle(database: &Database, log: Place) -> Result<(), OpenError> {
+    let transaction = database.begin_read().map_err(redb::Error::from)?;
+    let owner = format::owner(&transaction)?;
+    drop(transaction);
+    let Some((mut log, records)) = Log::find(log, &owner, false)? else { return Ok(()) };
+    if owner.log.is_needed {
+        close_log(database, &mut log, &records)?;
+    }
+    Ok(log.release()?)
+}
+
+fn not_standing(error: redb::Error) -> CommitFailed {
+    CommitFailed::Engine { error, stands: false }
 }
 
 fn open(medium: &Arc<Medium>, cache_bytes: usize) -> Result<Database, OpenError> {

@@ -1,4 +1,4 @@
-//! The tables of format 1, and what opens, creates and refuses a file.
+//! The tables of format 2, and what opens, creates and refuses a file.
 //!
 //! `docs/design/store-format.md` is the specification and says how the format may change.
 
@@ -12,6 +12,7 @@ use redb::{
     TableError, WriteTransaction,
 };
 
+use super::log::Owner;
 use super::record::read_u32;
 
 pub(crate) type Bytes = &'static [u8];
@@ -43,9 +44,10 @@ pub(crate) const META_FORMAT: &str = "format";
 pub(crate) const META_STORE: &str = "store";
 pub(crate) const META_INCARNATION: &str = "incarnation";
 pub(crate) const META_BUCKET_NEXT: &str = "bucket next";
+pub(crate) const META_LOG: &str = "log";
 
 /// The format that this program writes.
-pub const FORMAT: u32 = 1;
+pub const FORMAT: u32 = 2;
 /// The oldest format that this program opens.
 pub const FORMAT_OLDEST: u32 = 1;
 
@@ -70,8 +72,79 @@ pub enum OpenError {
     Engine { found: u8 },
     #[error("not a store, or damaged: {0}; `ganglion fsck` tells more")]
     Damaged(String),
+    #[error(
+        "the store was not closed, and its log is not there; the last writes are in it: put the file \
+         `….log` that was beside the store back, or restore a backup"
+    )]
+    LogMissing,
+    #[error(
+        "the log is another store's and holds something: move it away, and put this store's own back \
+         if there is one"
+    )]
+    LogForeign,
+    #[error(
+        "the log is of a later state of this store: put the newer store back, or, to open this one as \
+         it was, the log it was copied with, or none if it had been closed"
+    )]
+    LogNewer,
+    #[error(
+        "the log is of an earlier state of this store, and the last writes are in a later one: put that \
+         back, or restore a backup"
+    )]
+    LogOlder,
+    #[error("the log is damaged, writes that were acknowledged are in it: {0}; restore a backup")]
+    LogDamaged(String),
+    #[error("the log beside the store cannot be used: {0}")]
+    Log(io::Error),
     #[error("the store cannot be opened: {0}")]
     Io(#[from] io::Error),
+}
+
+/// A store's id; copies have it too.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct StoreId(pub(crate) [u8; 16]);
+
+/// What the store knows of its log.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) struct LogState {
+    /// Of the records that are not in the tables yet.
+    pub(crate) generation: u64,
+    /// Known to this store and its log only, not to copies.
+    pub(crate) seed: u64,
+    /// There may be such records. When there can be none, the log holds zeros.
+    pub(crate) is_needed: bool,
+}
+
+impl LogState {
+    const BYTES: usize = 8 + 8 + 1;
+
+    /// Of a store that has no log yet.
+    pub(crate) fn fresh() -> LogState {
+        LogState { generation: 0, seed: random(), is_needed: false }
+    }
+
+    fn read(bytes: &[u8]) -> Option<LogState> {
+        let bytes: &[u8; LogState::BYTES] = bytes.try_into().ok()?;
+        let number = |at: usize| {
+            u64::from_be_bytes(bytes[at..at + 8].try_into().expect("8 bytes were taken"))
+        };
+        let is_needed = match bytes[16] {
+            0 => false,
+            1 => true,
+            _ => return None,
+        };
+        Some(LogState { generation: number(0), seed: number(8), is_needed })
+    }
+
+    /// Puts it into a store, past the log.
+    pub(crate) fn write(self, transaction: &WriteTransaction) -> Result<(), redb::Error> {
+        let mut bytes = [0; LogState::BYTES];
+        bytes[..8].copy_from_slice(&self.generation.to_be_bytes());
+        bytes[8..16].copy_from_slice(&self.seed.to_be_bytes());
+        bytes[16] = u8::from(self.is_needed);
+        transaction.open_table(META)?.insert(META_LOG, bytes.as_slice())?;
+        Ok(())
+    }
 }
 
 impl From<DatabaseError> for OpenError {
@@ -140,7 +213,8 @@ pub(crate) fn initialize(transaction: &WriteTransaction) -> Result<(), redb::Err
     meta.insert(META_STORE, random_id().as_slice())?;
     meta.insert(META_INCARNATION, 0u32.to_be_bytes().as_slice())?;
     meta.insert(META_BUCKET_NEXT, 1u32.to_be_bytes().as_slice())?;
-    Ok(())
+    drop(meta);
+    LogState::fresh().write(transaction)
 }
 
 /// Refuses a file that is not a store, or of a format that this program does not read.
@@ -167,18 +241,30 @@ pub(crate) fn check(transaction: &ReadTransaction) -> Result<(), OpenError> {
     Ok(())
 }
 
-/// Counts this opening, and answers its number: 1 for the first.
-pub(crate) fn count_opening(database: &Database) -> Result<u32, OpenError> {
-    let transaction = database.begin_write().map_err(redb::Error::from)?;
-    let mut meta = transaction.open_table(META).map_err(redb::Error::from)?;
-    let incarnation = meta_u32(&meta, META_INCARNATION)?
-        .checked_add(1)
-        .ok_or_else(|| OpenError::Damaged("the incarnation counter is at its end".to_owned()))?;
-    meta.insert(META_INCARNATION, incarnation.to_be_bytes().as_slice())
-        .map_err(redb::Error::from)?;
-    drop(meta);
-    transaction.commit().map_err(redb::Error::from)?;
-    Ok(incarnation)
+/// What a log has to fit. A store of format 1 has none and gets a state of a log that is to be.
+pub(crate) fn owner(transaction: &ReadTransaction) -> Result<Owner, OpenError> {
+    let meta = transaction.open_table(META).map_err(redb::Error::from)?;
+    let log = match meta.get(META_LOG).map_err(redb::Error::from)? {
+        Some(row) => LogState::read(row.value()),
+        None if meta_u32(&meta, META_FORMAT)? == 1 => Some(LogState::fresh()),
+        None => None,
+    };
+    let log = log.ok_or_else(|| OpenError::Damaged(format!("`meta` has no `{META_LOG}`")))?;
+    let row = meta.get(META_STORE).map_err(redb::Error::from)?;
+    let store = row.and_then(|row| row.value().try_into().ok()).map(StoreId);
+    let store = store.ok_or_else(|| OpenError::Damaged(format!("`meta` has no `{META_STORE}`")))?;
+    Ok(Owner { store, opening: meta_u32(&meta, META_INCARNATION)?, log })
+}
+
+/// Counts an opening, and makes the store one of this program's format.
+pub(crate) fn count_opening(
+    transaction: &WriteTransaction,
+    opening: u32,
+) -> Result<(), redb::Error> {
+    let mut meta = transaction.open_table(META)?;
+    meta.insert(META_FORMAT, FORMAT.to_be_bytes().as_slice())?;
+    meta.insert(META_INCARNATION, opening.to_be_bytes().as_slice())?;
+    Ok(())
 }
 
 pub(crate) fn meta_u32(
@@ -234,11 +320,7 @@ impl Partial {
             }
             other => other?,
         }
-        let folder = self.path.parent().filter(|folder| !folder.as_os_str().is_empty());
-        if cfg!(unix) {
-            File::open(folder.unwrap_or(Path::new(".")))?.sync_all()?;
-        }
-        Ok(())
+        sync_folder(&self.path)
     }
 }
 
@@ -248,14 +330,27 @@ impl Drop for Partial {
     }
 }
 
+/// Makes a file's name durable.
+pub(crate) fn sync_folder(path: &Path) -> io::Result<()> {
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty());
+    if cfg!(unix) {
+        File::open(folder.unwrap_or(Path::new(".")))?.sync_all()?;
+    }
+    Ok(())
+}
+
 /// A store's id: told apart, not kept secret.
 fn random_id() -> [u8; 16] {
-    use std::hash::{BuildHasher, RandomState};
     let mut id = [0; 16];
     for half in id.chunks_exact_mut(8) {
-        half.copy_from_slice(&RandomState::new().hash_one(std::process::id()).to_be_bytes());
+        half.copy_from_slice(&random().to_be_bytes());
     }
     id
+}
+
+fn random() -> u64 {
+    use std::hash::{BuildHasher, RandomState};
+    RandomState::new().hash_one(std::process::id())
 }
 
 impl From<StorageError> for OpenError {

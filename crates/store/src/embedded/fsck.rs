@@ -15,12 +15,13 @@ use redb::{
 
 use kv4::store::{Seq, StoreError};
 
-use super::engine::{ReadError, shielded};
+use super::engine::{ReadError, settle, shielded};
 use super::format::{
     self, BUCKETS, Bytes, DROPPED, FEED, HEADS, META, META_BUCKET_NEXT, NODES, OF_BUCKETS,
     OpenError, SERIES, STATS, UNIQUE,
 };
 use super::keys::{self, BucketId};
+use super::log::Place;
 use super::record::{FeedRow, Record, read_count, read_stat};
 
 /// Most violations that a report names; all are counted.
@@ -37,6 +38,8 @@ type Result<T> = std::result::Result<T, ReadError>;
 pub enum Rule {
     /// The file is what redb wrote: checksums, page allocation.
     Engine,
+    /// The log that the store needs is whole.
+    Log,
     /// Keys and values read back as this format.
     Readable,
     /// Rows belong to a bucket that is there, or dropped and not swept yet.
@@ -65,6 +68,7 @@ impl fmt::Display for Rule {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Rule::Engine => "the engine's integrity check failed",
+            Rule::Log => "the log is damaged",
             Rule::Readable => "a row cannot be read as this format",
             Rule::BucketKnown => "a row belongs to no bucket",
             Rule::BucketIds => "a bucket's id is not its own",
@@ -126,24 +130,29 @@ impl fmt::Display for Report {
     }
 }
 
-/// Checks the store at `path`, which nothing else may have open. A file that was not closed is
-/// recovered first, as an opening would do.
+/// Checks the store at `path`, which nothing else may have open, and its log. A store that was not
+/// closed is recovered first, as an opening would do: when its own pages are right, what only its log
+/// has is put into it, and then its file alone is the store.
 ///
 /// # Errors
-/// The file cannot be opened as a store of a known format at all.
+/// The file cannot be opened as a store of a known format at all, or the log that it needs is not
+/// there or not its own.
 pub fn fsck(path: &Path) -> std::result::Result<Report, OpenError> {
-    fsck_on(format::open_file(path)?)
+    shielded(|| check_file(format::open_file(path)?, Place::beside(path)))?
 }
 
-/// Checks a store on anything that redb can use as a file.
+/// Checks a store and its log on anything that redb can use as a file.
 ///
 /// # Errors
 /// As [`fsck`].
-pub fn fsck_on(file: impl StorageBackend) -> std::result::Result<Report, OpenError> {
-    shielded(|| check_file(file))?
+pub fn fsck_on(
+    file: impl StorageBackend,
+    log: impl StorageBackend,
+) -> std::result::Result<Report, OpenError> {
+    shielded(|| check_file(file, Place::On(Box::new(log))))?
 }
 
-fn check_file(file: impl StorageBackend) -> std::result::Result<Report, OpenError> {
+fn check_file(file: impl StorageBackend, log: Place) -> std::result::Result<Report, OpenError> {
     let mut database = Database::builder().set_cache_size(CACHE_BYTES).create_with_backend(file)?;
     let mut report = Report::default();
     match database.check_integrity() {
@@ -156,6 +165,13 @@ fn check_file(file: impl StorageBackend) -> std::result::Result<Report, OpenErro
     }
     let transaction = database.begin_read().map_err(redb::Error::from)?;
     format::check(&transaction)?;
+    drop(transaction);
+    match settle(&database, log) {
+        Ok(()) => {}
+        Err(OpenError::LogDamaged(what)) => report.add(Rule::Log, "log", what.as_bytes()),
+        Err(error) => return Err(error),
+    }
+    let transaction = database.begin_read().map_err(redb::Error::from)?;
     match check(&transaction, &mut report) {
         Ok(()) => Ok(report),
         Err(ReadError::Engine(error)) => Err(error.into()),

@@ -1,7 +1,8 @@
-//! The embedded engine: one redb file, group commit, nothing to operate.
+//! The embedded engine: a redb file with a log in front of it, group commit, nothing to operate.
 //!
-//! Writes go through one thread that shares each sync among all who wait ([`committer`]); reads run
-//! on snapshots, on a few threads of their own ([`readers`]). The format is
+//! Writes go through one thread that shares each sync among all who wait ([`committer`]); what is
+//! synced is a record of the [`log`], and redb follows now and then ([`engine`]). Reads run on
+//! snapshots, on a few threads of their own ([`readers`]). The format is
 //! `docs/design/store-format.md`.
 
 mod apply;
@@ -11,17 +12,19 @@ mod engine;
 mod format;
 mod fsck;
 mod keys;
+mod log;
 mod medium;
 mod read;
 mod readers;
 mod record;
+mod redo;
 
 use std::path::Path;
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use redb::{ReadableDatabase, ReadableTableMetadata, StorageBackend};
+use redb::{ReadableTableMetadata, StorageBackend};
 use tokio::sync::{mpsc, oneshot};
 use wire::names::{Key, Layer, Path as DataPath};
 
@@ -33,9 +36,9 @@ use kv4::store::{
 use kv4::write::{Write, WriteError, Written};
 use kv4::{Head, Version};
 
-use apply::KnownBuckets;
 use committer::{Committer, Counters, Request};
 use engine::Engine;
+use log::Place;
 use medium::Medium;
 use readers::Readers;
 
@@ -43,6 +46,7 @@ pub use backup::{BackupError, restore};
 pub use committer::{BATCH_BYTES_MAX, BATCH_OPS_MAX, Commits, QUEUE_REQUESTS_MAX};
 pub use format::{FORMAT, FORMAT_OLDEST, OpenError};
 pub use fsck::{Report, Rule, VIOLATIONS_MAX, Violation, fsck, fsck_on};
+pub use log::{LOG_BYTES, LOG_BYTES_MAX, LOG_BYTES_MIN};
 pub use read::{ANSWER_BYTES_MAX, STAT_CELLS_MAX};
 pub use readers::{QUEUE_READS_MAX, READERS};
 
@@ -55,17 +59,21 @@ pub struct Options {
     /// Pause before a failed engine is tried again, when it failed twice in a row; it doubles with
     /// each further failure.
     pub retry: Duration,
+    /// Length of the log's file, which is filled with zeros ahead of use; from [`LOG_BYTES_MIN`] to
+    /// [`LOG_BYTES_MAX`]. A longer log that is there already stays as it is.
+    pub log_bytes: u64,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { cache_bytes: 16 << 20, retry: Duration::from_millis(50) }
+        Options { cache_bytes: 16 << 20, retry: Duration::from_millis(50), log_bytes: LOG_BYTES }
     }
 }
 
-/// A store in one file of this machine.
+/// A store in a file of this machine, with its log beside it.
 ///
-/// Dropping it waits for the writes that were accepted and closes the file, as [`close`] does.
+/// Dropping it waits for the writes that were accepted and closes the files, as [`close`] does; then
+/// the store is in its own file alone.
 ///
 /// [`close`]: EmbeddedStore::close
 pub struct EmbeddedStore {
@@ -88,58 +96,58 @@ impl std::fmt::Debug for EmbeddedStore {
 }
 
 impl EmbeddedStore {
-    /// Opens the store at `path`, or creates an empty one there. Blocks; after a crash of a large
-    /// store for as long as it takes to read the file.
+    /// Opens the store at `path` with its log at `path` and `.log`, or creates an empty one there.
+    /// Blocks; after a crash of a large store for as long as it takes to read the file, and for what
+    /// its log has to be made again.
     ///
     /// # Errors
-    /// Another process has it open, its format is not read by this program, it is damaged, or I/O.
+    /// Another process has it open, its format is not read by this program, it or its log is damaged,
+    /// the log that it needs is not there or not its own, or I/O.
     pub fn open(path: &Path, options: Options) -> Result<EmbeddedStore, OpenError> {
         if !path.try_exists()? {
             format::create(path)?;
         }
-        EmbeddedStore::open_on(format::open_file(path)?, options)
+        EmbeddedStore::start(
+            Medium::new(Box::new(format::open_file(path)?))?,
+            Place::beside(path),
+            options,
+        )
     }
 
-    /// Opens the store on anything that redb can use as a file, and creates one where it is empty:
-    /// for simulated disks.
+    /// Opens the store on anything that redb can use as files, the second for the log, and creates one
+    /// where they are empty: for simulated disks.
     ///
     /// # Errors
     /// As [`EmbeddedStore::open`].
     pub fn open_on(
         file: impl StorageBackend,
+        log: impl StorageBackend,
         options: Options,
     ) -> Result<EmbeddedStore, OpenError> {
-        let medium = Medium::new(Box::new(file))?;
-        let is_empty = medium.is_empty()?;
-        let engine = Arc::new(Engine::open(medium, options.cache_bytes)?);
-        let (incarnation, has_dropped) = match engine.with(|database| {
-            if is_empty {
-                let transaction = database.begin_write().map_err(redb::Error::from)?;
-                format::initialize(&transaction)?;
-                transaction.commit().map_err(redb::Error::from)?;
-            }
-            let transaction = database.begin_read().map_err(redb::Error::from)?;
-            format::check(&transaction)?;
-            let dropped = transaction.open_table(format::DROPPED).map_err(redb::Error::from)?;
-            let has_dropped = !dropped.is_empty().map_err(redb::Error::from)?;
-            Ok::<_, OpenError>((format::count_opening(database)?, has_dropped))
-        }) {
-            Ok(opened) => opened?,
-            Err(_) => unreachable!("it was opened above"),
-        };
+        EmbeddedStore::start(Medium::new(Box::new(file))?, Place::On(Box::new(log)), options)
+    }
+
+    fn start(medium: Medium, log: Place, options: Options) -> Result<EmbeddedStore, OpenError> {
+        let (engine, incarnation) =
+            Engine::open(medium, log, options.cache_bytes, options.log_bytes)?;
+        let engine = Arc::new(engine);
+        let has_dropped = engine.read(|transaction| {
+            let dropped = transaction.open_table(format::DROPPED)?;
+            Ok(!dropped.is_empty()?)
+        });
+        let has_dropped = has_dropped
+            .map_err(|error| OpenError::Damaged(error.into_store_error().to_string()))?;
         let (queue, requests) = mpsc::channel(QUEUE_REQUESTS_MAX);
         let listener = Arc::new(OnceLock::new());
         let counters = Arc::new(Counters::default());
-        let committer = Committer {
-            engine: engine.clone(),
-            queue: requests,
-            listener: listener.clone(),
-            counters: counters.clone(),
-            buckets: KnownBuckets::default(),
-            retry_first: options.retry,
-            trouble: None,
+        let committer = Committer::new(
+            engine.clone(),
+            requests,
+            listener.clone(),
+            counters.clone(),
+            options.retry,
             has_dropped,
-        };
+        );
         let (readers, mut threads) = Readers::start(&engine, queue.downgrade())?;
         let thread = thread::Builder::new().name("store-commit".to_owned());
         threads.push(thread.spawn(move || committer.run())?);
@@ -169,7 +177,7 @@ impl EmbeddedStore {
         self.queue.max_capacity() - self.queue.capacity()
     }
 
-    /// Lets the writes that were accepted finish, then closes the file. What is asked afterwards is
+    /// Lets the writes that were accepted finish, then closes the files. What is asked afterwards is
     /// answered as unavailable.
     pub async fn close(&self) {
         let (answer, closed) = oneshot::channel();

@@ -3,13 +3,12 @@
 use std::sync::Arc;
 
 use store::EmbeddedStore;
-use store::embedded::Options;
 
 #[test]
 fn embedded_keeps_the_contract() {
     store::contract::run(|| {
-        let memory = redb::backends::InMemoryBackend::new();
-        Arc::new(EmbeddedStore::open_on(memory, Options::default()).unwrap())
+        let memory = redb::backends::InMemoryBackend::new;
+        Arc::new(EmbeddedStore::open_on(memory(), memory(), super::options()).unwrap())
     });
 }
 

@@ -11,39 +11,61 @@ use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::TestRunner;
 
 use kv4::store::Store;
-use store::EmbeddedStore;
 use store::contract::{Step, block_on, cases, steps};
-use store::embedded::{Options, fsck_on};
+use store::embedded::fsck_on;
 
-use super::disk::{Boundary, Disk, SECTOR, Unsynced, apply};
-use super::{Dump, dump};
+use super::disk::{Boundary, Disk, FileState, Image, SECTOR, Unsynced, apply};
+use super::{Dump, dump, open_on};
 
-const CASES: u32 = 20;
+const CASES: u32 = 16;
+/// Of so many images one is also cut at every call of its opening.
+const CUT_AGAIN_ONE_IN: u64 = 128;
+/// Of so many stores one is opened once more after its close, and that opening cut.
+const CLOSED_ONE_IN: u64 = 4;
 
 #[test]
 fn what_was_acknowledged_survives_a_cut_at_every_boundary() {
     let mut runner = TestRunner::deterministic();
-    let mut images = 0;
+    let mut images = Images::default();
     for case in 0..cases(CASES) {
         let steps = steps().new_tree(&mut runner).unwrap().current();
-        images += cut_everywhere(steps, u64::from(case) + 1);
+        cut_everywhere(steps, u64::from(case) + 1, &mut images);
     }
-    assert!(images > 0);
-    eprintln!("{images} crash images opened");
+    eprintln!("{images:?}");
+    assert!(images.opened > 0 && images.cut_again > 0);
 }
 
-fn cut_everywhere(steps: Vec<Step>, seed: u64) -> usize {
+#[test]
+fn a_cut_while_a_store_of_format_1_is_made_one_of_this_leaves_either() {
+    let store = std::fs::read(super::files::fixture("format-1.redb")).unwrap();
+    let image = Image { store, log: Vec::new() };
+    let whole = dump(&open_on(&Disk::of(image.clone())));
+    let cut: Vec<Found> = cut_opening(&image, &mut Random(1)).collect();
+    assert!(!cut.is_empty());
+    assert!(cut.into_iter().all(|found| found.dump == whole));
+}
+
+#[derive(Debug, Default)]
+struct Images {
+    opened: usize,
+    cut_again: usize,
+}
+
+fn cut_everywhere(steps: Vec<Step>, seed: u64, images: &mut Images) {
     let disk = Disk::default();
-    let store = EmbeddedStore::open_on(disk.clone(), Options::default()).unwrap();
+    let store = open_on(&disk);
     let acknowledged = Arc::new(AtomicUsize::new(0));
     let found = Arc::new(Mutex::new(Vec::new()));
     let boundary = {
         let (acknowledged, found) = (acknowledged.clone(), found.clone());
         let mut random = Random(seed);
-        move |durable: &[u8], unsynced: &[Unsynced]| {
-            let image = random.cut(durable, unsynced);
-            let dump = open_image(image);
-            found.lock().unwrap().push((acknowledged.load(SeqCst), dump));
+        move |store: &FileState, log: &FileState| {
+            let image = Image { store: random.cut(store), log: random.cut(log) };
+            let at = acknowledged.load(SeqCst);
+            if random.one_in(CUT_AGAIN_ONE_IN) {
+                found.lock().unwrap().extend(cut_opening(&image, &mut random).map(|it| (at, it)));
+            }
+            found.lock().unwrap().push((at, open_image(image)));
         }
     };
     let mut dumps = vec![dump(&store)];
@@ -53,17 +75,33 @@ fn cut_everywhere(steps: Vec<Step>, seed: u64) -> usize {
         acknowledged.fetch_add(1, SeqCst);
         dumps.push(dump(&store));
     }
-    disk.on_boundary(None);
     drop(store);
-    let found = std::mem::take(&mut *found.lock().unwrap());
-    for (at, dump) in &found {
-        let is_after = dumps.get(at + 1) == Some(dump);
-        assert!(is_after || dumps[*at] == *dump, "seed {seed}: lost or torn after {at} steps");
+    disk.on_boundary(None);
+    let mut found = std::mem::take(&mut *found.lock().unwrap());
+    if seed % CLOSED_ONE_IN == 1 {
+        // A store that was closed, and that has lost its log or not.
+        let mut image = disk.durable();
+        if seed % (2 * CLOSED_ONE_IN) == 1 {
+            image.log.clear();
+        }
+        found.extend(cut_opening(&image, &mut Random(seed)).map(|it| (dumps.len() - 1, it)));
     }
-    found.len()
+    for (at, found) in found {
+        let is_there = [Some(&dumps[at]), dumps.get(at + 1)].contains(&Some(&found.dump));
+        assert!(is_there, "seed {seed}: lost or torn after {at} steps, {found:?}");
+        images.opened += 1;
+        images.cut_again += usize::from(found.is_cut_again);
+    }
 }
 
-fn carry_out(store: &EmbeddedStore, step: Step) {
+/// What an image turned out to hold.
+#[derive(Debug)]
+struct Found {
+    dump: Dump,
+    is_cut_again: bool,
+}
+
+fn carry_out(store: &dyn Store, step: Step) {
     match step {
         Step::Write(steps) => {
             let newest = |entry: &_| block_on(store.newest(entry)).unwrap();
@@ -78,11 +116,34 @@ fn carry_out(store: &EmbeddedStore, step: Step) {
     }
 }
 
-fn open_image(image: Vec<u8>) -> Dump {
-    let report = fsck_on(Disk::of(image.clone())).unwrap();
+/// Opens an image, and checks and opens another of it: both hold the same, and after the check the
+/// store's file holds it alone.
+fn open_image(image: Image) -> Found {
+    let checked = Disk::of(image.clone());
+    let report = fsck_on(checked.store(), checked.log()).unwrap();
     assert!(report.is_clean(), "{report}: {:?}", report.violations);
-    let store = EmbeddedStore::open_on(Disk::of(image), Options::default()).unwrap();
-    dump(&store)
+    let alone = Disk::of(Image { store: checked.durable().store, log: Vec::new() });
+    let dump = dump(&open_on(&Disk::of(image)));
+    assert!(super::dump(&open_on(&alone)) == dump, "the check did not leave a whole store");
+    Found { dump, is_cut_again: false }
+}
+
+/// Cuts the opening of an image at every call, and opens what is left.
+fn cut_opening(image: &Image, random: &mut Random) -> impl Iterator<Item = Found> + use<> {
+    let disk = Disk::of(image.clone());
+    let cut = Arc::new(Mutex::new(Vec::new()));
+    let mut random = Random(random.next());
+    let boundary = {
+        let cut = cut.clone();
+        move |store: &FileState, log: &FileState| {
+            cut.lock().unwrap().push(Image { store: random.cut(store), log: random.cut(log) });
+        }
+    };
+    disk.on_boundary(Some(Boundary(Box::new(boundary))));
+    drop(open_on(&disk));
+    disk.on_boundary(None);
+    let cut = std::mem::take(&mut *cut.lock().unwrap());
+    cut.into_iter().map(|image| Found { is_cut_again: true, ..open_image(image) })
 }
 
 /// xorshift64*.
@@ -100,9 +161,10 @@ impl Random {
         self.next() >> 33 < (1 << 31) / n
     }
 
-    /// An image that a power cut may leave.
-    fn cut(&mut self, durable: &[u8], unsynced: &[Unsynced]) -> Vec<u8> {
-        let mut image = durable.to_vec();
+    /// What a power cut may leave of a file.
+    fn cut(&mut self, file: &FileState) -> Vec<u8> {
+        let FileState { durable, unsynced, .. } = file;
+        let mut image = durable.clone();
         let keep_all = self.one_in(4);
         let keep_up_to =
             if self.one_in(3) { self.next() as usize % (unsynced.len() + 1) } else { 0 };

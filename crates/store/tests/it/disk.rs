@@ -1,9 +1,10 @@
-//! A disk in memory that fails and loses power as real ones do.
+//! A disk in memory with a store's two files, that fails and loses power as real ones do.
 //!
-//! It keeps what a reader sees (the page cache) apart from what would be there after a power cut.
+//! Of each file it keeps what a reader sees (the page cache) apart from what would be there after a power cut.
 //! A sync that fails forgets what it should have written: later syncs succeed and do not write it,
 //! while readers still see it, as Linux does.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard};
 
@@ -12,19 +13,53 @@ use redb::StorageBackend;
 /// Writes of this size and alignment are never torn.
 pub(crate) const SECTOR: usize = 512;
 
+/// What a file gets a place for.
+const BLOCK: usize = 4_096;
+
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Disk(Arc<Mutex<State>>);
 
+/// One of the files.
+#[derive(Clone, Debug)]
+pub(crate) struct DiskFile {
+    disk: Disk,
+    which: Which,
+}
+
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(crate) enum Which {
+    Store,
+    Log,
+}
+
+/// What the files hold.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Image {
+    pub(crate) store: Vec<u8>,
+    pub(crate) log: Vec<u8>,
+}
+
 #[derive(Debug, Default)]
 struct State {
-    cache: Vec<u8>,
-    durable: Vec<u8>,
-    unsynced: Vec<Unsynced>,
+    store: FileState,
+    log: FileState,
     /// Calls that change or sync, so far.
     calls: u64,
     fault: Option<Fault>,
     /// Takes a note at every such call: how the disk was before it.
     boundary: Option<Boundary>,
+    /// No block gets a place that has none.
+    is_full: bool,
+}
+
+#[derive(Debug, Default)]
+pub(crate) struct FileState {
+    /// Blocks that were written to.
+    blocks: BTreeSet<usize>,
+    cache: Vec<u8>,
+    pub(crate) durable: Vec<u8>,
+    /// What was done since, in order.
+    pub(crate) unsynced: Vec<Unsynced>,
 }
 
 #[derive(Clone, Debug)]
@@ -42,12 +77,16 @@ pub(crate) struct Fault {
     /// How many fail; those in between too.
     pub(crate) count: u64,
     pub(crate) reads: bool,
+    /// Of which file; of both when it does not say.
+    pub(crate) of: Option<Which>,
+    /// What fails is done all the same: the disk has it, and only its answer was lost.
+    pub(crate) lands: bool,
 }
 
 pub(crate) struct Boundary(pub(crate) Box<Look>);
 
-/// Is shown what is durable, and what was done since.
-type Look = dyn FnMut(&[u8], &[Unsynced]) + Send;
+/// Is shown the store's file and the log.
+type Look = dyn FnMut(&FileState, &FileState) + Send;
 
 impl std::fmt::Debug for Boundary {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -56,11 +95,25 @@ impl std::fmt::Debug for Boundary {
 }
 
 impl Disk {
-    pub(crate) fn of(image: Vec<u8>) -> Disk {
+    pub(crate) fn of(image: Image) -> Disk {
         let disk = Disk::default();
-        disk.state().cache.clone_from(&image);
-        disk.state().durable = image;
+        let file = |bytes: Vec<u8>| FileState {
+            blocks: (0..bytes.len().div_ceil(BLOCK)).collect(),
+            cache: bytes.clone(),
+            durable: bytes,
+            unsynced: Vec::new(),
+        };
+        disk.state().store = file(image.store);
+        disk.state().log = file(image.log);
         disk
+    }
+
+    pub(crate) fn store(&self) -> DiskFile {
+        DiskFile { disk: self.clone(), which: Which::Store }
+    }
+
+    pub(crate) fn log(&self) -> DiskFile {
+        DiskFile { disk: self.clone(), which: Which::Log }
     }
 
     pub(crate) fn fail(&self, fault: Fault) {
@@ -73,6 +126,11 @@ impl Disk {
         self.state().fault = None;
     }
 
+    /// Fills the disk up, or frees it.
+    pub(crate) fn fill(&self, is_full: bool) {
+        self.state().is_full = is_full;
+    }
+
     pub(crate) fn has_failed(&self) -> bool {
         let state = self.state();
         state.fault.is_some_and(|fault| state.calls > fault.after)
@@ -83,8 +141,9 @@ impl Disk {
     }
 
     /// What is left when the power goes now, the unsynced writes lost.
-    pub(crate) fn durable(&self) -> Vec<u8> {
-        self.state().durable.clone()
+    pub(crate) fn durable(&self) -> Image {
+        let state = self.state();
+        Image { store: state.store.durable.clone(), log: state.log.durable.clone() }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -93,13 +152,24 @@ impl Disk {
 }
 
 impl State {
-    fn call(&mut self, is_read: bool) -> io::Result<()> {
+    fn lands(&self) -> bool {
+        self.fault.is_some_and(|fault| fault.lands)
+    }
+
+    fn file(&mut self, which: Which) -> &mut FileState {
+        match which {
+            Which::Store => &mut self.store,
+            Which::Log => &mut self.log,
+        }
+    }
+
+    fn call(&mut self, which: Which, is_read: bool) -> io::Result<()> {
         if !is_read && let Some(mut boundary) = self.boundary.take() {
-            (boundary.0)(&self.durable, &self.unsynced);
+            (boundary.0)(&self.store, &self.log);
             self.boundary = Some(boundary);
         }
         let Some(fault) = self.fault else { return Ok(()) };
-        if is_read && !fault.reads {
+        if is_read && !fault.reads || fault.of.is_some_and(|of| of != which) {
             return Ok(());
         }
         self.calls += 1;
@@ -122,50 +192,65 @@ pub(crate) fn apply(image: &mut Vec<u8>, change: &Unsynced) {
     }
 }
 
-impl StorageBackend for Disk {
+impl StorageBackend for DiskFile {
     fn len(&self) -> io::Result<u64> {
-        Ok(self.state().cache.len() as u64)
+        Ok(self.disk.state().file(self.which).cache.len() as u64)
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        let mut state = self.state();
-        state.call(true)?;
+        let mut state = self.disk.state();
+        state.call(self.which, true)?;
         let start = usize::try_from(offset).unwrap();
-        let bytes =
-            state.cache.get(start..start + out.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
+        let cache = &state.file(self.which).cache;
+        let bytes = cache.get(start..start + out.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
         out.copy_from_slice(bytes);
         Ok(())
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {
-        let mut state = self.state();
-        state.call(false)?;
+        let mut state = self.disk.state();
+        state.call(self.which, false)?;
         let len = usize::try_from(len).unwrap();
-        state.cache.resize(len, 0);
-        state.unsynced.push(Unsynced::Length(len));
+        let file = state.file(self.which);
+        file.cache.resize(len, 0);
+        file.unsynced.push(Unsynced::Length(len));
         Ok(())
     }
 
     fn sync_data(&self) -> io::Result<()> {
-        let mut state = self.state();
-        let result = state.call(false);
-        let unsynced = std::mem::take(&mut state.unsynced);
-        result?;
-        for change in &unsynced {
-            apply(&mut state.durable, change);
+        let mut state = self.disk.state();
+        let result = state.call(self.which, false);
+        let lands = state.lands();
+        let file = state.file(self.which);
+        let unsynced = std::mem::take(&mut file.unsynced);
+        if result.is_err() && !lands {
+            return result;
         }
-        Ok(())
+        for change in &unsynced {
+            apply(&mut file.durable, change);
+        }
+        result
     }
 
     fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        let mut state = self.state();
-        let result = state.call(false);
+        let mut state = self.disk.state();
+        let mut result = state.call(self.which, false);
         let offset = usize::try_from(offset).unwrap();
+        let blocks = offset / BLOCK..(offset + data.len()).div_ceil(BLOCK);
+        let is_full = state.is_full;
+        let places = &mut state.file(self.which).blocks;
+        if is_full && !blocks.clone().all(|block| places.contains(&block)) {
+            result = Err(io::ErrorKind::StorageFull.into());
+        } else {
+            places.extend(blocks);
+        }
         // A write that fails may have written a part.
-        let written = if result.is_ok() { data } else { &data[..data.len() / 2 / SECTOR * SECTOR] };
+        let is_whole = result.is_ok() || state.lands();
+        let written = if is_whole { data } else { &data[..data.len() / 2 / SECTOR * SECTOR] };
         let change = Unsynced::Write(offset, written.to_vec());
-        apply(&mut state.cache, &change);
-        state.unsynced.push(change);
+        let file = state.file(self.which);
+        apply(&mut file.cache, &change);
+        file.unsynced.push(change);
         result
     }
 }

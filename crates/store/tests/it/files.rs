@@ -16,7 +16,7 @@ use redb::backends::FileBackend;
 use redb::{BackendError, Database, StorageBackend, TableDefinition};
 use store::EmbeddedStore;
 use store::contract::block_on;
-use store::embedded::{BackupError, FORMAT, OpenError, Options, fsck, restore};
+use store::embedded::{BackupError, FORMAT, LOG_BYTES_MIN, OpenError, Options, fsck, restore};
 use wire::names::{Ident, Key, Layer, Path as DataPath};
 
 use super::{dump, entry, put};
@@ -74,7 +74,7 @@ fn other_formats_are_refused_by_name() {
     set_format(&path, FORMAT + 1);
     let error = EmbeddedStore::open(&path, Options::default()).unwrap_err();
     assert!(matches!(error, OpenError::Newer { found } if found == FORMAT + 1));
-    assert!(error.to_string().contains("written by a newer ganglion, format 2; this one reads up"));
+    assert!(error.to_string().contains("written by a newer ganglion, format 3; this one reads up"));
     set_format(&path, 0);
     let error = EmbeddedStore::open(&path, Options::default()).unwrap_err();
     assert!(matches!(error, OpenError::Older { found: 0 }), "{error}");
@@ -152,11 +152,15 @@ fn the_lock_is_kept_while_a_failed_store_is_opened_anew() {
     let file = OpenOptions::new().read(true).write(true).open(&path).unwrap();
     let fails = Arc::new(AtomicBool::new(false));
     let faulty = Faulty { file: FileBackend::new(file).unwrap(), fails: fails.clone() };
-    let store = EmbeddedStore::open_on(faulty, Options::default()).unwrap();
+    let log = OpenOptions::new().read(true).write(true).open(log_of(&path)).unwrap();
+    let log = FileBackend::new(log).unwrap();
+    let store = EmbeddedStore::open_on(faulty, log, Options::default()).unwrap();
     let entry = entry("/", "a");
     assert!(block_on(store.write(vec![put(&entry, "1")]))[0].is_ok());
     fails.store(true, SeqCst);
-    assert!(block_on(store.write(vec![put(&entry, "2")]))[0].is_err());
+    // What goes into the log stands; an erasure is a checkpoint.
+    assert!(block_on(store.write(vec![put(&entry, "2")]))[0].is_ok());
+    assert!(block_on(store.erase(&entry)).is_err());
     assert!(matches!(EmbeddedStore::open(&path, Options::default()), Err(OpenError::Locked)));
     fails.store(false, SeqCst);
     while block_on(store.write(vec![put(&entry, "3")]))[0].is_err() {
@@ -171,7 +175,7 @@ fn the_lock_is_kept_while_a_failed_store_is_opened_anew() {
         .into_iter()
         .map(|change| change.version.unwrap().value.unwrap().to_text().unwrap())
         .collect();
-    assert_eq!(values, ["1", "3"]);
+    assert_eq!(values, ["1", "2", "3"]);
 }
 
 #[test]
@@ -217,7 +221,8 @@ fn a_backup_is_a_whole_store_made_while_writes_go_on() {
         assert_eq!(copied[..changes.len()], changes);
     }
     let names: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|it| it.unwrap().path()).collect();
-    assert_eq!(names.len(), 3, "nothing else is left: {names:?}");
+    // The store with its log, the copy, and what was restored, opened once, with its log.
+    assert_eq!(names.len(), 5, "nothing else is left: {names:?}");
 }
 
 #[test]
@@ -268,24 +273,69 @@ fn a_large_node_is_pruned_and_a_dropped_bucket_swept_in_several_transactions() {
 /// The file of format 1 in `tests/fixtures` is never written again: stores out there are like it.
 #[test]
 fn format_1_is_read_for_ever() {
-    let fixture = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures/format-1.redb");
+    is_read_for_ever("format-1.redb", |_| {});
+}
+
+/// A store of format 2 as a kill leaves it, with a log that has to be made again.
+#[test]
+fn format_2_is_read_for_ever() {
+    let (store, log) = (fixture("format-2.redb"), fixture("format-2.redb.log"));
     if std::env::var_os("GANGLION_WRITE_FIXTURE").is_some() {
-        assert!(!fixture.exists(), "a fixture is not replaced");
+        assert!(!store.exists() && !log.exists(), "a fixture is not replaced");
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("s");
-        let store = open(&path);
-        fill(&store);
-        store.backup(&fixture).unwrap();
+        let options = Options { log_bytes: LOG_BYTES_MIN, ..Options::default() };
+        let open = EmbeddedStore::open(&path, options).unwrap();
+        fill(&open);
+        fill_log(&open);
+        // Each of the steps, and the removal of the dropped bucket's rows.
+        while open.commits().commits < 7 {
+            thread::yield_now();
+        }
+        fs::copy(&path, &store).unwrap();
+        fs::copy(log_of(&path), &log).unwrap();
     }
     let folder = tempfile::tempdir().unwrap();
-    let path: PathBuf = folder.path().join("s");
-    fs::copy(&fixture, &path).unwrap();
-    let report = fsck(&path).unwrap();
+    let alone = folder.path().join("alone");
+    fs::copy(&store, &alone).unwrap();
+    assert!(matches!(fsck(&alone), Err(OpenError::LogMissing)));
+    is_read_for_ever("format-2.redb", fill_log);
+}
+
+/// What is in the log of the fixture of format 2, beside what `fill` did last; never changed.
+fn fill_log(store: &EmbeddedStore) {
+    let mut logged = put(&entry("/logged", "one"), "in the log");
+    if let Op::Put { keys, .. } = &mut logged.op {
+        keys[1] = KeyChange::Set(Key::parse("third").unwrap());
+    }
+    let elsewhere = Bucket::account(&Ident::parse("logged").unwrap(), None).unwrap();
+    let mut new_bucket = put(&entry("/", "a"), "a bucket's first");
+    new_bucket.entry.node.bucket = elsewhere;
+    let mut moved = put(&entry("/logged", "one"), "again");
+    if let Op::Put { keys, .. } = &mut moved.op {
+        keys[1] = KeyChange::Set(Key::parse("other third").unwrap());
+    }
+    let answers = block_on(store.write(vec![logged, new_bucket, moved]));
+    assert!(answers.iter().all(Result::is_ok));
+}
+
+fn is_read_for_ever(name: &str, fill_log: fn(&EmbeddedStore)) {
+    let folder = tempfile::tempdir().unwrap();
+    let [checked, path] = ["checked", "s"].map(|it| folder.path().join(it));
+    for place in [&checked, &path] {
+        fs::copy(fixture(name), place).unwrap();
+        let log = log_of(&fixture(name));
+        if log.exists() {
+            fs::copy(log, log_of(place)).unwrap();
+        }
+    }
+    let report = fsck(&checked).unwrap();
     assert!(report.is_clean(), "{report}: {:?}", report.violations);
     let old = open(&path);
     let fresh = open(&folder.path().join("fresh"));
     fill(&fresh);
-    assert_eq!(dump(&old), dump(&fresh));
+    fill_log(&fresh);
+    assert!(dump(&old) == dump(&fresh));
     let node = entry("/a/b", "one").node;
     let key = Key::parse("second").unwrap();
     let head = block_on(old.by_secondary(&node, 2, &key)).unwrap().unwrap();
@@ -294,10 +344,17 @@ fn format_1_is_read_for_ever() {
     assert_eq!(&*head.who, "elena");
     assert_eq!(head.ver.to_string(), "3-0000000000000300000001");
     assert!(block_on(old.write(vec![put(&entry("/a/b", "one"), "four")]))[0].is_ok());
+    let there = dump(&old);
+    drop(old);
+    assert!(dump(&open(&checked)) == dump(&fresh) && dump(&open(&path)) == there);
+}
+
+pub(crate) fn fixture(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/fixtures").join(name)
 }
 
 /// One of everything that the format has; never changed, since the fixture is made of it.
-fn fill(store: &EmbeddedStore) {
+pub(crate) fn fill(store: &EmbeddedStore) {
     let one = entry("/a/b", "one");
     let mut first = put(&one, "one");
     if let Op::Put { keys, .. } = &mut first.op {
@@ -345,6 +402,12 @@ fn fill(store: &EmbeddedStore) {
 
 fn open(path: &Path) -> EmbeddedStore {
     EmbeddedStore::open(path, Options::default()).unwrap()
+}
+
+fn log_of(path: &Path) -> PathBuf {
+    let mut name = path.as_os_str().to_owned();
+    name.push(".log");
+    name.into()
 }
 
 fn set_format(path: &Path, format: u32) {

@@ -9,16 +9,29 @@ mod faults;
 mod files;
 mod fsck;
 mod group;
+mod log;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use kv4::Stamp;
 use kv4::address::{Bucket, Entry, Node};
 use kv4::store::{Change, Seq, Stat, StatCell, StatQuery, Store};
 use kv4::write::{Condition, KeyChange, Op, Write};
+use store::EmbeddedStore;
 use store::contract::block_on;
+use store::embedded::{LOG_BYTES_MIN, Options};
 use wire::json::Json;
 use wire::names::{Key, Layer, Path};
+
+/// Options of stores on simulated disks: a log that is full after a few steps.
+fn options() -> Options {
+    Options { retry: Duration::ZERO, log_bytes: LOG_BYTES_MIN, ..Options::default() }
+}
+
+fn open_on(disk: &disk::Disk) -> EmbeddedStore {
+    EmbeddedStore::open_on(disk.store(), disk.log(), options()).unwrap()
+}
 
 fn entry(path: &str, key: &str) -> Entry {
     let (layer, path) = (Layer::parse("*data").unwrap(), Path::parse(path).unwrap());
