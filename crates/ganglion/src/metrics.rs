@@ -61,6 +61,11 @@ pub(crate) fn render(shared: &Shared) -> String {
 
     let commits = shared.store.commits();
     out.counter("store_commits_total", "Transactions made durable.", commits.commits);
+    out.counter(
+        "store_checkpoints_total",
+        "Transactions that let the log begin anew.",
+        commits.checkpoints,
+    );
     out.counter("store_requests_total", "Requests in them.", commits.requests);
     out.counter("store_failures_total", "Transactions that failed.", commits.failures);
     out.counter(

@@ -66,7 +66,6 @@ pub(crate) async fn serve(start: Start) -> Result<()> {
     let shown = path.display().to_string();
     let opened = tokio::task::spawn_blocking(move || EmbeddedStore::open(&path, options)).await?;
     let store = opened.with_context(|| format!("opening {shown}"))?;
-    std::fs::set_permissions(&shown, std::fs::Permissions::from_mode(0o600))?;
     let store = Arc::new(store);
     let shared = assemble(&mut config, store.clone(), &sys_secret)?;
     let services = &shared.neuron.services;

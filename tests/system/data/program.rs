@@ -210,7 +210,8 @@ fn what_a_neuron_keeps_is_its_owners_alone() -> Result<()> {
         kept.push(entry.file_name().to_string_lossy().into_owned());
     }
     kept.sort();
-    assert_eq!(kept, ["cluster.key", "control.sock", "dev.json", "ganglion.redb"]);
+    let files = ["cluster.key", "control.sock", "dev.json", "ganglion.redb", "ganglion.redb.log"];
+    assert_eq!(kept, files);
     assert!(std::fs::symlink_metadata(data_dir.join("control.sock"))?.file_type().is_socket());
     Ok(())
 }

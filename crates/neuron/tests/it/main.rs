@@ -51,7 +51,8 @@ struct Stage {
 impl Stage {
     async fn new() -> Stage {
         let disk = Disk::default();
-        let store = EmbeddedStore::open_on(disk.clone(), Options::default()).unwrap();
+        let log = disk.beside();
+        let store = EmbeddedStore::open_on(disk.clone(), log, Options::default()).unwrap();
         let clock = Arc::new(SetClock(AtomicU64::new(BEGINNING_S * 1_000_000)));
         let stats = Arc::new(Statistics::default());
         let hashes = Arc::new(Semaphore::new(1));
@@ -229,26 +230,37 @@ impl Admission for Everybody {
 
 /// A disk in memory that refuses writes while it is full; all clones are one disk.
 #[derive(Clone, Debug, Default)]
-struct Disk(Arc<(InMemoryBackend, AtomicBool)>);
+struct Disk {
+    file: Arc<InMemoryBackend>,
+    is_full: Arc<AtomicBool>,
+}
 
 impl Disk {
+    /// Another file on the same disk.
+    fn beside(&self) -> Disk {
+        Disk { file: Arc::default(), is_full: self.is_full.clone() }
+    }
+
     fn set_full(&self, is_full: bool) {
-        self.0.1.store(is_full, SeqCst);
+        self.is_full.store(is_full, SeqCst);
     }
 
     fn room(&self) -> io::Result<&InMemoryBackend> {
-        let (memory, is_full) = &*self.0;
-        if is_full.load(SeqCst) { Err(io::ErrorKind::StorageFull.into()) } else { Ok(memory) }
+        if self.is_full.load(SeqCst) {
+            Err(io::ErrorKind::StorageFull.into())
+        } else {
+            Ok(&self.file)
+        }
     }
 }
 
 impl StorageBackend for Disk {
     fn len(&self) -> io::Result<u64> {
-        self.0.0.len()
+        self.file.len()
     }
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        self.0.0.read(offset, out)
+        self.file.read(offset, out)
     }
 
     fn set_len(&self, len: u64) -> io::Result<()> {

@@ -4,6 +4,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 
 use redb::backends::FileBackend;
@@ -276,6 +277,9 @@ pub(crate) fn meta_u32(
     read_u32(row.value()).map_err(|error| OpenError::Damaged(error.to_string()))
 }
 
+/// Mode of every file that holds an account's data.
+pub(crate) const OWNERS_ALONE: u32 = 0o600;
+
 /// A file in the making beside the place where it is to be; removed unless it is published.
 #[derive(Debug)]
 pub(crate) struct Partial {
@@ -304,9 +308,10 @@ impl Partial {
         &self.partial
     }
 
-    /// Makes the file durable and gives it its name, which nothing may have taken meanwhile: a link
+    /// Makes the file durable and its owner's alone, and gives it its name, which nothing may have taken meanwhile: a link
     /// is made where a rename would silently replace another process's file.
     pub(crate) fn publish(self) -> io::Result<()> {
+        fs::set_permissions(&self.partial, fs::Permissions::from_mode(OWNERS_ALONE))?;
         File::open(&self.partial)?.sync_all()?;
         match fs::hard_link(&self.partial, &self.path) {
             Err(error)

@@ -9,6 +9,7 @@
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::ops::Range;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
@@ -16,7 +17,7 @@ use redb::StorageBackend;
 use redb::backends::FileBackend;
 use xxhash_rust::xxh3::xxh3_64_with_seed;
 
-use super::format::{LogState, OpenError, StoreId, sync_folder};
+use super::format::{LogState, OWNERS_ALONE, OpenError, StoreId, sync_folder};
 use super::redo::Redo;
 
 /// Bytes of a log when [`super::Options`] do not say; it never grows. More than this is never
@@ -76,7 +77,7 @@ impl Place {
                         if !create {
                             return Ok(None);
                         }
-                        let file = options.create_new(true).open(&path)?;
+                        let file = options.create_new(true).mode(OWNERS_ALONE).open(&path)?;
                         sync_folder(&path)?;
                         file
                     }
