@@ -1,7 +1,6 @@
 //! `ganglion serve`: puts a neuron together, runs it, and stops it in order.
 
 use std::net::SocketAddr;
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -443,6 +442,7 @@ fn host_name() -> String {
 #[cfg(test)]
 mod tests {
     use std::io::Read as _;
+    use std::os::unix::fs::PermissionsExt as _;
 
     use super::*;
 
