@@ -27,7 +27,7 @@ use crate::listen::{self, Gate, Kind};
 use crate::os;
 use crate::pages::Pages;
 use crate::sockets::SocketTable;
-use crate::system::{PasswordPool, SystemClock, SystemRng};
+use crate::system::{PasswordPool, SystemClock, SystemRng, ThreadTime};
 use crate::tls::Tls;
 use crate::turns::{Bounds, Turns};
 
@@ -40,6 +40,8 @@ const ADMIN_CONNECTIONS: usize = 256;
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How often views age.
 const TICK: Duration = Duration::from_secs(1);
+/// Writes over which their cost to the store's thread is taken.
+const WRITES_MIN: u64 = 200;
 /// How often retention is applied.
 const PRUNE_EVERY: Duration = Duration::from_secs(60);
 
@@ -375,9 +377,19 @@ fn free_bytes(folder: &Path) -> std::io::Result<u64> {
 }
 
 async fn age(shared: Arc<Shared>) {
+    let committer = ThreadTime::of(store::embedded::COMMITTER_THREAD);
+    let written = || Some((committer.as_ref()?.spent()?, shared.store.commits().requests));
+    let mut before = written();
     loop {
         shared.neuron.tick();
         shared.turns.tick();
+        if let (Some((spent_before, count_before)), Some((spent, count))) = (before, written())
+            && count >= count_before + WRITES_MIN
+        {
+            let writes = u32::try_from(count - count_before).unwrap_or(u32::MAX);
+            shared.turns.set_write_cost(spent.saturating_sub(spent_before) / writes);
+            before = Some((spent, count));
+        }
         tokio::time::sleep(TICK).await;
     }
 }

@@ -1,5 +1,6 @@
 //! The machine behind the cores' traits: clock, randomness, a bounded pool for slow hashes.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
@@ -29,6 +30,29 @@ pub(crate) struct SystemRng;
 impl Rng for SystemRng {
     fn fill(&self, bytes: &mut [u8]) {
         aws_lc_rs::rand::fill(bytes).expect("the operating system gives randomness");
+    }
+}
+
+/// The CPU time of one thread of this process.
+#[derive(Debug)]
+pub(crate) struct ThreadTime(PathBuf);
+
+impl ThreadTime {
+    /// Of the first thread of a name; `None` where the kernel does not tell.
+    pub(crate) fn of(name: &str) -> Option<ThreadTime> {
+        let threads = std::fs::read_dir("/proc/self/task").ok()?;
+        let mut folders = threads.filter_map(|thread| Some(thread.ok()?.path()));
+        let is_named = |folder: &PathBuf| {
+            std::fs::read_to_string(folder.join("comm")).is_ok_and(|comm| comm.trim() == name)
+        };
+        let time = ThreadTime(folders.find(is_named)?.join("schedstat"));
+        time.spent().is_some().then_some(time)
+    }
+
+    /// Spent so far.
+    pub(crate) fn spent(&self) -> Option<Duration> {
+        let text = std::fs::read_to_string(&self.0).ok()?;
+        Some(Duration::from_nanos(text.split(' ').next()?.parse().ok()?))
     }
 }
 

@@ -5,7 +5,8 @@
 //! call, two more rules hold: reads of one account, which are work for a core and not for the disk,
 //! leave one worker to the others; and an account that has used its share of the workers' time waits
 //! until it is due again. Time is metered where it is spent, in the polls of a connection, so it
-//! includes reading, parsing, proving and writing. Whoever cannot prove to be an account takes the
+//! includes reading, parsing, proving and writing; of a write, what the store's thread spends on one
+//! comes to it. Whoever cannot prove to be an account takes the
 //! turns of his address.
 
 use std::net::{IpAddr, Ipv6Addr};
@@ -76,6 +77,8 @@ pub(crate) struct Turns {
     /// Which account called last.
     last: AtomicU64,
     next_number: AtomicU64,
+    /// What a write costs the store's own thread, in ns of its time.
+    write_ns: AtomicU64,
     pub(crate) counters: Counters,
     alarm: AlarmClock,
 }
@@ -142,6 +145,7 @@ impl Turns {
             met: AtomicU32::new(0),
             last: AtomicU64::new(0),
             next_number: AtomicU64::new(1),
+            write_ns: AtomicU64::new(0),
             counters: Counters::default(),
             alarm,
         })
@@ -150,6 +154,12 @@ impl Turns {
     /// Tells that a second or so has passed.
     pub(crate) fn tick(&self) {
         self.now.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Says what writes have cost of late beside the polls of their connections.
+    pub(crate) fn set_write_cost(&self, cost: Duration) {
+        let cost = u64::try_from(cost.as_nanos()).unwrap_or(u64::MAX);
+        self.write_ns.store(cost, Ordering::Relaxed);
     }
 
     /// Counts a request of an address against its rate; `false` when it is over.
@@ -161,6 +171,12 @@ impl Turns {
             self.counters.over_rate.fetch_add(1, Ordering::Relaxed);
         }
         is_in_time
+    }
+
+    fn charge(&self, account: &Account, spent: Duration) {
+        let Bounds { share, workers, .. } = self.bounds;
+        let cost = spent.as_nanos() as f64 / (share * workers as f64);
+        account.share.charge(self.now_ns(), cost as u64);
     }
 
     fn now_ns(&self) -> u64 {
@@ -266,9 +282,7 @@ impl Spender {
     fn charge(&self, spent: Duration) {
         let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(account) = &*last {
-            let Bounds { share, workers, .. } = self.turns.bounds;
-            let cost = spent.as_nanos() as f64 / (share * workers as f64);
-            account.share.charge(self.turns.now_ns(), cost as u64);
+            self.turns.charge(account, spent);
         }
     }
 
@@ -311,6 +325,10 @@ impl Admission for Spender {
         while !wait.is_zero() && turns.is_in_company() {
             turns.alarm.sleep_until(Instant::now() + wait.min(WAIT_STEP)).await;
             wait = account.share.wait(turns.now_ns());
+        }
+        if !is_read {
+            let cost = Duration::from_nanos(turns.write_ns.load(Ordering::Relaxed));
+            turns.charge(&account, cost);
         }
         Ok(Turn { _running: running, _lane: is_read.then_some(lane) })
     }

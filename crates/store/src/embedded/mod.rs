@@ -50,6 +50,9 @@ pub use log::{LOG_BYTES, LOG_BYTES_MAX, LOG_BYTES_MIN};
 pub use read::{ANSWER_BYTES_MAX, STAT_CELLS_MAX};
 pub use readers::{QUEUE_READS_MAX, READERS};
 
+/// Name of the thread that does all writing, as the operating system shows it.
+pub const COMMITTER_THREAD: &str = "store-commit";
+
 /// How to keep a store.
 #[derive(Clone, Debug)]
 pub struct Options {
@@ -149,7 +152,7 @@ impl EmbeddedStore {
             has_dropped,
         );
         let (readers, mut threads) = Readers::start(&engine, queue.downgrade())?;
-        let thread = thread::Builder::new().name("store-commit".to_owned());
+        let thread = thread::Builder::new().name(COMMITTER_THREAD.to_owned());
         threads.push(thread.spawn(move || committer.run())?);
         Ok(EmbeddedStore {
             queue,
