@@ -178,6 +178,7 @@ impl StorageBackend for DiskFile {
 
     fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
         let mut state = self.disk.state();
+        state.call()?;
         let start = place(offset)?;
         let bytes = state.file(self.which).cache.get(start..start + out.len());
         out.copy_from_slice(bytes.ok_or(io::ErrorKind::UnexpectedEof)?);

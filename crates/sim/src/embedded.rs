@@ -33,6 +33,8 @@ const KEYS: u64 = 4;
 const PAD_CHARS_MAX: u64 = 6_000;
 /// One call of the disk in so many fails during a spell of trouble.
 const FAULT_ONE_IN: u64 = 3;
+/// Attempts, a ms apart, at a store whose disk is well again.
+const TRIES: u32 = 5_000;
 const VIEWS: Limits = Limits { bytes_max: 60_000, node_bytes_max: 20_000, idle_s: 600 };
 
 /// What a run did.
@@ -59,7 +61,8 @@ pub fn run(seed: u64) -> Result<Report, String> {
     let mut kept: Vec<Change> = Vec::new();
     let mut doubtful: Vec<Change> = Vec::new();
     for nth in 0..BATCHES {
-        if random.one_in(5) {
+        let is_troubled = random.one_in(5);
+        if is_troubled {
             let error = if random.one_in(2) { EIO } else { ENOSPC };
             disk.fail(error, FAULT_ONE_IN, random.branch());
         } else {
@@ -124,9 +127,22 @@ pub fn run(seed: u64) -> Result<Report, String> {
             kept.append(&mut done);
             doubtful.clear();
         }
-        check(&kv, &kept).map_err(|error| format!("batch {nth}: {error}"))?;
+        let patience = if is_troubled { Patience::None } else { Patience::UntilBack };
+        check(&kv, &kept, patience).map_err(|error| format!("batch {nth}: {error}"))?;
     }
     disk.heal();
+    let last = Write { op: put("last"), ..batch(&mut random, BATCHES).remove(0) };
+    let written = until_back(
+        || block_on(kv.write(last.clone())),
+        |answer| matches!(answer, Err(WriteError::Store(StoreError::Unavailable(_)))),
+    );
+    let written = written.map_err(|error| format!("on a disk that is well: {error}"))?;
+    // What was refused before it is not in the feed of a process that lives.
+    kept.push((last.entry, written.version.value));
+    check(&kv, &kept, Patience::UntilBack)?;
+    if feed(&kv)? != kept {
+        return Err("the feed is not what was acknowledged".to_owned());
+    }
     report.faults += disk.failures();
     report.acknowledged = kept.len();
     drop(kv);
@@ -153,13 +169,17 @@ fn batch(random: &mut Random, nth: u64) -> Vec<Write> {
             Op::Delete
         } else {
             let pad = usize::try_from(random.below(PAD_CHARS_MAX)).unwrap_or(0);
-            let value = Json::string(&format!("{nth}.{at} {}", "x".repeat(pad)));
-            Op::Put { value, keys: [KeyChange::Keep, KeyChange::Keep, KeyChange::Keep] }
+            put(&format!("{nth}.{at} {}", "x".repeat(pad)))
         };
         let stamp = Stamp { micros: random.below(1_000_000), neuron: 1 };
         Write { entry, op, condition: Condition::Any, who: Arc::from("elena"), stamp }
     };
     (0..count).map(write).collect()
+}
+
+fn put(text: &str) -> Op {
+    let keys = [KeyChange::Keep, KeyChange::Keep, KeyChange::Keep];
+    Op::Put { value: Json::string(text), keys }
 }
 
 fn entry(node: u64, key: u64) -> Entry {
@@ -183,8 +203,40 @@ fn feed(kv: &Kv4) -> Result<Vec<Change>, String> {
     changes.collect()
 }
 
+/// What becomes of a read that the store cannot serve.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+enum Patience {
+    /// The disk is in trouble: it may be so.
+    None,
+    /// The disk is well: the store comes back by itself.
+    UntilBack,
+}
+
+/// Tries again, for some seconds at most, while the store is away.
+fn until_back<T>(attempt: impl Fn() -> T, is_away: impl Fn(&T) -> bool) -> T {
+    for _ in 0..TRIES {
+        let done = attempt();
+        if !is_away(&done) {
+            return done;
+        }
+        thread::sleep(Duration::from_millis(1));
+    }
+    attempt()
+}
+
 /// Reads through the views, and listings, are what the changes come to.
-fn check(kv: &Kv4, kept: &[Change]) -> Result<(), String> {
+fn check(kv: &Kv4, kept: &[Change], patience: Patience) -> Result<(), String> {
+    fn read<T>(
+        patience: Patience,
+        read: impl Fn() -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        match patience {
+            Patience::None => read(),
+            Patience::UntilBack => {
+                until_back(read, |done| matches!(done, Err(StoreError::Unavailable(_))))
+            }
+        }
+    }
     let newest: BTreeMap<&Entry, &Option<Json>> =
         kept.iter().map(|(entry, value)| (entry, value)).collect();
     for node in 0..NODES {
@@ -193,16 +245,15 @@ fn check(kv: &Kv4, kept: &[Change]) -> Result<(), String> {
             let entry = entry(node, key);
             let expected = newest.get(&entry).and_then(|value| value.as_ref());
             live.extend(expected.map(|_| entry.key.clone()));
-            match block_on(kv.get(&entry.node, &entry.key)) {
+            match read(patience, || block_on(kv.get(&entry.node, &entry.key))) {
                 Ok(head) if head.as_ref().map(|head| &head.value) == expected => {}
-                // A read that has to go to a disk in trouble.
-                Err(StoreError::Unavailable(_)) => {}
+                Err(StoreError::Unavailable(_)) if patience == Patience::None => {}
                 other => return Err(format!("{entry:?} shows {other:?} for {expected:?}")),
             }
         }
-        match block_on(kv.keys(&entry(node, 0).node)) {
+        match read(patience, || block_on(kv.keys(&entry(node, 0).node))) {
             Ok(keys) if keys == live => {}
-            Err(StoreError::Unavailable(_)) => {}
+            Err(StoreError::Unavailable(_)) if patience == Patience::None => {}
             other => return Err(format!("node {node} lists {other:?} for {live:?}")),
         }
     }

@@ -136,15 +136,6 @@ impl Executor {
         output.take().expect("a future that waits for nothing that will come")
     }
 
-    pub fn is_running(&self, task: u64) -> bool {
-        self.tasks.contains_key(&task)
-    }
-
-    /// Ends one task where it stands.
-    pub fn end(&mut self, task: u64) {
-        drop(self.tasks.remove(&task));
-    }
-
     /// Ends every task where it stands, as a crash does.
     pub fn end_all(&mut self) {
         drop(std::mem::take(&mut self.tasks));

@@ -1,5 +1,5 @@
 //! Fuzz entry points: whatever the bytes are, these hold. Each takes any input and panics when a
-//! property does not hold; `cargo fuzz` and the seeded tests call the same functions.
+//! property does not hold. The seeded tests call them; a coverage-guided fuzzer can call the same.
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};

@@ -61,6 +61,9 @@ fn the_embedded_engine_keeps_its_promises() {
         sum.acknowledged += report.acknowledged;
     }
     eprintln!("{sum:?}");
+    if number("GANGLION_SEED").is_none() {
+        assert!(sum.cuts > 0 && sum.faults > 0 && sum.acknowledged > 1_000, "too tame: {sum:?}");
+    }
 }
 
 /// The seeds of this run.
