@@ -174,11 +174,11 @@ impl Connection {
         let address = self.address(&request);
         if !self.shared.turns.arrive(address) {
             let fault = Fault::with(Code::TooManyRequests, "this address makes too many requests");
-            return faulted(
-                &fault,
-                StatusCode::TOO_MANY_REQUESTS,
-                wants_problem(request.headers()),
-            );
+            let status = StatusCode::TOO_MANY_REQUESTS;
+            let mut refusal = faulted(&fault, status, wants_problem(request.headers()));
+            // Within a second a request is due again.
+            refusal.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+            return refusal;
         }
         if let Some((version, token)) = requests::socket_target(path) {
             return sockets::upgrade(&self.shared, &self.entered, request, version, token, address)
