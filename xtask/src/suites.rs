@@ -7,7 +7,7 @@ use anyhow::{Context, Result};
 
 use crate::baseline::compare;
 use crate::needs::{self, Need};
-use crate::run::{output, run, run_and_keep, say};
+use crate::run::{output, released, run, run_and_keep, say};
 
 /// One suite: tests of crates, or a module of the system tests.
 struct Suite {
@@ -123,16 +123,15 @@ pub(crate) fn soak(root: &Path, name: &str) -> Result<()> {
     // As it is before the run, which may outlast the next commit.
     let tree = tree(root)?;
     run(root, "cargo", &["build", "--release", "-p", "ganglion", "--locked"])?;
-    let program = root.join("target/release/ganglion").display().to_string();
+    let program = released(root, "ganglion").display().to_string();
     let mut variables = vec![("GANGLION_BIN", program)];
     variables.extend(suite.soak.iter().map(|(name, value)| (*name, (*value).to_owned())));
     needs::install(suite.needs)?;
-    let (profile, release): (_, &[&str]) = match suite.holds_subject {
-        true => ("test programs are release builds", &["--release"]),
-        false => ("ganglion is a release build, the test program that starts it is not", &[]),
+    let profile = match suite.holds_subject {
+        true => "the test programs are release builds",
+        false => "ganglion is a release build, the test program that starts it is not",
     };
-    let mut arguments = arguments(suite, &["--nocapture"]);
-    arguments.splice(1..1, release.iter().copied());
+    let arguments = arguments(suite, suite.holds_subject, &["--nocapture"]);
     let begun = std::time::Instant::now();
     let printed = run_and_keep(root, "cargo", &arguments, &variables)?;
     let settings: Vec<_> = suite.soak.iter().map(|(n, v)| format!("{n}={v}")).collect();
@@ -173,7 +172,7 @@ pub(crate) fn list_soaks() -> Result<()> {
 /// `--keep` writes the figures to `docs/measured/NAME.json`, behind a line that says of which tree
 /// they are; `--baseline FILE` puts them beside such a file.
 pub(crate) fn bench(root: &Path, name: &str, rest: &[&str]) -> Result<()> {
-    let program = root.join("target/release/ganglion").display().to_string();
+    let program = released(root, "ganglion").display().to_string();
     let mut arguments = vec![name, "--ganglion", &program];
     let (mut baseline, mut keep) = (None, false);
     let mut words = rest.iter();
@@ -188,7 +187,7 @@ pub(crate) fn bench(root: &Path, name: &str, rest: &[&str]) -> Result<()> {
     let earlier = baseline.map(std::fs::read_to_string).transpose().context("--baseline")?;
     let build = ["build", "--release", "-p", "ganglion", "-p", "bench", "--locked"];
     run(root, "cargo", &build)?;
-    let bench = root.join("target/release/bench").display().to_string();
+    let bench = released(root, "bench").display().to_string();
     if earlier.is_none() && !keep {
         return run(root, &bench, &arguments).map(drop);
     }
@@ -211,11 +210,14 @@ pub(crate) fn bench(root: &Path, name: &str, rest: &[&str]) -> Result<()> {
 fn carry_out(root: &Path, suite: &Suite) -> Result<Duration> {
     say(&format!("\n== {}: {}", suite.name, suite.what));
     needs::install(suite.needs)?;
-    run(root, "cargo", &arguments(suite, &[]))
+    run(root, "cargo", &arguments(suite, false, &[]))
 }
 
-fn arguments<'a>(suite: &'a Suite, extra: &[&'a str]) -> Vec<&'a str> {
+fn arguments<'a>(suite: &'a Suite, is_release: bool, extra: &[&'a str]) -> Vec<&'a str> {
     let mut arguments = vec!["test", "--locked"];
+    if is_release {
+        arguments.push("--release");
+    }
     let (of_cargo, of_tests): (Vec<&str>, Vec<&str>) =
         suite.tests.iter().partition(|argument| !is_of_tests(argument));
     arguments.extend(of_cargo);
@@ -239,6 +241,29 @@ fn find(name: &str) -> Result<&'static Suite> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn cargo_and_the_test_program_each_get_their_arguments() -> Result<()> {
+        assert_eq!(
+            arguments(find("sim")?, true, &["--nocapture"]),
+            ["test", "--locked", "--release", "-p", "sim", "--", "--nocapture"]
+        );
+        assert_eq!(
+            arguments(find("flood")?, false, &[]),
+            [
+                "test",
+                "--locked",
+                "-p",
+                "tests",
+                "--test",
+                "system",
+                "--",
+                "flood::",
+                "--test-threads=1"
+            ]
+        );
+        Ok(())
+    }
 
     #[test]
     fn a_report_says_when_the_tree_is_not_the_commit() -> Result<()> {
