@@ -16,7 +16,7 @@ use crate::process::Process;
 use crate::report::{Better, Figure, Report, median, number};
 use crate::servers::{
     Etcd, EtcdGet, EtcdLoad, EtcdPut, Ganglion, Idle, Keys, NODE_KEYS, OursGet, OursLoad, OursPut,
-    Same, etcd_range, etcd_version, install_etcd,
+    Same, ToIdle, etcd_range, etcd_version, install_etcd,
 };
 
 /// Connections that load data before a case measures.
@@ -203,7 +203,8 @@ fn get_warm(bench: &Bench<'_>, case: &str) -> Result<()> {
             .run(&mut EtcdLoad { address: etcd.address, next: 0 }, Bounds::count(keys))?;
     }
     let mut get = OursGet { server: &ours, keys: Keys::any(keys) };
-    let idle = Idle::start(&bench.folder("get/idle"), &ours.sample(&mut get)?)?;
+    let sample = ours.sample(&mut get)?;
+    let idle = Idle::start(&bench.folder("get/idle"), &sample)?;
 
     let mut sides = Sides::default();
     for nth in 0..=bench.options.rounds {
@@ -213,7 +214,8 @@ fn get_warm(bench: &Bench<'_>, case: &str) -> Result<()> {
         }
         let bounds = bench.lasts();
         round(&mut sides.ours, ours.at(), count, &mut get, bounds)?;
-        round(sides.limit.get_or_insert_default(), idle.at(), count, &mut get, bounds)?;
+        let mut to_idle = ToIdle { requests: &mut get, answer: &sample.body };
+        round(sides.limit.get_or_insert_default(), idle.at(), count, &mut to_idle, bounds)?;
         if let Some(etcd) = &etcd {
             let mut get = EtcdGet { address: etcd.address, keys: Keys::any(keys) };
             let rounds = sides.etcd.get_or_insert_default();

@@ -440,6 +440,22 @@ impl Workload for Same {
     }
 }
 
+/// A workload's requests to the limit, which gives one answer to all of them.
+pub(crate) struct ToIdle<'a, W> {
+    pub(crate) requests: &'a mut W,
+    pub(crate) answer: &'a str,
+}
+
+impl<W: Workload> Workload for ToIdle<'_, W> {
+    fn request(&mut self, connection: usize, nth: u64, out: &mut Vec<u8>) {
+        self.requests.request(connection, nth, out);
+    }
+
+    fn is_right(&self, _connection: usize, body: &[u8]) -> bool {
+        body == self.answer.as_bytes()
+    }
+}
+
 /// A range of `limit` keys of etcd.
 pub(crate) fn etcd_range(address: SocketAddr, first: &str, end: &str, limit: usize) -> Vec<u8> {
     let (first, end) = (STANDARD.encode(first), STANDARD.encode(end));
