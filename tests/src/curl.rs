@@ -6,6 +6,8 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 use serde_json::Value;
 
+use crate::http::{self, Response};
+
 /// Runs curl with arguments; answers what it printed.
 pub fn run(arguments: &[&str]) -> Result<String> {
     let output = Command::new("curl")
@@ -101,44 +103,22 @@ impl Request {
         if !output.status.success() {
             bail!("curl {:?}: {}", self.arguments, String::from_utf8_lossy(&output.stderr));
         }
-        Response::parse(&String::from_utf8(output.stdout)?)
+        parse(&String::from_utf8(output.stdout)?)
     }
 }
 
-/// What came back.
-#[derive(Clone, Debug)]
-pub struct Response {
-    pub status: u16,
-    /// Names in lower case.
-    pub headers: Vec<(String, String)>,
-    pub body: String,
-}
-
-impl Response {
-    fn parse(printed: &str) -> Result<Response> {
-        let (head, body) = printed.split_once("\r\n\r\n").context("curl printed no headers")?;
-        let mut lines = head.lines();
-        let status = lines.next().and_then(|line| line.split(' ').nth(1)).unwrap_or_default();
-        let status: u16 = status.parse().with_context(|| format!("no status in {head:?}"))?;
-        // Interim answers such as 100 come before the one that counts.
-        if status < 200 {
-            return Response::parse(body);
-        }
-        let headers = lines
-            .filter_map(|line| line.split_once(':'))
-            .map(|(name, value)| (name.to_lowercase(), value.trim().to_owned()))
-            .collect();
-        Ok(Response { status, headers, body: body.to_owned() })
+/// What curl printed with `--include`.
+fn parse(printed: &str) -> Result<Response> {
+    let (head, body) = printed.split_once("\r\n\r\n").context("curl printed no headers")?;
+    let mut lines = head.lines();
+    let status = http::status(lines.next().unwrap_or_default())?;
+    // Interim answers such as 100 come before the one that counts.
+    if status < 200 {
+        return parse(body);
     }
-
-    /// # Errors
-    /// A body that is not JSON.
-    pub fn json(&self) -> Result<Value> {
-        serde_json::from_str(&self.body).with_context(|| format!("not JSON: {self:?}"))
-    }
-
-    /// The first header of a name.
-    pub fn header(&self, name: &str) -> Option<&str> {
-        self.headers.iter().find(|(known, _)| known == name).map(|(_, value)| value.as_str())
-    }
+    Ok(Response {
+        status,
+        headers: lines.filter_map(http::header).collect(),
+        body: body.to_owned(),
+    })
 }

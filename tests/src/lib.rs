@@ -4,6 +4,10 @@
 
 pub mod browser;
 pub mod curl;
+pub mod http;
 pub mod neuron;
 pub mod os;
+pub mod random;
 pub mod socket;
+pub mod ver;
+pub mod wait;

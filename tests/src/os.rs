@@ -30,12 +30,6 @@ pub fn raise_file_limit() -> Result<u64> {
     Ok(limit.rlim_cur)
 }
 
-/// Gives this thread mounts of its own; `false` where that is not permitted.
-pub fn unshare_mounts() -> bool {
-    // SAFETY: moves this thread to a copy of the mounts; no memory is involved.
-    unsafe { libc::unshare(libc::CLONE_NEWNS) == 0 }
-}
-
 /// Bytes that are free on the disk of a folder.
 pub fn free_bytes(folder: &Path) -> Result<u64> {
     let path = CString::new(folder.as_os_str().as_bytes())?;

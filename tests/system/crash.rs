@@ -1,5 +1,5 @@
-//! The crash suite: what a neuron keeps when its process is killed, its disk fills, or its store is
-//! copied while it is written to.
+//! The crash suite: what a neuron keeps when its process is killed, its disk fills, its clock jumps,
+//! or its store is copied while it is written to.
 //!
 //! Everything is judged by what was acknowledged: an acknowledged version is in its series, in its
 //! place in the feed, and is what a read shows until a newer one. `GANGLION_KILLS` sets how often a
@@ -10,7 +10,7 @@
 #![allow(clippy::print_stdout)]
 
 mod backup;
-mod client;
+mod clock;
 mod disk;
 mod feed;
 mod kill;
@@ -29,26 +29,4 @@ fn seeded(test: &str, run: impl FnOnce(u64) -> anyhow::Result<()>) -> anyhow::Re
             "seed {seed}: GANGLION_SEED={seed} cargo test -p tests --test system {test}"
         ))
     })
-}
-
-/// SplitMix64: what each writer does is decided by the seed and its number.
-#[derive(Clone, Copy, Debug)]
-struct Random(u64);
-
-impl Random {
-    fn new(seed: u64, stream: u64) -> Random {
-        Random(seed ^ stream.wrapping_mul(0x9e37_79b9_7f4a_7c15))
-    }
-
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut mixed = self.0;
-        mixed = (mixed ^ mixed >> 30).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        mixed = (mixed ^ mixed >> 27).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ mixed >> 31
-    }
-
-    fn below(&mut self, bound: u64) -> u64 {
-        self.next() % bound
-    }
 }

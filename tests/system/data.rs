@@ -16,18 +16,12 @@ mod shapes;
 
 use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Arc, Mutex, Once, PoisonError};
-use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use serde_json::{Value, json};
 use tests::curl::{self, Request};
 use tests::neuron::{Neuron, SYS_SECRET};
 use tests::socket::Client;
-
-/// How long a condition may take to come true on a busy machine.
-const PATIENCE: Duration = Duration::from_secs(20);
-/// Pause between two looks at a condition.
-const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
 static SHARED: Mutex<Option<Arc<Neuron>>> = Mutex::new(None);
 
@@ -147,21 +141,6 @@ fn word(answer: Result<Value>) -> Result<String> {
     match (answer["s"].as_str(), answer["v"].as_str()) {
         (Some("error"), Some(word)) => Ok(word.to_owned()),
         _ => bail!("not an error: {answer}"),
-    }
-}
-
-/// Looks again until something is so; says what was seen last when it never is.
-fn until<T: std::fmt::Debug>(look: impl Fn() -> Result<T>, so: impl Fn(&T) -> bool) -> Result<T> {
-    let begun = Instant::now();
-    loop {
-        let seen = look()?;
-        if so(&seen) {
-            return Ok(seen);
-        }
-        if begun.elapsed() > PATIENCE {
-            bail!("not so within {PATIENCE:?}; seen last: {seen:?}");
-        }
-        std::thread::sleep(LOOK_AGAIN);
     }
 }
 

@@ -10,8 +10,7 @@ use serde_json::{Value, json};
 use tests::curl;
 use tests::neuron::{Neuron, SYS_SECRET};
 use tests::socket::Client;
-
-const DEADLINE: Duration = Duration::from_secs(20);
+use tests::wait::until;
 
 /// A certificate for localhost that openssl made, and its key.
 struct Certificate {
@@ -125,17 +124,6 @@ impl Drop for Open {
     }
 }
 
-fn wait_until(what: &str, mut is_so: impl FnMut() -> Result<bool>) -> Result<()> {
-    let begun = Instant::now();
-    while !is_so()? {
-        if begun.elapsed() > DEADLINE {
-            bail!("{what}: not within {DEADLINE:?}");
-        }
-        std::thread::sleep(Duration::from_millis(50));
-    }
-    Ok(())
-}
-
 #[test]
 fn a_certificate_is_replaced_without_dropping_a_connection() -> Result<()> {
     let certificate = Certificate::make("before")?;
@@ -151,12 +139,12 @@ fn a_certificate_is_replaced_without_dropping_a_connection() -> Result<()> {
     assert_eq!(open.ask()?, "HTTP/1.1 200 OK");
     assert!(subject(&address)?.contains("before"));
     Certificate::make("after")?.copy_over(&certificate)?;
-    wait_until("the new certificate", || Ok(subject(&address)?.contains("after")))?;
+    until(|| subject(&address), |subject| subject.contains("after"))?;
     assert_eq!(open.ask()?, "HTTP/1.1 200 OK", "the connection of before goes on");
 
     // Half a pair leaves what there is.
     std::fs::write(certificate.key(), "not a key")?;
-    wait_until("the complaint", || Ok(neuron.log()?.contains("cannot be read")))?;
+    until(|| neuron.log(), |log| log.contains("cannot be read"))?;
     assert!(subject(&address)?.contains("after"));
     Ok(())
 }
@@ -392,10 +380,11 @@ fn a_socket_counts_as_the_connection_that_it_is() -> Result<()> {
     let token = curl::json("PUT", &neuron.url(), "/_token?k=bob&expire=600", &credentials, None)?;
     let token = token["v"].as_str().context("a token")?;
     let metrics = format!("http://{}/metrics", neuron.address("admin")?);
-    let open = |count: usize| -> Result<bool> {
-        Ok(curl::run(&[&metrics])?.contains(&format!("\nganglion_connections {count}\n")))
+    let open = |count: usize| {
+        let gauge = format!("\nganglion_connections {count}\n");
+        until(|| curl::run(&[&metrics]), |text| text.contains(&gauge))
     };
-    wait_until("curl has gone", || open(0))?;
+    open(0).context("curl has gone")?;
     let url = format!("ws://{}/ws/v2/{token}", neuron.address("http")?);
     let mut sockets = Vec::new();
     for _ in 0..4 {
@@ -403,10 +392,10 @@ fn a_socket_counts_as_the_connection_that_it_is() -> Result<()> {
         socket.frame()?;
         sockets.push(socket);
     }
-    wait_until("sockets are counted", || open(4))?;
+    open(4).context("sockets are counted")?;
     assert!(Client::connect(&url).is_err(), "a fifth is one too many");
     drop(sockets.pop());
-    wait_until("the room of one that went", || open(3))?;
+    open(3).context("the room of one that went")?;
     Client::connect(&url)?.frame()?;
     Ok(())
 }
@@ -469,11 +458,11 @@ fn what_a_client_began_is_finished_when_it_hangs_up() -> Result<()> {
         let body = json!({ "k": "a", "v": "the first owner's" });
         curl::json("PUT", &url, "/_data/p", &own, Some(&body))?;
         // A request whose end of the connection came with it may not have begun.
-        wait_until("the account is gone", || {
+        let listed = || {
             send_and_go(&neuron, &sys, &format!("DELETE /_acc/accounts?k={name}"), "")?;
-            let listed = curl::json("GET", &url, "/_acc/accounts", &sys, None)?;
-            Ok(!listed["v"].to_string().contains(&name))
-        })?;
+            curl::json("GET", &url, "/_acc/accounts", &sys, None)
+        };
+        until(listed, |listed| !listed["v"].to_string().contains(&name))?;
         let own = format!("{name}:{}", neuron.account(&name)?);
         let found = curl::json("GET", &url, "/_data/p?k=a", &own, None)?;
         assert_eq!(found["v"], "not_found", "{found}");
@@ -495,7 +484,7 @@ fn a_request_that_was_hung_up_on_is_not_carried_out_again() -> Result<()> {
             let answer = curl::run(&["-u", &own, "-X", "PUT", "-H", header, "-d", body, &url])?;
             Ok(serde_json::from_str(&answer)?)
         };
-        wait_until("an answer", || Ok(again()?["s"] == "ok"))?;
+        until(again, |answer| answer["s"] == "ok")?;
         let series = format!("{url}?k=a&time_series=1");
         let series: Value = serde_json::from_str(&curl::run(&["-u", &own, &series])?)?;
         assert_eq!(series["v"].as_array().map(Vec::len), Some(1), "{series}");
@@ -546,10 +535,8 @@ fn an_account_does_not_inherit_the_figures_of_an_earlier_one() -> Result<()> {
     curl::json("DELETE", &url, "/_acc/accounts?k=zed", &sys, None)?;
     let own = format!("zed:{}", neuron.account("zed")?);
     curl::json("GET", &url, "/_ds", &own, None)?;
-    wait_until("a flush", || {
-        let figures = curl::json("GET", &url, "/_stats/ds/GET?l=api:3", &own, None)?;
-        Ok(figures["v"]["sum"] == 1)
-    })?;
+    let counted = || curl::json("GET", &url, "/_stats/ds/GET?l=api:3", &own, None);
+    until(counted, |figures| figures["v"]["sum"] == 1).context("a flush")?;
     let figures = curl::json("GET", &url, "/_stats/data/GET?l=api:3", &own, None)?;
     assert_eq!(figures["v"], json!([]));
     Ok(())

@@ -3,16 +3,13 @@
 //! Idle and flooded phases take turns, so that what else the machine does falls on both. Generator
 //! and neuron share its cores. `GANGLION_FLOOD_ROUNDS` sets how many phases of each kind there are.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::net::{SocketAddr, TcpStream};
 use std::sync::atomic::{AtomicU8, AtomicU64, Ordering};
 use std::sync::{Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
-use base64::Engine as _;
 use serde_json::json;
-use socket2::{Domain, Socket, Type};
+use tests::http::{Connection, request};
 use tests::neuron::Neuron;
 
 use super::data::{Account, v};
@@ -23,7 +20,6 @@ const PHASE: Duration = Duration::from_millis(500);
 const BETWEEN: Duration = Duration::from_millis(50);
 /// Pause between two requests of the account that does not flood.
 const PAUSE: Duration = Duration::from_millis(2);
-const PATIENCE: Duration = Duration::from_secs(20);
 /// What that account's p99 may be, on a machine that does other things too.
 const P99_MAX: Duration = Duration::from_millis(100);
 /// Where strangers call from, so that no other test is counted with them.
@@ -52,15 +48,6 @@ fn of_pages() -> Result<()> {
     flood("pages", |_| Ok("GET /livez HTTP/1.1\r\nhost: a\r\n\r\n".to_owned()))
 }
 
-fn request(method: &str, path: &str, credentials: &str, body: &str) -> String {
-    let credentials = base64::engine::general_purpose::STANDARD.encode(credentials);
-    let length = body.len();
-    format!(
-        "{method} {path} HTTP/1.1\r\nhost: a\r\nauthorization: Basic {credentials}\r\n\
-         content-length: {length}\r\n\r\n{body}"
-    )
-}
-
 fn rounds() -> Result<u32> {
     match std::env::var("GANGLION_FLOOD_ROUNDS") {
         Ok(rounds) => rounds.parse().context("GANGLION_FLOOD_ROUNDS"),
@@ -77,14 +64,14 @@ fn flood(what: &str, asks: impl FnOnce(&Account) -> Result<String>) -> Result<()
     }
     let flooding = asks(&loud)?;
     let calling = request("GET", "/_data/p?k=a", &quiet.credentials, "");
-    let address: SocketAddr = neuron.address("http")?.parse()?;
+    let address = neuron.address("http")?;
     let rounds = rounds()?;
     let (switch, count) = (Switch::default(), AtomicU64::new(0));
     let (idle, flooded) = std::thread::scope(|scope| {
         let flooders: Vec<_> = (0..CONNECTIONS)
             .map(|_| {
                 scope.spawn(|| -> Result<()> {
-                    let mut connection = KeepAlive::open(address, STRANGER)?;
+                    let mut connection = Connection::open_from(&address, STRANGER)?;
                     while switch.wait_while_off() {
                         connection.ask(&flooding)?;
                         count.fetch_add(1, Ordering::Relaxed);
@@ -94,7 +81,7 @@ fn flood(what: &str, asks: impl FnOnce(&Account) -> Result<String>) -> Result<()
             })
             .collect();
         let measured = (|| -> Result<_> {
-            let mut connection = KeepAlive::open(address, "127.0.0.1")?;
+            let mut connection = Connection::open(&address)?;
             let (mut idle, mut flooded) = (Vec::new(), Vec::new());
             for _ in 0..rounds {
                 for (phase, latencies) in [(Phase::Off, &mut idle), (Phase::On, &mut flooded)] {
@@ -103,7 +90,7 @@ fn flood(what: &str, asks: impl FnOnce(&Account) -> Result<String>) -> Result<()
                     let begun = Instant::now();
                     while begun.elapsed() < PHASE {
                         let asked = Instant::now();
-                        let answer = connection.ask(&calling)?;
+                        let answer = connection.ask(&calling)?.body;
                         latencies.push(asked.elapsed());
                         ensure!(answer.starts_with("{\"v\":{\"n\":1"), "{answer}");
                         std::thread::sleep(PAUSE);
@@ -182,39 +169,5 @@ impl Percentiles {
         all.sort_unstable();
         let at = |percent: usize| all[(all.len() * percent / 100).min(all.len() - 1)];
         Percentiles { p50: at(50), p99: at(99) }
-    }
-}
-
-/// One connection on which one request follows the other.
-struct KeepAlive(BufReader<TcpStream>);
-
-impl KeepAlive {
-    fn open(address: SocketAddr, from: &str) -> Result<KeepAlive> {
-        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
-        socket.bind(&SocketAddr::new(from.parse()?, 0).into())?;
-        socket.connect(&address.into())?;
-        let stream = TcpStream::from(socket);
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(PATIENCE))?;
-        Ok(KeepAlive(BufReader::new(stream)))
-    }
-
-    fn ask(&mut self, request: &str) -> Result<String> {
-        self.0.get_mut().write_all(request.as_bytes())?;
-        let mut length = 0;
-        let mut line = String::new();
-        loop {
-            line.clear();
-            ensure!(self.0.read_line(&mut line)? > 0, "hung up");
-            if let Some(value) = line.to_lowercase().strip_prefix("content-length:") {
-                length = value.trim().parse()?;
-            }
-            if line == "\r\n" {
-                break;
-            }
-        }
-        let mut body = vec![0; length];
-        self.0.read_exact(&mut body)?;
-        Ok(String::from_utf8(body)?)
     }
 }

@@ -1,9 +1,9 @@
 //! What a reader would object to: formatting, lints, generated files, and house rules that are
 //! executed rather than written.
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
-use anyhow::{Result, bail};
+use anyhow::{Context, Result, bail};
 
 use crate::codegen;
 use crate::run::{output, run, say};
@@ -58,10 +58,16 @@ pub(crate) fn check(root: &Path) -> Result<()> {
 
 fn tidy(root: &Path) -> Result<Vec<String>> {
     let listed = output("git", &["-C", &root.display().to_string(), "ls-files", "*.rs"]);
+    let listed = listed.filter(|listed| !listed.is_empty());
+    let listed = listed.context("git lists no sources here: this runs in a checkout, with git")?;
     let mut objections = Vec::new();
-    for file in listed.unwrap_or_default().lines() {
-        let path = PathBuf::from(file);
-        let Ok(text) = std::fs::read_to_string(root.join(&path)) else { continue };
+    for file in listed.lines() {
+        // A file that is deleted and not yet committed.
+        let path = root.join(file);
+        if !path.exists() {
+            continue;
+        }
+        let text = std::fs::read_to_string(path).with_context(|| format!("reading {file}"))?;
         if !text.starts_with("//!") {
             objections.push(format!("{file}: begin with `//!`, what the file is"));
         }
@@ -85,4 +91,21 @@ fn tidy(root: &Path) -> Result<Vec<String>> {
         }
     }
     Ok(objections)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_folder_in_which_git_lists_nothing_is_not_well() -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        assert!(tidy(folder.path()).is_err(), "no checkout");
+        run(folder.path(), "git", &["init", "--quiet"])?;
+        assert!(tidy(folder.path()).is_err(), "a checkout without sources");
+        std::fs::write(folder.path().join("a.rs"), "fn a() {}\n")?;
+        run(folder.path(), "git", &["add", "a.rs"])?;
+        assert_eq!(tidy(folder.path())?, ["a.rs: begin with `//!`, what the file is"]);
+        Ok(())
+    }
 }

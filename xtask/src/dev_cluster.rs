@@ -5,7 +5,7 @@ use std::process::{Child, Command};
 
 use anyhow::{Context, Result};
 
-use crate::run::{run as run_program, say};
+use crate::run::{released, run as run_program, say};
 
 /// Starts neurons over folders that are kept between runs.
 fn start(root: &Path, count: usize) -> Result<Vec<Child>> {
@@ -14,7 +14,7 @@ fn start(root: &Path, count: usize) -> Result<Vec<Child>> {
         .map(|number| {
             let data = root.join(format!("target/dev-cluster/{number}"));
             std::fs::create_dir_all(&data)?;
-            Command::new(root.join("target/release/ganglion"))
+            Command::new(released(root, "ganglion"))
                 .args(["serve", "--dev", "--listen", "127.0.0.1:0", "--data-dir"])
                 .arg(data)
                 .env("GANGLION_NEURON__NAME", format!("neuron{number}"))

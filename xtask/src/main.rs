@@ -4,6 +4,7 @@
 //! names, `bench` measures it beside its rivals, `codegen` makes files from files, `dev-cluster`
 //! starts neurons to play with.
 
+mod baseline;
 mod check;
 mod codegen;
 mod dev_cluster;
@@ -21,7 +22,8 @@ const USAGE: &str = "cargo xtask VERB
   test [--only NAME]  check and every suite, or one suite, with short parameters
   soak NAME           one suite at the durations, counts and seeds that the issues name
   soak                lists them
-  bench NAME [--json] one benchmark beside its rivals
+  bench NAME [--keep] [--baseline FILE] [arguments of bench]
+                      one benchmark beside its rivals, and beside an earlier run
   codegen             make generated files
   dev-cluster [N]     start N development neurons (1) until interrupted";
 

@@ -16,6 +16,7 @@ pub(crate) struct Need {
 
 pub(crate) const CHROMIUM: Need = Need { program: "/usr/bin/chromium", package: "chromium" };
 pub(crate) const CURL: Need = Need { program: "curl", package: "curl" };
+pub(crate) const FAKETIME: Need = Need { program: "faketime", package: "faketime" };
 pub(crate) const OPENSSL: Need = Need { program: "openssl", package: "openssl" };
 
 /// How often an installation is tried, and the pause after the first failure; it doubles.

@@ -1,7 +1,7 @@
 //! Running other programs: shown, checked, timed.
 
 use std::io::{BufRead, BufReader};
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -62,6 +62,12 @@ pub(crate) fn run_and_keep(
         bail!("`{program} {}` ended with {status}", arguments.join(" "));
     }
     Ok(kept)
+}
+
+/// Where cargo, run in the repository, puts the release build of a program.
+pub(crate) fn released(root: &Path, program: &str) -> PathBuf {
+    let target = std::env::var_os("CARGO_TARGET_DIR").unwrap_or_else(|| "target".into());
+    root.join(target).join("release").join(program)
 }
 
 /// What a command prints, or `None` when it fails or is not there.

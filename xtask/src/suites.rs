@@ -5,8 +5,9 @@ use std::time::Duration;
 
 use anyhow::{Context, Result};
 
+use crate::baseline::compare;
 use crate::needs::{self, Need};
-use crate::run::{output, run_and_keep, run_with, say};
+use crate::run::{output, released, run, run_and_keep, say};
 
 /// One suite: tests of crates, or a module of the system tests.
 struct Suite {
@@ -15,6 +16,9 @@ struct Suite {
     needs: &'static [Need],
     /// Arguments of `cargo test`, and among them the module of the test program.
     tests: &'static [&'static str],
+    /// Whether what is looked at is in the test program, so that a soak builds that optimised. System
+    /// suites start the optimised `ganglion`, and their own speed does not matter.
+    holds_subject: bool,
     /// Variables that make it as long as the issues name; none when it is so already.
     soak: &'static [(&'static str, &'static str)],
 }
@@ -25,6 +29,7 @@ const SUITES: &[Suite] = &[
         what: "every crate's own tests: wire, kv4, store, services, signal, neuron, ganglion",
         needs: &[],
         tests: &["--workspace", "--exclude", "tests", "--exclude", "sim"],
+        holds_subject: true,
         soak: &[("GANGLION_CASES", "20000"), ("PROPTEST_CASES", "20000")],
     },
     Suite {
@@ -32,6 +37,7 @@ const SUITES: &[Suite] = &[
         what: "the seeded simulation and the fuzz entry points",
         needs: &[],
         tests: &["-p", "sim"],
+        holds_subject: true,
         soak: &[("GANGLION_SEEDS", "20000")],
     },
     Suite {
@@ -39,6 +45,7 @@ const SUITES: &[Suite] = &[
         what: "the HTTP API with curl: seed 002, the spec, shapes, errors, attacks",
         needs: &[needs::CURL, needs::OPENSSL],
         tests: &["-p", "tests", "--test", "system", "data::"],
+        holds_subject: false,
         soak: &[],
     },
     Suite {
@@ -46,13 +53,15 @@ const SUITES: &[Suite] = &[
         what: "signalling on a path with a client written from the spec",
         needs: &[needs::CURL],
         tests: &["-p", "tests", "--test", "system", "signal::"],
+        holds_subject: false,
         soak: &[],
     },
     Suite {
         name: "crash",
-        what: "kill -9, full disks, backups",
-        needs: &[needs::CURL],
+        what: "kill -9, full disks, clocks that jump, backups",
+        needs: &[needs::CURL, needs::FAKETIME],
         tests: &["-p", "tests", "--test", "system", "crash::"],
+        holds_subject: false,
         soak: &[("GANGLION_KILLS", "100")],
     },
     Suite {
@@ -60,6 +69,7 @@ const SUITES: &[Suite] = &[
         what: "TLS, HTTP/2, proxies, health, draining, idempotency, the API's document",
         needs: &[needs::CURL, needs::OPENSSL],
         tests: &["-p", "tests", "--test", "system", "edge::"],
+        holds_subject: false,
         soak: &[],
     },
     Suite {
@@ -67,6 +77,7 @@ const SUITES: &[Suite] = &[
         what: "what one caller's flood does to another's waiting time",
         needs: &[needs::CURL],
         tests: &["-p", "tests", "--test", "system", "flood::", "--test-threads=1"],
+        holds_subject: false,
         soak: &[("GANGLION_FLOOD_ROUNDS", "30")],
     },
     Suite {
@@ -74,6 +85,7 @@ const SUITES: &[Suite] = &[
         what: "two Chromium pages in a call",
         needs: &[needs::CHROMIUM],
         tests: &["-p", "tests", "--test", "system", "demo::"],
+        holds_subject: false,
         soak: &[("GANGLION_DEMO_SECONDS", "30")],
     },
 ];
@@ -91,11 +103,11 @@ pub(crate) fn test(root: &Path, only: Option<&str>) -> Result<()> {
         }
     };
     let built = std::time::Instant::now();
-    run_with(root, "cargo", &["test", "--workspace", "--no-run", "--locked"], &[])?;
-    run_with(root, "cargo", &["build", "-p", "ganglion", "--locked"], &[])?;
+    run(root, "cargo", &["test", "--workspace", "--no-run", "--locked"])?;
+    run(root, "cargo", &["build", "-p", "ganglion", "--locked"])?;
     times.push(("build", built.elapsed()));
     for suite in chosen {
-        times.push((suite.name, carry_out(root, suite, &[])?));
+        times.push((suite.name, carry_out(root, suite)?));
     }
     say("\nseconds by suite");
     for (name, time) in times {
@@ -104,24 +116,28 @@ pub(crate) fn test(root: &Path, only: Option<&str>) -> Result<()> {
     Ok(())
 }
 
-/// Runs one suite, optimised, at the length that the issues name; what it printed becomes the report
-/// `docs/measured/soak-NAME.txt`.
+/// Runs one suite at the length that the issues name, on an optimised `ganglion`; what it printed
+/// becomes the report `docs/measured/soak-NAME.txt`, with the tree and the profiles that it is of.
 pub(crate) fn soak(root: &Path, name: &str) -> Result<()> {
     let suite = find(name)?;
-    run_with(root, "cargo", &["build", "--release", "-p", "ganglion", "--locked"], &[])?;
-    let program = root.join("target/release/ganglion").display().to_string();
+    // As it is before the run, which may outlast the next commit.
+    let tree = tree(root)?;
+    run(root, "cargo", &["build", "--release", "-p", "ganglion", "--locked"])?;
+    let program = released(root, "ganglion").display().to_string();
     let mut variables = vec![("GANGLION_BIN", program)];
     variables.extend(suite.soak.iter().map(|(name, value)| (*name, (*value).to_owned())));
     needs::install(suite.needs)?;
-    let arguments = arguments(suite, &["--nocapture"]);
+    let profile = match suite.holds_subject {
+        true => "the test programs are release builds",
+        false => "ganglion is a release build, the test program that starts it is not",
+    };
+    let arguments = arguments(suite, suite.holds_subject, &["--nocapture"]);
     let begun = std::time::Instant::now();
     let printed = run_and_keep(root, "cargo", &arguments, &variables)?;
-    let commit = output("git", &["-C", &root.display().to_string(), "rev-parse", "HEAD"]);
     let settings: Vec<_> = suite.soak.iter().map(|(n, v)| format!("{n}={v}")).collect();
     let report = format!(
-        "cargo xtask soak {name}: {}\ncommit {}\n{}\n{:.1} s\n\n{printed}",
+        "cargo xtask soak {name}: {}\ncommit {tree}\n{profile}\n{}\n{:.1} s\n\n{printed}",
         suite.what,
-        commit.unwrap_or_default().trim(),
         settings.join(" "),
         begun.elapsed().as_secs_f64(),
     );
@@ -129,6 +145,18 @@ pub(crate) fn soak(root: &Path, name: &str) -> Result<()> {
     std::fs::write(&file, report).with_context(|| format!("writing {}", file.display()))?;
     say(&format!("report: {}", file.display()));
     Ok(())
+}
+
+/// The commit that is checked out, and whether the tree is another: reports of earlier runs aside.
+fn tree(root: &Path) -> Result<String> {
+    let root = root.display().to_string();
+    let git = |arguments: &[&str]| {
+        let all: Vec<&str> = ["-C", &root].iter().chain(arguments).copied().collect();
+        output("git", &all).with_context(|| format!("git {}", arguments.join(" ")))
+    };
+    let changed = git(&["status", "--porcelain", "--", ".", ":!docs/measured"])?;
+    let dirty = if changed.is_empty() { "" } else { ", dirty: the tree differs from it" };
+    Ok(format!("{}{dirty}", git(&["rev-parse", "HEAD"])?.trim()))
 }
 
 #[allow(clippy::print_stdout)]
@@ -140,30 +168,56 @@ pub(crate) fn list_soaks() -> Result<()> {
     Ok(())
 }
 
-/// Runs one benchmark; its arguments are those of the `bench` program.
+/// Runs one benchmark; its arguments are those of the `bench` program, but for two of its own.
+/// `--keep` writes the figures to `docs/measured/NAME.json`, behind a line that says of which tree
+/// they are; `--baseline FILE` puts them beside such a file.
 pub(crate) fn bench(root: &Path, name: &str, rest: &[&str]) -> Result<()> {
-    run_with(
-        root,
-        "cargo",
-        &["build", "--release", "-p", "ganglion", "-p", "bench", "--locked"],
-        &[],
-    )?;
-    let program = root.join("target/release/ganglion").display().to_string();
+    let program = released(root, "ganglion").display().to_string();
     let mut arguments = vec![name, "--ganglion", &program];
-    arguments.extend(rest);
-    let bench = root.join("target/release/bench").display().to_string();
-    run_with(root, &bench, &arguments, &[])?;
+    let (mut baseline, mut keep) = (None, false);
+    let mut words = rest.iter();
+    while let Some(word) = words.next() {
+        match *word {
+            "--baseline" => baseline = Some(words.next().context("--baseline needs a file")?),
+            "--keep" => keep = true,
+            word => arguments.push(word),
+        }
+    }
+    let tree = tree(root)?;
+    let earlier = baseline.map(std::fs::read_to_string).transpose().context("--baseline")?;
+    let build = ["build", "--release", "-p", "ganglion", "-p", "bench", "--locked"];
+    run(root, "cargo", &build)?;
+    let bench = released(root, "bench").display().to_string();
+    if earlier.is_none() && !keep {
+        return run(root, &bench, &arguments).map(drop);
+    }
+    if !arguments.contains(&"--json") {
+        arguments.push("--json");
+    }
+    let figures = run_and_keep(root, &bench, &arguments, &[])?;
+    if let Some(earlier) = earlier {
+        say(&format!("\nearlier, later, later / earlier\n{}", compare(&earlier, &figures)?));
+    }
+    if keep {
+        let file = root.join(format!("docs/measured/{name}.json"));
+        let text = format!("{{\"tree\":\"{tree}\"}}\n{figures}");
+        std::fs::write(&file, text).with_context(|| format!("writing {}", file.display()))?;
+        say(&format!("figures: {}", file.display()));
+    }
     Ok(())
 }
 
-fn carry_out(root: &Path, suite: &Suite, variables: &[(&str, String)]) -> Result<Duration> {
+fn carry_out(root: &Path, suite: &Suite) -> Result<Duration> {
     say(&format!("\n== {}: {}", suite.name, suite.what));
     needs::install(suite.needs)?;
-    run_with(root, "cargo", &arguments(suite, &[]), variables)
+    run(root, "cargo", &arguments(suite, false, &[]))
 }
 
-fn arguments<'a>(suite: &'a Suite, extra: &[&'a str]) -> Vec<&'a str> {
+fn arguments<'a>(suite: &'a Suite, is_release: bool, extra: &[&'a str]) -> Vec<&'a str> {
     let mut arguments = vec!["test", "--locked"];
+    if is_release {
+        arguments.push("--release");
+    }
     let (of_cargo, of_tests): (Vec<&str>, Vec<&str>) =
         suite.tests.iter().partition(|argument| !is_of_tests(argument));
     arguments.extend(of_cargo);
@@ -182,4 +236,55 @@ fn find(name: &str) -> Result<&'static Suite> {
     let names: Vec<&str> = SUITES.iter().map(|suite| suite.name).collect();
     let found = SUITES.iter().find(|suite| suite.name == name);
     found.with_context(|| format!("there is no suite `{name}`; there are: {}", names.join(", ")))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn cargo_and_the_test_program_each_get_their_arguments() -> Result<()> {
+        assert_eq!(
+            arguments(find("sim")?, true, &["--nocapture"]),
+            ["test", "--locked", "--release", "-p", "sim", "--", "--nocapture"]
+        );
+        assert_eq!(
+            arguments(find("flood")?, false, &[]),
+            [
+                "test",
+                "--locked",
+                "-p",
+                "tests",
+                "--test",
+                "system",
+                "--",
+                "flood::",
+                "--test-threads=1"
+            ]
+        );
+        Ok(())
+    }
+
+    #[test]
+    fn a_report_says_when_the_tree_is_not_the_commit() -> Result<()> {
+        let folder = tempfile::tempdir()?;
+        let root = folder.path();
+        assert!(tree(root).is_err(), "no checkout, no report");
+        run(root, "git", &["init", "--quiet"])?;
+        std::fs::create_dir_all(root.join("docs/measured"))?;
+        std::fs::write(root.join("a"), "1")?;
+        run(root, "git", &["add", "."])?;
+        let name = ["-c", "user.name=a", "-c", "user.email=a@example.org"];
+        run(root, "git", &[&name[..], &["commit", "--quiet", "--message", "a"]].concat())?;
+        let clean = tree(root)?;
+        assert!(clean.len() == 40 && clean.bytes().all(|byte| byte.is_ascii_hexdigit()), "{clean}");
+        std::fs::write(root.join("docs/measured/soak-a.txt"), "an earlier report")?;
+        assert_eq!(tree(root)?, clean);
+        std::fs::write(root.join("a"), "2")?;
+        assert!(tree(root)?.starts_with(&format!("{clean}, dirty")));
+        std::fs::write(root.join("a"), "1")?;
+        std::fs::write(root.join("b"), "not added")?;
+        assert!(tree(root)?.contains("dirty"));
+        Ok(())
+    }
 }

@@ -16,7 +16,7 @@ use crate::process::Process;
 use crate::report::{Better, Figure, Report, median, number};
 use crate::servers::{
     Etcd, EtcdGet, EtcdLoad, EtcdPut, Ganglion, Idle, Keys, NODE_KEYS, OursGet, OursLoad, OursPut,
-    Same, WHO, etcd_range, etcd_version, install_etcd,
+    Same, ToIdle, etcd_range, etcd_version, install_etcd,
 };
 
 /// Connections that load data before a case measures.
@@ -203,7 +203,8 @@ fn get_warm(bench: &Bench<'_>, case: &str) -> Result<()> {
             .run(&mut EtcdLoad { address: etcd.address, next: 0 }, Bounds::count(keys))?;
     }
     let mut get = OursGet { server: &ours, keys: Keys::any(keys) };
-    let idle = Idle::start(&bench.folder("get/idle"), &ours.sample(&mut get)?)?;
+    let sample = ours.sample(&mut get)?;
+    let idle = Idle::start(&bench.folder("get/idle"), &sample)?;
 
     let mut sides = Sides::default();
     for nth in 0..=bench.options.rounds {
@@ -213,7 +214,8 @@ fn get_warm(bench: &Bench<'_>, case: &str) -> Result<()> {
         }
         let bounds = bench.lasts();
         round(&mut sides.ours, ours.at(), count, &mut get, bounds)?;
-        round(sides.limit.get_or_insert_default(), idle.at(), count, &mut get, bounds)?;
+        let mut to_idle = ToIdle { requests: &mut get, answer: &sample.body };
+        round(sides.limit.get_or_insert_default(), idle.at(), count, &mut to_idle, bounds)?;
         if let Some(etcd) = &etcd {
             let mut get = EtcdGet { address: etcd.address, keys: Keys::any(keys) };
             let rounds = sides.etcd.get_or_insert_default();
@@ -256,11 +258,16 @@ fn put_durable(bench: &Bench<'_>, case: &str, writers: usize, keys: u64) -> Resu
     extra.insert("puts_per_commit".to_owned(), number(median(&batches)));
     let mut put = OursPut { server: &ours, node: "traced".to_owned(), keys: TRACED_PUTS };
     let syncs = traced(bench, &ours.process, &mut Client::connect(ours.address, 1)?, &mut put)?;
-    extra.insert("unsynced_answers_ours".to_owned(), syncs);
+    ensure!(
+        matches!(syncs, Err(_) | Ok(0)),
+        "ours gave {syncs:?} of {TRACED_PUTS} answers unsynced"
+    );
+    extra.insert("unsynced_answers_ours".to_owned(), syncs.map_or_else(Value::from, Value::from));
     if let Some(etcd) = &etcd {
         let mut put =
             EtcdPut { address: etcd.address, node: "traced".to_owned(), keys: TRACED_PUTS };
         let syncs = traced(bench, &etcd.process, &mut Client::connect(etcd.address, 1)?, &mut put)?;
+        let syncs = syncs.map_or_else(Value::from, Value::from);
         extra.insert("unsynced_answers_etcd".to_owned(), syncs);
     }
     sides.print(bench, case, "durable puts", &extra);
@@ -288,13 +295,13 @@ fn engine(
 }
 
 /// Watches a server by strace while one writer puts: how many answers went out without a finished
-/// sync since the answer before. A text when it cannot be watched.
+/// sync since the answer before; or why it cannot be watched.
 fn traced(
     bench: &Bench<'_>,
     process: &Process,
     client: &mut Client,
     workload: &mut impl Workload,
-) -> Result<Value> {
+) -> Result<Result<u64, String>> {
     let file = bench.folder(&format!("trace-{}", process.id()));
     let mut command = Command::new("strace");
     command
@@ -304,7 +311,7 @@ fn traced(
         .args(["-p", &process.id().to_string()]);
     let log = bench.folder("strace.log");
     let Ok(strace) = Process::start(&mut command, &log) else {
-        return Ok("no strace".into());
+        return Ok(Err("no strace".to_owned()));
     };
     // It is attached when it shows up in the process's status.
     let status = format!("/proc/{}/status", process.id());
@@ -313,7 +320,7 @@ fn traced(
         std::fs::read_to_string(&status).is_ok_and(|status| !status.contains("TracerPid:\t0\n"))
     });
     if !attached {
-        return Ok(format!("strace: {}", std::fs::read_to_string(&log)?).into());
+        return Ok(Err(format!("strace: {}", std::fs::read_to_string(&log)?)));
     }
     std::thread::sleep(Duration::from_millis(200));
     client.run(workload, Bounds::count(TRACED_PUTS))?;
@@ -321,19 +328,34 @@ fn traced(
     Command::new("kill").args(["-INT", &strace.id().to_string()]).status()?;
     std::thread::sleep(Duration::from_millis(200));
     drop(strace);
-    let (mut answers, mut unsynced, mut is_synced) = (0, 0, false);
-    for line in std::fs::read_to_string(&file)?.lines() {
-        let is_sync = line.contains("fsync(") || line.contains("fdatasync");
-        if is_sync && line.ends_with("= 0") {
-            is_synced = true;
+    let syncs = Syncs::of(&std::fs::read_to_string(&file)?);
+    ensure!(syncs.answers >= TRACED_PUTS, "strace saw {} answers of {TRACED_PUTS}", syncs.answers);
+    Ok(Ok(syncs.unsynced))
+}
+
+/// What a trace of a server with one writer shows.
+#[derive(Debug, Default, Eq, PartialEq)]
+struct Syncs {
+    answers: u64,
+    /// Answers that went out without a finished sync since the answer before.
+    unsynced: u64,
+}
+
+impl Syncs {
+    fn of(trace: &str) -> Syncs {
+        let (mut syncs, mut is_synced) = (Syncs::default(), false);
+        for line in trace.lines() {
+            let is_sync = line.contains("fsync") || line.contains("fdatasync");
+            if is_sync && line.ends_with("= 0") {
+                is_synced = true;
+            }
+            if line.contains("\"HTTP/1.1 200") {
+                syncs.answers += 1;
+                syncs.unsynced += u64::from(!std::mem::take(&mut is_synced));
+            }
         }
-        if line.contains("\"HTTP/1.1 200") {
-            answers += 1;
-            unsynced += u64::from(!std::mem::take(&mut is_synced));
-        }
+        syncs
     }
-    ensure!(answers >= TRACED_PUTS, "strace saw {answers} answers of {TRACED_PUTS}");
-    Ok(json!(unsynced))
 }
 
 fn range_series(bench: &Bench<'_>, case: &str) -> Result<()> {
@@ -341,19 +363,22 @@ fn range_series(bench: &Bench<'_>, case: &str) -> Result<()> {
     let etcd = bench.etcd("series")?;
     let mut put = OursPut { server: &ours, node: "series".to_owned(), keys: 1 };
     // One writer's node, so one key: every put after the first adds a version to its series.
+    let year = || anyhow::Ok(year_of(std::time::UNIX_EPOCH.elapsed()?.as_secs()));
+    let first = year()?;
     Client::connect(ours.address, 1)?.run(&mut put, Bounds::count(SERIES_VERSIONS))?;
-    let year = 1970 + std::time::UNIX_EPOCH.elapsed()?.as_secs() / 31_556_952;
+    let last = year()?;
     let target = format!(
-        "/_data/bench/series0?k={}&time_series=1&gs={year}&ge={year}&limit={SERIES_ROWS}",
+        "/_data/bench/series0?k={}&time_series=1&gs={first}&ge={last}&limit={SERIES_ROWS}",
         crate::servers::key(0)
     );
     let mut request = Vec::new();
     ours.push(&mut request, "GET", &target, "");
-    let mut read = Same { request, mark: WHO.as_bytes(), rows: SERIES_ROWS };
-    let sample = ours.sample(&mut read)?;
-    let rows: Value = serde_json::from_str(&sample.body)?;
+    let expected = crate::load::ask(ours.address, &request)?.1;
+    let rows: Value = serde_json::from_slice(&expected)?;
     let rows = rows["v"].as_array().map_or(0, Vec::len);
     ensure!(rows == SERIES_ROWS, "ours gave {rows} rows");
+    let mut read = Same { request, expected };
+    let sample = ours.sample(&mut read)?;
     let idle = Idle::start(&bench.folder("series/idle"), &sample)?;
     let mut sides = Sides::default();
     let count = bench.options.connections;
@@ -362,10 +387,10 @@ fn range_series(bench: &Bench<'_>, case: &str) -> Result<()> {
         let mut load = EtcdLoad { address: etcd.address, next: 0 };
         Client::connect(etcd.address, LOADERS)?.run(&mut load, Bounds::count(SERIES_VERSIONS))?;
         let request = etcd_range(etcd.address, "/bench/n5/", "/bench/n50", SERIES_ROWS);
-        let (_, body) = crate::load::ask(etcd.address, &request)?;
-        let rows = body.windows(11).filter(|window| window == b"mod_revisio").count();
+        let (_, expected) = crate::load::ask(etcd.address, &request)?;
+        let rows = expected.windows(11).filter(|window| window == b"mod_revisio").count();
         ensure!(rows == SERIES_ROWS, "etcd gave {rows} rows");
-        etcd_read = Some(Same { request, mark: b"\"kvs\"", rows: SERIES_ROWS });
+        etcd_read = Some(Same { request, expected });
     }
     for nth in 0..=bench.options.rounds {
         if nth == 1 {
@@ -403,7 +428,7 @@ fn memory(bench: &Bench<'_>, case: &str) -> Result<()> {
         // Every node is read once, which loads its view.
         let nodes = keys.div_ceil(NODE_KEYS);
         Client::connect(ours.address, count)?
-            .run(&mut Touch { server: &ours, node: 0 }, Bounds::count(nodes))?;
+            .run(&mut OursGet { server: &ours, keys: Keys::of_nodes() }, Bounds::count(nodes))?;
         let mut sides = Sides::default();
         let mut get = OursGet { server: &ours, keys: Keys::any(keys) };
         let mut etcd_get =
@@ -459,28 +484,9 @@ fn memory(bench: &Bench<'_>, case: &str) -> Result<()> {
     Ok(())
 }
 
-/// Reads the first key of each node in turn.
-struct Touch<'a> {
-    server: &'a Ganglion,
-    node: u64,
-}
-
-impl Workload for Touch<'_> {
-    fn request(&mut self, _connection: usize, _nth: u64, out: &mut Vec<u8>) {
-        let mut get = OursGet { server: self.server, keys: Keys::InTurn(self.node * NODE_KEYS) };
-        self.node += 1;
-        get.request(0, 0, out);
-    }
-
-    fn is_right(&self, body: &[u8]) -> bool {
-        body.ends_with(b"\"s\":\"ok\"}")
-    }
-}
-
-/// Builds the program beside this one.
+/// Builds the program as it is measured; `main` has refused to be anything but a release build.
 fn build_ganglion() -> Result<PathBuf> {
     let own = std::env::current_exe()?;
-    let built = own.parent().context("this program is nowhere")?.join("ganglion");
     let target = own.ancestors().nth(2).context("this program is nowhere")?;
     let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
     let status = Command::new(cargo)
@@ -488,6 +494,63 @@ fn build_ganglion() -> Result<PathBuf> {
         .current_dir(env!("CARGO_MANIFEST_DIR"))
         .env("CARGO_TARGET_DIR", target)
         .status()?;
+    let built = target.join("release/ganglion");
     ensure!(status.success() && built.exists(), "ganglion could not be built");
     Ok(built)
+}
+
+/// The year of a time, by the calendar of UTC.
+fn year_of(unix_s: u64) -> u64 {
+    let mut year = 1970;
+    let mut days = unix_s / 86_400;
+    loop {
+        let is_leap = year % 4 == 0 && year % 100 != 0 || year % 400 == 0;
+        let length = 365 + u64::from(is_leap);
+        if days < length {
+            return year;
+        }
+        days -= length;
+        year += 1;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_year_ends_when_the_calendar_says_so() {
+        for (unix_s, year) in [
+            (0, 1970),
+            (946_684_799, 1999),
+            (946_684_800, 2000),
+            (978_307_199, 2000),
+            (978_307_200, 2001),
+            (1_735_689_599, 2024),
+            (1_735_689_600, 2025),
+            (1_767_225_599, 2025),
+            (1_767_225_600, 2026),
+        ] {
+            assert_eq!(year_of(unix_s), year, "{unix_s}");
+        }
+    }
+
+    #[test]
+    fn an_answer_before_its_sync_is_seen_in_a_trace() -> Result<()> {
+        let answer = r#"7 sendto(9, "HTTP/1.1 200 OK\r\nconten"..., 150, 0, NULL, 0) = 150"#;
+        let trace = |lines: &[&str]| lines.join("\n");
+        let synced = trace(&["7 fdatasync(5) = 0", answer]);
+        assert_eq!(Syncs::of(&synced), Syncs { answers: 1, unsynced: 0 });
+        let resumed =
+            trace(&["8 fdatasync(5 <unfinished ...>", "8 <... fdatasync resumed>) = 0", answer]);
+        assert_eq!(Syncs::of(&resumed), Syncs { answers: 1, unsynced: 0 });
+        let early =
+            trace(&["8 fdatasync(5 <unfinished ...>", answer, "8 <... fdatasync resumed>) = 0"]);
+        assert_eq!(Syncs::of(&early), Syncs { answers: 1, unsynced: 1 });
+        let failed = trace(&["7 fdatasync(5) = -1 EIO (Input/output error)", answer]);
+        assert_eq!(Syncs::of(&failed), Syncs { answers: 1, unsynced: 1 });
+        let twice = trace(&["7 fsync(5) = 0", answer, answer]);
+        assert_eq!(Syncs::of(&twice), Syncs { answers: 2, unsynced: 1 });
+        Ok(())
+    }
 }

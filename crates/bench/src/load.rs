@@ -23,8 +23,8 @@ const REFUSED_MAX: u64 = 1_000;
 pub(crate) trait Workload {
     /// Puts the next request of a connection into `out`; `nth` counts that connection's.
     fn request(&mut self, connection: usize, nth: u64, out: &mut Vec<u8>);
-    /// Whether the body is the answer that was wanted.
-    fn is_right(&self, body: &[u8]) -> bool;
+    /// Whether the body answers the last request of a connection.
+    fn is_right(&self, connection: usize, body: &[u8]) -> bool;
 }
 
 /// When a run ends, whichever comes first.
@@ -145,7 +145,7 @@ impl Client {
                         continue;
                     }
                 };
-                if !workload.is_right(body) {
+                if !workload.is_right(at, body) {
                     let text = String::from_utf8_lossy(&connection.input);
                     bail!("not the answer that was wanted: {:.2000}", text);
                 }
@@ -163,8 +163,8 @@ impl Client {
                 }
             }
         }
-        latencies.sort_unstable();
         let seconds = begun.elapsed().as_secs_f64();
+        latencies.sort_unstable();
         Ok(Done { requests: done, seconds, refused, latencies })
     }
 }

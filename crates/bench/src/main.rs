@@ -2,7 +2,7 @@
 //!
 //! One load generator for all servers, rounds in turn, medians; CPU from process accounting. It
 //! prints one JSON object a line with `--json`, else a table. `docs/measured/kv.md` says how to read
-//! the figures. Not here: who compares them with older ones (`xtask`).
+//! the figures. Not here: who compares them with older ones (`cargo xtask bench kv --baseline FILE`).
 
 mod cases;
 mod engine;
@@ -14,7 +14,7 @@ mod servers;
 
 use std::path::PathBuf;
 
-use anyhow::Result;
+use anyhow::{Result, bail};
 use clap::{Parser, Subcommand};
 
 /// Figures of Ganglion, of its rivals, and of the limit.
@@ -74,6 +74,9 @@ pub(crate) struct Options {
 }
 
 fn main() -> Result<()> {
+    if cfg!(debug_assertions) {
+        bail!("this is a debug build, whose figures mean nothing: use `cargo xtask bench`");
+    }
     match Arguments::parse().verb {
         Verb::Kv(options) => cases::run(&options),
         Verb::Idle { answer, ready } => idle::serve(&answer, &ready),

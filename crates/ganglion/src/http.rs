@@ -193,11 +193,8 @@ impl Connection {
         let address = self.address(&request);
         if !self.shared.turns.arrive(address) {
             let fault = Fault::with(Code::TooManyRequests, "this address makes too many requests");
-            return faulted(
-                &fault,
-                StatusCode::TOO_MANY_REQUESTS,
-                wants_problem(request.headers()),
-            );
+            let status = StatusCode::TOO_MANY_REQUESTS;
+            return faulted(&fault, status, wants_problem(request.headers()));
         }
         if let Some((version, token)) = requests::socket_target(path) {
             return sockets::upgrade(&self.shared, &self.entered, request, version, token, address)

@@ -27,7 +27,7 @@ const COMPANY_TICKS: u32 = 3;
 
 /// Time that a payer may save up and spend at once, in ns: about what the alarm is late by. What it
 /// spends at once is what somebody else may have to wait for.
-const SAVED_NS: u64 = 30_000;
+const SAVED_NS: u64 = 50_000;
 
 /// Longest wait before it is asked again whether there is company still.
 const WAIT_STEP: Duration = Duration::from_millis(100);
@@ -74,9 +74,9 @@ pub(crate) struct Turns {
     now: AtomicU32,
     /// When two payers called in turn, last.
     met: AtomicU32,
-    /// Which account called last.
+    /// Which account called last, and at which tick: its number in the upper half, 0 for nobody.
     last: AtomicU64,
-    next_number: AtomicU64,
+    next_number: AtomicU32,
     /// What a write costs the store's own thread, in ns of its time.
     write_ns: AtomicU64,
     pub(crate) counters: Counters,
@@ -87,7 +87,7 @@ pub(crate) struct Turns {
 #[derive(Debug)]
 struct Account {
     payer: Payer,
-    number: u64,
+    number: u32,
     running: Arc<Semaphore>,
     /// Whoever holds a permit decides, in company, when the next request goes on.
     lane: Arc<Semaphore>,
@@ -144,7 +144,7 @@ impl Turns {
             now: AtomicU32::new(COMPANY_TICKS + 1),
             met: AtomicU32::new(0),
             last: AtomicU64::new(0),
-            next_number: AtomicU64::new(1),
+            next_number: AtomicU32::new(1),
             write_ns: AtomicU64::new(0),
             counters: Counters::default(),
             alarm,
@@ -190,11 +190,15 @@ impl Turns {
 
     /// Notes who calls, and thereby whether others call as well.
     fn meet(&self, account: &Account) {
-        if self.last.load(Ordering::Relaxed) != account.number {
-            let before = self.last.swap(account.number, Ordering::Relaxed);
-            if before != 0 {
-                self.met.store(self.now.load(Ordering::Relaxed), Ordering::Relaxed);
-            }
+        let now = self.now.load(Ordering::Relaxed);
+        let this = u64::from(account.number) << 32 | u64::from(now);
+        if self.last.load(Ordering::Relaxed) == this {
+            return;
+        }
+        let before = self.last.swap(this, Ordering::Relaxed);
+        let (other, tick) = (before >> 32, before as u32);
+        if other != u64::from(account.number) && now.wrapping_sub(tick) <= COMPANY_TICKS {
+            self.met.store(now, Ordering::Relaxed);
         }
     }
 
@@ -343,4 +347,98 @@ fn stranger(address: IpAddr) -> Payer {
         }
         address => address,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use super::*;
+
+    const BOUNDS: Bounds =
+        Bounds { at_once: 4, waiting: 2, workers: 2, share: 0.5, account_rate: 0, address_rate: 0 };
+
+    fn turns(bounds: Bounds) -> Arc<Turns> {
+        Turns::new(bounds, AlarmClock::start().expect("a thread"))
+    }
+
+    fn payer(number: u8) -> Payer {
+        Payer::Address(Ipv4Addr::new(192, 0, 2, number).into())
+    }
+
+    async fn call(spender: &Spender, payer: Payer) {
+        spender.turn(payer, true).await.expect("nothing is refused");
+    }
+
+    #[tokio::test]
+    async fn company_is_two_who_call_within_seconds() {
+        let turns = turns(BOUNDS);
+        let spender = Spender::new(turns.clone());
+        for _ in 0..3 {
+            call(&spender, payer(1)).await;
+            turns.tick();
+            assert!(!turns.is_in_company(), "with oneself");
+        }
+        for _ in 0..=COMPANY_TICKS {
+            turns.tick();
+        }
+        call(&spender, payer(2)).await;
+        assert!(!turns.is_in_company(), "the other one called long ago");
+        call(&spender, payer(1)).await;
+        assert!(turns.is_in_company());
+        for _ in 0..=COMPANY_TICKS {
+            turns.tick();
+            call(&spender, payer(1)).await;
+        }
+        assert!(!turns.is_in_company(), "the other one calls no more");
+    }
+
+    #[tokio::test]
+    async fn who_has_spent_his_share_waits_and_others_do_not() {
+        let turns = turns(BOUNDS);
+        let (loud, quiet) = (Spender::new(turns.clone()), Spender::new(turns.clone()));
+        call(&loud, payer(1)).await;
+        // Half of two workers for 40 ms.
+        loud.charge(Duration::from_millis(40));
+        call(&loud, payer(1)).await;
+        assert_eq!(turns.counters.delayed.load(Ordering::Relaxed), 0, "alone");
+        let begun = Instant::now();
+        call(&quiet, payer(2)).await;
+        assert_eq!(turns.counters.delayed.load(Ordering::Relaxed), 0, "its share is whole");
+        call(&loud, payer(1)).await;
+        assert_eq!(turns.counters.delayed.load(Ordering::Relaxed), 1);
+        assert!(begun.elapsed() >= Duration::from_millis(20), "{:?}", begun.elapsed());
+    }
+
+    /// Those who hang up while they wait leave their places.
+    #[tokio::test]
+    async fn more_than_may_wait_are_refused_and_places_are_given_back() {
+        let turns = turns(Bounds { at_once: 1, ..BOUNDS });
+        let spenders: Vec<_> = (0..4).map(|_| Spender::new(turns.clone())).collect();
+        for _ in 0..3 {
+            let held = spenders[0].turn(payer(1), false).await.expect("the first");
+            let mut waiting: Vec<_> = spenders[1..3]
+                .iter()
+                .map(|spender| Box::pin(spender.turn(payer(1), false)))
+                .collect();
+            let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+            for waiter in &mut waiting {
+                assert!(waiter.as_mut().poll(&mut context).is_pending());
+            }
+            let refused = spenders[3].turn(payer(1), false).await;
+            assert_eq!(refused.err(), Some(Refused::Overloaded));
+            drop((held, waiting));
+        }
+        assert_eq!(turns.counters.overloaded.load(Ordering::Relaxed), 3);
+    }
+
+    #[test]
+    fn a_rate_lets_a_seconds_worth_through_and_then_one_at_a_time() {
+        let due = Due::default();
+        let passed = (0..100).filter(|_| due.take(SECOND_NS, 20)).count();
+        assert_eq!(passed, 20);
+        assert!(!due.take(SECOND_NS + SECOND_NS / 20 - 1, 20));
+        assert!(due.take(SECOND_NS + SECOND_NS / 20, 20));
+        assert!(!due.take(SECOND_NS + SECOND_NS / 20, 20));
+    }
 }

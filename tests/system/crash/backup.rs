@@ -4,9 +4,9 @@ use std::path::Path;
 use std::process::{Command, Output};
 
 use anyhow::{Context, Result, ensure};
+use tests::http::Client;
 use tests::neuron::{self, Neuron};
 
-use super::client::Client;
 use super::feed::Feed;
 use super::seeded;
 use super::writers::{Account, Writers};
@@ -46,6 +46,7 @@ fn copy_and_restore(seed: u64) -> Result<()> {
         let mut feed = Feed::default();
         feed.follow_all(&mut client)?;
         feed.check_told(0, told)?;
+        ensure!(told.unanswered.is_empty(), "nobody was killed: {:?}", told.unanswered);
         original.push(feed);
     }
 

@@ -5,8 +5,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
+use tests::http::Client;
+use tests::ver::Ver;
 
-use super::client::Client;
 use super::writers::{Acknowledged, Told, check};
 
 /// Changes asked for at a time; not a divisor of anything, so that pages end anywhere.
@@ -27,13 +28,6 @@ pub(super) struct Row {
 pub(super) struct Feed {
     /// The change with seq n lies at n - 1.
     pub(super) rows: Vec<Row>,
-}
-
-/// Place of the generation in `_ver_`, and its stamp.
-pub(super) fn split_ver(ver: &str) -> Result<(u64, u64)> {
-    let (generation, stamp) = ver.split_once('-').context("a version has a generation")?;
-    let micros = stamp.get(..14).context("a version has a stamp")?;
-    Ok((generation.parse()?, u64::from_str_radix(micros, 16)?))
 }
 
 impl Feed {
@@ -82,7 +76,7 @@ impl Feed {
     pub(super) fn check_series(&self) -> Result<()> {
         let mut newest: BTreeMap<(&str, &str), (u64, u64)> = BTreeMap::new();
         for row in &self.rows {
-            let (generation, micros) = split_ver(&row.ver)?;
+            let Ver { generation, micros } = Ver::parse(&row.ver)?;
             let before = newest.insert((&row.path, &row.key), (generation, micros));
             let (last, stamp) = before.unwrap_or((0, 0));
             ensure!(generation == last + 1, "after version {last}: {row:?}");
@@ -127,7 +121,7 @@ impl Feed {
             if let Some(base) = &write.based_on {
                 let rival = bases.insert((path, key, base.as_str()), write);
                 ensure!(rival.is_none(), "two writers won {base}: {write:?} and {rival:?}");
-                let follows = split_ver(ver)?.0 == split_ver(base)?.0 + 1;
+                let follows = Ver::parse(ver)?.generation == Ver::parse(base)?.generation + 1;
                 ensure!(follows, "{write:?} does not follow what it is based on");
             }
         }
@@ -197,7 +191,7 @@ impl Feed {
         );
         for (row, expected) in rows.iter().zip(expected) {
             let value = expected.value.clone().unwrap_or(Value::Null);
-            let second = split_ver(&expected.ver)?.1 / 1_000_000;
+            let second = Ver::parse(&expected.ver)?.micros / 1_000_000;
             let is_so = row[0] == second && row[2] == value && row[3] == expected.key;
             ensure!(is_so, "{path}: the series has {row} for {expected:?}");
         }

@@ -6,12 +6,13 @@ use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
 use std::thread;
 
 use anyhow::{Context, Result, bail, ensure};
+use tests::http::{self, Client};
 use tests::neuron::{self, Neuron};
+use tests::random::Random;
 
-use super::client::{self, Client};
 use super::feed::Feed;
 use super::writers::{Account, KEPT_PATH, Writers};
-use super::{Random, number, seeded};
+use super::{number, seeded};
 
 const KILLS: u64 = 5;
 const WRITERS: u64 = 64;
@@ -106,7 +107,7 @@ impl Followers {
                     match feed.follow(&mut client) {
                         Ok(true) => {}
                         Ok(false) => thread::yield_now(),
-                        Err(error) if client::is_cut(&error) => return Ok(feed),
+                        Err(error) if http::is_cut(&error) => return Ok(feed),
                         Err(error) => return Err(error),
                     }
                 }

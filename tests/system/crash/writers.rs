@@ -6,12 +6,11 @@ use std::sync::{Arc, Mutex};
 use std::thread::{self, JoinHandle};
 use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
+use tests::http::{self, Client};
 use tests::neuron::Neuron;
-
-use super::Random;
-use super::client::Client;
+use tests::random::Random;
 
 /// Longest filling of a value, in characters; some values span several pages of the store.
 const PAD_CHARS_MAX: u64 = 3_000;
@@ -98,7 +97,10 @@ impl Writers {
                     match writer.step() {
                         Ok(true) => drop(count.fetch_add(1, SeqCst)),
                         Ok(false) => {}
-                        Err(_) => return,
+                        Err(error) if http::is_cut(&error) => return,
+                        Err(error) => {
+                            return writer.with(|told| told.faults.push(format!("{error:#}")));
+                        }
                     }
                 }
             }));
@@ -113,7 +115,12 @@ impl Writers {
     pub(super) fn wait_for(&self, acknowledged: u64) -> Result<()> {
         while self.count.load(SeqCst) < acknowledged {
             if self.threads.iter().all(JoinHandle::is_finished) {
-                bail!("all writers ended after {} writes", self.count.load(SeqCst));
+                let faults: Vec<String> = self
+                    .told
+                    .iter()
+                    .flat_map(|told| told.lock().unwrap_or_else(|e| e.into_inner()).faults.clone())
+                    .collect();
+                bail!("all writers ended after {} writes: {faults:?}", self.count.load(SeqCst));
             }
             thread::sleep(LOOK_AGAIN);
         }
@@ -163,7 +170,7 @@ struct Writer {
 }
 
 impl Writer {
-    /// One request or two; whether a write was acknowledged.
+    /// One request or two; whether a write was acknowledged. An error that is no cut is a fault.
     fn step(&mut self) -> Result<bool> {
         let path = match self.random.below(4) {
             0 => KEPT_PATH.to_owned(),
@@ -198,7 +205,8 @@ impl Writer {
         };
         let Some(v) = answer.ok() else {
             let conflict = based_on.is_some() && answer.word() == "version_conflict";
-            return if conflict { Ok(false) } else { self.fault(format!("a put: {answer:?}")) };
+            ensure!(conflict, "a put: {answer:?}");
+            return Ok(false);
         };
         let ver = v["_ver_"].as_str().context("a put answers a version")?.to_owned();
         let acknowledged = Acknowledged { path, key, ver: Some(ver), value: Some(value), based_on };
@@ -212,34 +220,33 @@ impl Writer {
             Err(error) => return self.unanswered(path, key, error),
         };
         if answer.ok().is_none() {
-            let gone = answer.word() == "not_found";
-            return if gone { Ok(false) } else { self.fault(format!("a deletion: {answer:?}")) };
+            ensure!(answer.word() == "not_found", "a deletion: {answer:?}");
+            return Ok(false);
         }
         let acknowledged = Acknowledged { path, key, ver: None, value: None, based_on: None };
         self.with(|told| told.acknowledged.push(acknowledged));
         Ok(true)
     }
 
-    /// Reads a key; answers its version.
+    /// Reads a key; answers its version, or `None` where there is no value.
     fn look(&mut self, path: &str, key: &str) -> Result<Option<String>> {
         let answer = self.client.get(&format!("/_data/{path}?k={key}"))?;
-        let Some(v) = answer.ok() else { return Ok(None) };
-        if let Err(error) = check(v) {
-            self.fault(format!("{path} {key}: {error:#}"))?;
-        }
+        let Some(v) = answer.ok() else {
+            ensure!(answer.word() == "not_found", "a read of {path} {key}: {answer:?}");
+            return Ok(None);
+        };
+        check(v).with_context(|| format!("{path} {key}"))?;
         let ver = v["_ver_"].as_str().context("an object shows its version")?.to_owned();
         self.with(|told| told.seen.push((path.to_owned(), key.to_owned(), ver.clone())));
         Ok(Some(ver))
     }
 
+    /// A write whose answer got lost when the neuron went away.
     fn unanswered<T>(&self, path: String, key: String, error: anyhow::Error) -> Result<T> {
-        self.with(|told| told.unanswered.push((path, key)));
+        if http::is_cut(&error) {
+            self.with(|told| told.unanswered.push((path, key)));
+        }
         Err(error)
-    }
-
-    fn fault<T>(&self, text: String) -> Result<T> {
-        self.with(|told| told.faults.push(text.clone()));
-        bail!(text)
     }
 
     fn with(&self, note: impl FnOnce(&mut Told)) {

@@ -10,15 +10,29 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail, ensure};
 use base64::Engine as _;
 use serde_json::{Value, json};
-use tests::curl::Request;
+use tests::curl::{self, Request};
+use tests::http::{self, Connection};
 use tests::neuron::{Neuron, SYS_SECRET};
+use tests::wait::{PATIENCE, until};
 
-use super::{Account, Caller, PATIENCE, connect, join, shared, until, v, word};
+use super::{Account, Caller, connect, join, shared, v, word};
 
 /// Sockets that are opened and say nothing.
 const HALF_OPEN_MAX: u64 = 10_000;
+/// Fewer of them are no attack.
+const HALF_OPEN_MIN: u64 = 1_000;
+/// Files that this process has open beside them.
+const OTHER_FILES: u64 = 500;
 /// How long one client may wait while those are open.
 const SERVED_WITHIN: Duration = Duration::from_secs(5);
+/// A body in chunks, of which a neuron need take no more than its limit.
+const BODY_BYTES: u64 = 64 << 20;
+/// Exit codes of curl when the other side hangs up while it sends.
+const CURL_SEND_ERROR: i32 = 55;
+const CURL_RECV_ERROR: i32 = 56;
+/// Requests a second in tests of that limit.
+const RATE: u64 = 20;
+
 /// Asks with credentials from an attacker's address.
 fn ask(url: &str, credentials: &str, address: &str, path: &str) -> Result<Value> {
     Request::new("GET", format!("{url}{path}"))
@@ -152,9 +166,10 @@ fn no_spelling_of_a_path_leaves_its_place() -> Result<()> {
 
 #[test]
 fn what_is_too_large_is_refused_and_the_neuron_lives_on() -> Result<()> {
-    let neuron = shared()?;
+    // Of its own: what it takes of memory is nobody else's doing.
+    let neuron = Neuron::start()?;
     let top = Account::new(&neuron)?;
-    let rss_before = neuron.rss_kib()?;
+    let peak_before = neuron.peak_rss_kib()?;
     let long_header = format!("x-long: {}", "x".repeat(100_000));
     let answer = top.request("GET", "/_data").header(&long_header).send()?;
     assert!(matches!(answer.status, 400 | 431), "headers: {answer:?}");
@@ -167,19 +182,23 @@ fn what_is_too_large_is_refused_and_the_neuron_lives_on() -> Result<()> {
     let params: String = (0..300).map(|at| format!("p{at}=1&")).collect();
     assert_eq!(word(top.get(&format!("/_data?{params}")))?, "bad_request");
 
-    // 64 MiB in chunks, of which the neuron need take no more than its limit.
     let chunked = format!(
-        "head -c 67108864 /dev/zero | curl --silent --include --max-time 20 -u '{}' -X PUT -T - \
+        "head -c {BODY_BYTES} /dev/zero | curl --silent --include --max-time 20 -u '{}' -X PUT -T - \
          -H 'Expect:' {}/_data/p",
         top.credentials, top.url
     );
-    let printed = Command::new("sh").args(["-c", &chunked]).output()?.stdout;
-    let printed = String::from_utf8_lossy(&printed);
-    assert!(printed.is_empty() || printed.contains(" 413 "), "chunks without end: {printed}");
+    let output = Command::new("sh").args(["-c", &chunked]).output()?;
+    let printed = String::from_utf8_lossy(&output.stdout);
+    // Who goes on sending to a neuron that has hung up may lose what it said, and is told so.
+    match output.status.code() {
+        Some(0) => assert!(printed.contains(" 413 "), "chunks without end: {printed}"),
+        Some(CURL_SEND_ERROR | CURL_RECV_ERROR) => {}
+        code => bail!("curl ended with {code:?}: {output:?}"),
+    }
     assert_eq!(v(top.get("/_data"))?, json!([]));
-    let grown = neuron.rss_kib()?.saturating_sub(rss_before);
-    println!("RSS grew by {grown} KiB");
-    assert!(grown < 64 << 10, "{grown} KiB");
+    let grown = neuron.peak_rss_kib()?.saturating_sub(peak_before);
+    println!("RSS grew by {grown} KiB at most");
+    assert!(grown < BODY_BYTES / 1024 / 2, "{grown} KiB");
     Ok(())
 }
 
@@ -243,7 +262,9 @@ fn thousands_of_half_open_sockets_do_not_keep_others_out() -> Result<()> {
     let neuron = Neuron::start()?;
     let top = Account::new(&neuron)?;
     v(top.put("/_data/p", json!({ "k": "a", "v": 1 })))?;
-    let count = HALF_OPEN_MAX.min(tests::os::raise_file_limit()?.saturating_sub(500));
+    let files = tests::os::raise_file_limit()?;
+    let count = HALF_OPEN_MAX.min(files.saturating_sub(OTHER_FILES));
+    ensure!(count >= HALF_OPEN_MIN, "this process may have {files} files: raise `ulimit -Hn`");
     let address: std::net::SocketAddr = neuron.address("http")?.parse()?;
     let begun = Instant::now();
     let mut open = Vec::new();
@@ -264,6 +285,113 @@ fn thousands_of_half_open_sockets_do_not_keep_others_out() -> Result<()> {
     drop(open);
     assert_eq!(v(top.get("/_data/p?k=a"))?, 1);
     Ok(())
+}
+
+#[test]
+fn an_account_over_its_rate_is_refused_and_others_are_not() -> Result<()> {
+    let rate = RATE.to_string();
+    let neuron = Neuron::start_with(&[("GANGLION_LIMITS__REQUESTS_PER_ACCOUNT", &rate)], &[])?;
+    let (loud, quiet) = (Account::new(&neuron)?, Account::new(&neuron)?);
+    let [of_loud, of_quiet] =
+        [&loud, &quiet].map(|account| [http::request("GET", "/_data", &account.credentials, "")]);
+    let address = neuron.address("http")?;
+    let mut calls = Connection::open_from(&address, "127.0.0.80")?;
+    let mut flood = Flood::begin(&of_loud);
+    flood.until_refused(&mut calls)?;
+    assert_eq!(calls.ask(&of_quiet[0])?.status, 200, "somebody else from the same address");
+    // The account has no more by calling from another place.
+    flood.until_refused(&mut Connection::open_from(&address, "127.0.0.81")?)?;
+    flood.check_metrics(&neuron)?;
+    std::thread::sleep(Duration::from_secs(1));
+    Flood::begin(&of_loud).until_refused(&mut calls)
+}
+
+#[test]
+fn an_address_over_its_rate_is_refused_whoever_calls_from_it() -> Result<()> {
+    let rate = RATE.to_string();
+    let neuron = Neuron::start_with(&[("GANGLION_LIMITS__REQUESTS_PER_ADDRESS", &rate)], &[])?;
+    let (one, other) = (Account::new(&neuron)?, Account::new(&neuron)?);
+    let callers = [
+        http::request("GET", "/_data", &one.credentials, ""),
+        http::request("GET", "/_data", &other.credentials, ""),
+        http::request("GET", "/_data", "", ""),
+        http::request("GET", "/livez", "", ""),
+    ];
+    let address = neuron.address("http")?;
+    let mut calls = Connection::open_from(&address, "127.0.0.82")?;
+    let mut flood = Flood::begin(&callers);
+    flood.until_refused(&mut calls)?;
+    let elsewhere = Connection::open_from(&address, "127.0.0.83")?.ask(&callers[0])?;
+    assert_eq!(elsewhere.status, 200, "the account itself is not over a rate");
+    // The address has no more by calling on another connection.
+    flood.until_refused(&mut Connection::open_from(&address, "127.0.0.82")?)?;
+    flood.check_metrics(&neuron)?;
+    std::thread::sleep(Duration::from_secs(1));
+    Flood::begin(&callers).until_refused(&mut calls)
+}
+
+#[test]
+fn a_rate_of_0_is_none() -> Result<()> {
+    let none = ["GANGLION_LIMITS__REQUESTS_PER_ACCOUNT", "GANGLION_LIMITS__REQUESTS_PER_ADDRESS"]
+        .map(|name| (name, "0"));
+    let neuron = Neuron::start_with(&none, &[])?;
+    let top = Account::new(&neuron)?;
+    let request = http::request("GET", "/_data", &top.credentials, "");
+    let mut calls = Connection::open(&neuron.address("http")?)?;
+    for _ in 0..50 * RATE {
+        assert_eq!(calls.ask(&request)?.status, 200);
+    }
+    let metrics = curl::run(&[&format!("http://{}/metrics", neuron.address("admin")?)])?;
+    assert!(metrics.contains("\nganglion_http_over_rate_total 0\n"), "{metrics}");
+    Ok(())
+}
+
+/// Requests in turn of whoever shares one rate.
+struct Flood<'a> {
+    requests: &'a [String],
+    begun: Instant,
+    allowed: u64,
+    refused: u64,
+}
+
+impl Flood<'_> {
+    fn begin(requests: &[String]) -> Flood<'_> {
+        Flood { requests, begun: Instant::now(), allowed: 0, refused: 0 }
+    }
+
+    /// Asks until it is refused, which has to be in time: a second's worth is there at the
+    /// beginning, and a request more comes with each part of a second since.
+    fn until_refused(&mut self, connection: &mut Connection) -> Result<()> {
+        let refused = loop {
+            ensure!(self.begun.elapsed() < PATIENCE, "never refused, {} allowed", self.allowed);
+            let at = (self.allowed % self.requests.len() as u64) as usize;
+            let answer = connection.ask(&self.requests[at])?;
+            if answer.status == 429 {
+                break answer;
+            }
+            ensure!(answer.status == 200, "{answer:?}");
+            self.allowed += 1;
+        };
+        self.refused += 1;
+        let allowed = self.allowed;
+        let most = RATE + (self.begun.elapsed().as_secs_f64() * RATE as f64) as u64 + 1;
+        ensure!(
+            (RATE..=most).contains(&allowed),
+            "{allowed} allowed: at least {RATE}, at most {most}"
+        );
+        ensure!(refused.json()?["v"] == "too_many_requests", "{refused:?}");
+        let wait: u64 = refused.header("retry-after").context("Retry-After")?.parse()?;
+        ensure!((1..=60).contains(&wait), "{wait} s");
+        Ok(())
+    }
+
+    /// What was refused is counted, and nothing else is.
+    fn check_metrics(&self, neuron: &Neuron) -> Result<()> {
+        let metrics = curl::run(&[&format!("http://{}/metrics", neuron.address("admin")?)])?;
+        let counted = format!("\nganglion_http_over_rate_total {}\n", self.refused);
+        ensure!(metrics.contains(&counted), "not {counted:?}: {metrics}");
+        Ok(())
+    }
 }
 
 #[test]

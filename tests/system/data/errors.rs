@@ -6,10 +6,12 @@ use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
-use tests::curl::{Request, Response};
+use tests::curl::Request;
+use tests::http::Response;
 use tests::neuron::Neuron;
+use tests::wait::until;
 
-use super::{Account, Caller, shared, until, v};
+use super::{Account, Caller, shared, v};
 
 const CATALOGUE: &str = include_str!("../../../crates/wire/errors.toml");
 const PROBLEM: &str = "application/problem+json";

@@ -9,6 +9,7 @@ use std::collections::BTreeMap;
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use serde_json::Value;
+use tests::ver::Ver;
 
 /// Texts that patterns have remembered, by name.
 pub(crate) type Found = BTreeMap<String, String>;
@@ -95,9 +96,7 @@ fn stands_for(name: &str, seen: &Value, found: &mut Found) -> bool {
         "any" => true,
         "count" => seen.as_u64().is_some_and(|count| count > 0),
         "time" => seen.as_u64().is_some_and(|time| now_s().abs_diff(time) < DAY_S),
-        "ver" => text.split_once('-').is_some_and(|(count, stamp)| {
-            count.parse::<u64>().is_ok() && stamp.bytes().all(|byte| byte.is_ascii_hexdigit())
-        }),
+        "ver" => Ver::parse(text).is_ok(),
         // Clients put it into a URL as it is.
         "token" => {
             text.len() >= 40

@@ -6,10 +6,13 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
 use tests::curl::Request;
+use tests::http::{self, Connection};
 use tests::neuron::Neuron;
 use tests::socket::Client;
+use tests::ver::Ver;
+use tests::wait::until;
 
-use super::{Account, Caller, connect, join, shared, until, v, word};
+use super::{Account, Caller, connect, join, shared, v, word};
 
 fn account() -> Result<Account> {
     Account::new(&*shared()?)
@@ -1086,7 +1089,19 @@ fn a_read_can_wait_for_a_version() -> Result<()> {
     let top = account()?;
     let stored = v(top.put("/_data/p", json!({ "k": "a", "v": { "n": 1 } })))?;
     let ver = stored["_ver_"].as_str().context("a version")?;
-    assert_eq!(v(top.get(&format!("/_data/p?k=a&at={ver}")))?, stored);
+    let at_once = v(top.get(&format!("/_data/p?k=a&at={ver}")))?;
+    assert_eq!(at_once, stored, "what is there is not waited for");
+
+    let address = shared()?.address("http")?;
+    let next = Ver::parse(ver)?.generation + 1;
+    let target = format!("/_data/p?k=a&at={next}-{}", &ver[ver.len() - 22..]);
+    let mut waiter = Connection::open(&address)?;
+    waiter.send(&http::request("GET", &target, &top.credentials, ""))?;
+    // Asked later and answered: whoever did not wait would have been answered too.
+    assert_eq!(v(top.get("/_data/p?k=a"))?["n"], 1);
+    assert!(!waiter.has_answer()?, "a read waits for a version that is not there yet");
+    let written = v(top.put("/_data/p", json!({ "k": "a", "v": { "n": 2 } })))?;
+    assert_eq!(v(waiter.answer()?.json())?, written, "it sees what it waited for");
     assert_eq!(word(top.get("/_data/p?k=a&at=nonsense"))?, "bad_request");
     Ok(())
 }

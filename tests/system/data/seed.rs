@@ -11,9 +11,10 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Value, json};
 use tests::neuron::{Neuron, SYS_SECRET, program};
 use tests::socket::Client;
+use tests::wait::until;
 
 use super::pattern::{Found, compare};
-use super::{Caller, join, until, v};
+use super::{Caller, join, v};
 use lines::STEPS;
 
 /// One step of the document.

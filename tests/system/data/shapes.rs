@@ -10,6 +10,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use anyhow::{Context, Result};
 use serde_json::value::RawValue;
 use serde_json::{Value, json};
+use tests::random::Random;
 
 use super::{Account, Caller, shared, v, word};
 
@@ -254,7 +255,7 @@ fn random_values_come_back_as_they_were_put() -> Result<()> {
     };
     println!("GANGLION_SEED={seed}");
     let top = Account::new(&*shared()?)?;
-    let mut random = Random(seed);
+    let mut random = Values(Random::new(seed, 0));
     for _ in 0..RANDOM_VALUES {
         let mut value = String::new();
         random.push_value(&mut value, RANDOM_DEPTH);
@@ -265,19 +266,12 @@ fn random_values_come_back_as_they_were_put() -> Result<()> {
     Ok(())
 }
 
-/// SplitMix64: a sequence that its seed determines.
-struct Random(u64);
+/// Values that a seed determines.
+struct Values(Random);
 
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mixed = (self.0 ^ (self.0 >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        let mixed = (mixed ^ (mixed >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        mixed ^ (mixed >> 31)
-    }
-
+impl Values {
     fn below(&mut self, bound: usize) -> usize {
-        usize::try_from(self.next() % bound as u64).unwrap_or(0)
+        self.0.below(bound as u64) as usize
     }
 
     fn push_value(&mut self, out: &mut String, depth: usize) {
@@ -308,7 +302,7 @@ impl Random {
         &mut self,
         out: &mut String,
         [open, close]: [char; 2],
-        mut push_one: impl FnMut(&mut Random, &mut String),
+        mut push_one: impl FnMut(&mut Values, &mut String),
     ) {
         out.push(open);
         for at in 0..self.below(6) {
@@ -327,7 +321,7 @@ impl Random {
         match self.below(3) {
             0 => out.push('0'),
             _ => {
-                out.push(char::from(b'1' + (self.next() % 9) as u8));
+                out.push(char::from(b'1' + self.0.below(9) as u8));
                 self.push_digits(out, 30);
             }
         }
@@ -344,7 +338,7 @@ impl Random {
 
     fn push_digits(&mut self, out: &mut String, most: usize) {
         for _ in 0..self.below(most) {
-            out.push(char::from(b'0' + (self.next() % 10) as u8));
+            out.push(char::from(b'0' + self.0.below(10) as u8));
         }
     }
 
@@ -355,10 +349,11 @@ impl Random {
                 0 => out.push_str(
                     ["\\\"", "\\\\", "\\/", "\\n", "\\u0000", "\\ud83d\\ude00"][self.below(6)],
                 ),
-                1 => out.push(char::from_u32(0xa1 + (self.next() % 0x500) as u32).unwrap_or('ż')),
-                2 => out
-                    .push(char::from_u32(0x1_f300 + (self.next() % 0x200) as u32).unwrap_or('😀')),
-                _ => out.push(char::from(b'a' + (self.next() % 26) as u8)),
+                1 => out.push(char::from_u32(0xa1 + self.0.below(0x500) as u32).unwrap_or('ż')),
+                2 => {
+                    out.push(char::from_u32(0x1_f300 + self.0.below(0x200) as u32).unwrap_or('😀'))
+                }
+                _ => out.push(char::from(b'a' + self.0.below(26) as u8)),
             }
         }
         out.push('"');
