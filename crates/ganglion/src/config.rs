@@ -123,6 +123,9 @@ sections! {
         connections_per_address: usize = 20_000,
         /// Bytes of a request's body.
         body: Size = Size(1 << 20),
+        /// Bytes of the bodies of all requests under way; of one address a quarter. More are refused
+        /// as overloaded.
+        bodies: Size = Size(256 << 20),
         /// Bytes of a request's line and headers.
         headers: Size = Size(32 << 10),
         /// How long a client may take to send a request's headers.
@@ -256,6 +259,9 @@ impl Config {
             if is_zero {
                 bail!("{name} cannot be zero");
             }
+        }
+        if limits.bodies.0 / 4 < limits.body.0 {
+            bail!("limits.bodies must hold four bodies of limits.body bytes");
         }
         if !(limits.share > 0.0 && limits.share <= 1.0) {
             bail!("limits.share is above 0 and at most 1, not {}", limits.share);

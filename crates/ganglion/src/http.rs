@@ -8,10 +8,10 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::task::Poll;
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use http::header::{self, HeaderName, HeaderValue};
 use http::{Method, StatusCode};
-use http_body_util::{BodyExt, Full, LengthLimitError, Limited};
+use http_body_util::{BodyExt as _, Full};
 use hyper::body::{self, Body as _};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -30,7 +30,7 @@ use crate::metrics;
 use crate::pace::{Pace, Paced};
 use crate::pages::Pages;
 use crate::sockets::{self, SocketTable};
-use crate::turns::{Spender, Turns};
+use crate::turns::{BodyBytes, Spender, Turns};
 
 type HttpResponse = hyper::Response<Full<Bytes>>;
 
@@ -205,7 +205,8 @@ impl Connection {
 
     /// Health and pages, which nobody in particular asks for.
     async fn other(&self, parts: &http::request::Parts, address: IpAddr) -> HttpResponse {
-        let Ok(_turn) = self.spender.turn(Payer::Address(address), true).await else {
+        let ticket = self.spender.ticket();
+        let Ok(_turn) = ticket.turn(Payer::Address(address), true).await else {
             return plain(StatusCode::SERVICE_UNAVAILABLE, "too many requests are under way\n");
         };
         if let Some(response) = self.health(&parts.method, parts.uri.path()).await {
@@ -225,8 +226,8 @@ impl Connection {
         address: IpAddr,
     ) -> HttpResponse {
         let (parts, body) = request.into_parts();
-        let body = match self.read_body(body).await {
-            Ok(body) => body,
+        let (body, counted) = match self.read_body(body, address).await {
+            Ok(read) => read,
             Err(fault) => {
                 self.shared.counters.refused_body.fetch_add(1, Ordering::Relaxed);
                 let status =
@@ -240,6 +241,7 @@ impl Connection {
         let connection = self.clone();
         let work = async move {
             let _busy = connection.shared.lifecycle.busy();
+            let _counted = counted;
             connection.spender.metered(connection.answer(&parts, &body, address)).await
         };
         tokio::spawn(work).await.unwrap_or_else(|error| {
@@ -288,7 +290,9 @@ impl Connection {
             *wanted = wanted.or(value.to_str().ok());
         }
         request.authority = host.unwrap_or(request.authority);
-        let Some(response) = self.shared.neuron.request(&request, &self.spender).await else {
+        let ticket = self.spender.ticket();
+        let work = self.shared.neuron.request(&request, &ticket);
+        let Some(response) = ticket.carry_out(work).await else {
             return self.other(parts, address).await;
         };
         let reply = self.reply(response, &parts.method);
@@ -344,9 +348,14 @@ impl Connection {
         reply
     }
 
-    async fn read_body(&self, body: body::Incoming) -> Result<Bytes, Fault> {
+    /// Reads a body, with the count of its bytes, which is to live as long.
+    async fn read_body(
+        &self,
+        mut body: body::Incoming,
+        address: IpAddr,
+    ) -> Result<(Bytes, Option<BodyBytes>), Fault> {
         if body.is_end_stream() {
-            return Ok(Bytes::new());
+            return Ok((Bytes::new(), None));
         }
         let limits = &self.shared.config.limits;
         let too_large =
@@ -354,13 +363,34 @@ impl Connection {
         if body.size_hint().lower() > limits.body.0 as u64 {
             return Err(too_large());
         }
-        let reading = Limited::new(body, limits.body.0).collect();
-        match tokio::time::timeout(limits.body_time.0, reading).await {
-            Ok(Ok(collected)) => Ok(collected.to_bytes()),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => Err(too_large()),
-            Ok(Err(error)) => {
-                Err(Fault::with(Code::BadRequest, format!("the body ended early: {error}")))
+        let mut counted = self.shared.turns.body(address);
+        let reading = async {
+            let mut first = Bytes::new();
+            let mut all = BytesMut::new();
+            while let Some(frame) = body.frame().await {
+                let frame = frame.map_err(|error| {
+                    Fault::with(Code::BadRequest, format!("the body ended early: {error}"))
+                })?;
+                let Ok(data) = frame.into_data() else { continue };
+                if first.len() + all.len() + data.len() > limits.body.0 {
+                    return Err(too_large());
+                }
+                if !counted.grow(data.len()) {
+                    let why = "too many bytes are being received, of this address or of all";
+                    return Err(Fault::with(Code::Overloaded, why));
+                }
+                // Most bodies come in one piece, which is not copied.
+                if first.is_empty() && all.is_empty() {
+                    first = data;
+                } else {
+                    all.extend_from_slice(&std::mem::take(&mut first));
+                    all.extend_from_slice(&data);
+                }
             }
+            Ok(if all.is_empty() { first } else { all.freeze() })
+        };
+        match tokio::time::timeout(limits.body_time.0, reading).await {
+            Ok(read) => Ok((read?, Some(counted))),
             Err(_) => Err(Fault::with(Code::BadRequest, "the body took too long to arrive")),
         }
     }

@@ -169,8 +169,10 @@ async fn serve(stream: TcpStream, entered: Entered, kind: Kind, shared: Arc<Shar
         Kind::Https(tls) => {
             let spender = &connection.spender;
             let handshake = async {
-                // A handshake is dear, and nobody in particular asks for it.
-                spender.turn(Payer::Address(peer), true).await.map_err(|_| "overloaded")?;
+                // A handshake is dear, and nobody in particular asks for it: it waits for the share of
+                // its address, and holds nothing while it lasts.
+                let turn = spender.ticket().turn(Payer::Address(peer), false).await;
+                drop(turn.map_err(|_| "overloaded")?);
                 tls.acceptor().accept(stream).await.map_err(|error| error.to_string())
             };
             match tokio::time::timeout(HANDSHAKE_TIME, spender.metered(handshake)).await {

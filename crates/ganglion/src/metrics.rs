@@ -37,6 +37,11 @@ pub(crate) fn render(shared: &Shared) -> String {
         load(&turns.delayed),
     );
     out.gauge(
+        "http_body_bytes",
+        "Bytes of the bodies of requests under way.",
+        shared.turns.body_bytes(),
+    );
+    out.gauge(
         "http_requests_under_way",
         "Requests that are being answered.",
         shared.lifecycle.busy_count(),

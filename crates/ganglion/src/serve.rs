@@ -38,6 +38,8 @@ const CLUSTER_KEY_FILE: &str = "cluster.key";
 const ADMIN_CONNECTIONS: usize = 256;
 /// How often the store's failures and its disk are looked at.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
+/// How long the last statistics and the closing of the store may take.
+const FINISH_TIME: Duration = Duration::from_secs(10);
 /// How often views age.
 const TICK: Duration = Duration::from_secs(1);
 /// Writes over which their cost to the store's thread is taken.
@@ -100,12 +102,17 @@ pub(crate) async fn serve(start: Start) -> Result<()> {
     tracing::info!("stopping");
     stop(&shared, config.stop.deadline.0).await;
     jobs.shutdown().await;
-    // A flush that is under way ends by itself, and the last one follows it.
-    let _ = flushing.await;
-    if let Err(error) = shared.neuron.flush().await {
-        tracing::warn!(%error, "the last statistics were not written");
+    let finish = async {
+        // A flush that is under way ends by itself, and the last one follows it.
+        let _ = flushing.await;
+        if let Err(error) = shared.neuron.flush().await {
+            tracing::warn!(%error, "the last statistics were not written");
+        }
+        store.close().await;
+    };
+    if tokio::time::timeout(FINISH_TIME, finish).await.is_err() {
+        tracing::warn!("the store did not close in time; nothing acknowledged is lost by that");
     }
-    store.close().await;
     Ok(())
 }
 
@@ -165,6 +172,7 @@ pub(crate) fn assemble(
         waiting: limits.requests_waiting,
         workers: workers(),
         share: limits.share,
+        bodies: limits.bodies.0,
         account_rate: limits.requests_per_account,
         address_rate: limits.requests_per_address,
     };

@@ -25,6 +25,13 @@ const PAYERS_MAX: usize = 10_000;
 /// Ticks for which payers count as in company after two of them have called in turn.
 const COMPANY_TICKS: u32 = 3;
 
+/// Calls within a tick from which on somebody who is no account counts as company: probes of health
+/// and a mistyped password do not.
+const STRANGER_CALLS: u64 = 50;
+
+/// Part of all bodies' bytes that those of one address may take: one in so many.
+const BODIES_OF_ADDRESS: usize = 4;
+
 /// Time that a payer may save up and spend at once, in ns: about what the alarm is late by. What it
 /// spends at once is what somebody else may have to wait for.
 const SAVED_NS: u64 = 50_000;
@@ -45,6 +52,8 @@ pub(crate) struct Bounds {
     pub(crate) workers: usize,
     /// Part of their time that one payer may take in company, above 0 and up to 1.
     pub(crate) share: f64,
+    /// Bytes of all requests' bodies.
+    pub(crate) bodies: usize,
     /// Requests of one account in a second; 0 for no bound.
     pub(crate) account_rate: u32,
     /// Requests of one address in a second, whoever makes them; 0 for no bound.
@@ -77,6 +86,8 @@ pub(crate) struct Turns {
     /// Which account called last, and at which tick: its number in the upper half, 0 for nobody.
     last: AtomicU64,
     next_number: AtomicU32,
+    /// Bytes of the bodies of requests under way.
+    bodies: AtomicUsize,
     /// What a write costs the store's own thread, in ns of its time.
     write_ns: AtomicU64,
     pub(crate) counters: Counters,
@@ -89,9 +100,15 @@ struct Account {
     payer: Payer,
     number: u32,
     running: Arc<Semaphore>,
-    /// Whoever holds a permit decides, in company, when the next request goes on.
+    /// Held by reads that run in company; one that waits for the store gives its place up.
     lane: Arc<Semaphore>,
+    /// Held by the write that waits for its payer's share, in front of all others.
+    gate: Arc<Semaphore>,
     waiting: AtomicUsize,
+    /// A tick in the upper half, and in the lower how often it has called in it.
+    calls: AtomicU64,
+    /// Bytes of its requests' bodies.
+    bodies: AtomicUsize,
     /// When its share of the workers' time allows the next request.
     share: Due,
     /// When its rate does.
@@ -145,6 +162,7 @@ impl Turns {
             met: AtomicU32::new(0),
             last: AtomicU64::new(0),
             next_number: AtomicU32::new(1),
+            bodies: AtomicUsize::new(0),
             write_ns: AtomicU64::new(0),
             counters: Counters::default(),
             alarm,
@@ -154,6 +172,16 @@ impl Turns {
     /// Tells that a second or so has passed.
     pub(crate) fn tick(&self) {
         self.now.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Begins to count the bytes of a body that an address sends.
+    pub(crate) fn body(self: &Arc<Self>, address: IpAddr) -> BodyBytes {
+        BodyBytes { turns: self.clone(), of: self.account(stranger(address)), bytes: 0 }
+    }
+
+    /// Bytes of the bodies of requests under way.
+    pub(crate) fn body_bytes(&self) -> usize {
+        self.bodies.load(Ordering::Relaxed)
     }
 
     /// Says what writes have cost of late beside the polls of their connections.
@@ -191,6 +219,10 @@ impl Turns {
     /// Notes who calls, and thereby whether others call as well.
     fn meet(&self, account: &Account) {
         let now = self.now.load(Ordering::Relaxed);
+        let is_stranger = matches!(account.payer, Payer::Address(_));
+        if is_stranger && account.call(now) < STRANGER_CALLS {
+            return;
+        }
         let this = u64::from(account.number) << 32 | u64::from(now);
         if self.last.load(Ordering::Relaxed) == this {
             return;
@@ -215,6 +247,9 @@ impl Turns {
             number: self.next_number.fetch_add(1, Ordering::Relaxed),
             running: Arc::new(Semaphore::new(self.bounds.at_once)),
             lane: Arc::new(Semaphore::new(self.reads_in_company)),
+            gate: Arc::new(Semaphore::new(1)),
+            calls: AtomicU64::new(0),
+            bodies: AtomicUsize::new(0),
             waiting: AtomicUsize::new(0),
             share: Due::default(),
             rate: Due::default(),
@@ -226,19 +261,50 @@ impl Turns {
     fn is_owed(&self, account: &Account) -> bool {
         let now = self.now_ns();
         account.running.available_permits() < self.bounds.at_once
+            || account.bodies.load(Ordering::Relaxed) > 0
             || !account.share.wait(now).is_zero()
             || !account.rate.wait(now).is_zero()
     }
 }
 
-/// What a request holds while it is carried out.
+/// Bytes of a request's body, counted until this is dropped.
 #[derive(Debug)]
-pub(crate) struct Turn {
-    _running: OwnedSemaphorePermit,
-    _lane: Option<OwnedSemaphorePermit>,
+pub(crate) struct BodyBytes {
+    turns: Arc<Turns>,
+    of: Arc<Account>,
+    bytes: usize,
+}
+
+impl BodyBytes {
+    /// Counts more bytes; `false` when there is no room for them.
+    pub(crate) fn grow(&mut self, more: usize) -> bool {
+        let max = self.turns.bounds.bodies;
+        self.bytes += more;
+        let of_address = self.of.bodies.fetch_add(more, Ordering::Relaxed) + more;
+        let of_all = self.turns.bodies.fetch_add(more, Ordering::Relaxed) + more;
+        of_address <= max / BODIES_OF_ADDRESS && of_all <= max
+    }
+}
+
+impl Drop for BodyBytes {
+    fn drop(&mut self) {
+        self.of.bodies.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.turns.bodies.fetch_sub(self.bytes, Ordering::Relaxed);
+    }
 }
 
 impl Account {
+    /// Counts a call at a tick; how many there were in it before.
+    fn call(&self, now: u32) -> u64 {
+        let next = |calls: u64| {
+            let is_same = calls >> 32 == u64::from(now);
+            Some(if is_same { calls + 1 } else { u64::from(now) << 32 | 1 })
+        };
+        let before = self.calls.fetch_update(Ordering::Relaxed, Ordering::Relaxed, next);
+        let before = before.unwrap_or_else(|calls| calls);
+        if before >> 32 == u64::from(now) { before & u64::from(u32::MAX) } else { 0 }
+    }
+
     async fn permit(
         &self,
         semaphore: &Arc<Semaphore>,
@@ -299,15 +365,43 @@ impl Spender {
     }
 }
 
-impl Admission for Spender {
-    type Turn = Turn;
+/// One request of a connection, and the place that its read has in its payer's lane.
+#[derive(Debug)]
+pub(crate) struct Ticket<'a> {
+    spender: &'a Spender,
+    lane: Mutex<Option<OwnedSemaphorePermit>>,
+}
 
-    async fn turn(&self, payer: Payer, is_read: bool) -> Result<Turn, Refused> {
-        let turns = &self.turns;
+impl Spender {
+    /// For one request.
+    pub(crate) fn ticket(&self) -> Ticket<'_> {
+        Ticket { spender: self, lane: Mutex::new(None) }
+    }
+}
+
+impl Ticket<'_> {
+    /// Carries out the request. When it has to wait, for the store say, it leaves the lane to others.
+    pub(crate) async fn carry_out<T>(&self, work: impl Future<Output = T>) -> T {
+        let mut work = std::pin::pin!(work);
+        std::future::poll_fn(|context| {
+            let polled = work.as_mut().poll(context);
+            self.lane.lock().unwrap_or_else(PoisonError::into_inner).take();
+            polled
+        })
+        .await
+    }
+}
+
+impl Admission for Ticket<'_> {
+    /// One of those that its payer may have at once.
+    type Turn = OwnedSemaphorePermit;
+
+    async fn turn(&self, payer: Payer, is_read: bool) -> Result<OwnedSemaphorePermit, Refused> {
+        let turns = &self.spender.turns;
         let Bounds { waiting, account_rate, .. } = turns.bounds;
         let is_account = matches!(payer, Payer::Account(_));
-        let account =
-            self.account(if let Payer::Address(at) = payer { stranger(at) } else { payer });
+        let payer = if let Payer::Address(address) = payer { stranger(address) } else { payer };
+        let account = self.spender.account(payer);
         if is_account && account_rate != 0 && !account.rate.take(turns.now_ns(), account_rate) {
             turns.counters.over_rate.fetch_add(1, Ordering::Relaxed);
             return Err(Refused::OverRate(account_rate));
@@ -319,9 +413,10 @@ impl Admission for Spender {
         turns.meet(&account);
         let running = account.permit(&account.running, waiting).await.map_err(refused)?;
         if !turns.is_in_company() {
-            return Ok(Turn { _running: running, _lane: None });
+            return Ok(running);
         }
-        let lane = account.permit(&account.lane, waiting).await.map_err(refused)?;
+        let in_front = if is_read { &account.lane } else { &account.gate };
+        let in_front = account.permit(in_front, waiting).await.map_err(refused)?;
         let mut wait = account.share.wait(turns.now_ns());
         if !wait.is_zero() {
             turns.counters.delayed.fetch_add(1, Ordering::Relaxed);
@@ -330,11 +425,13 @@ impl Admission for Spender {
             turns.alarm.sleep_until(Instant::now() + wait.min(WAIT_STEP)).await;
             wait = account.share.wait(turns.now_ns());
         }
-        if !is_read {
+        if is_read {
+            *self.lane.lock().unwrap_or_else(PoisonError::into_inner) = Some(in_front);
+        } else {
             let cost = Duration::from_nanos(turns.write_ns.load(Ordering::Relaxed));
             turns.charge(&account, cost);
         }
-        Ok(Turn { _running: running, _lane: is_read.then_some(lane) })
+        Ok(running)
     }
 }
 
@@ -355,19 +452,29 @@ mod tests {
 
     use super::*;
 
-    const BOUNDS: Bounds =
-        Bounds { at_once: 4, waiting: 2, workers: 2, share: 0.5, account_rate: 0, address_rate: 0 };
+    const BOUNDS: Bounds = Bounds {
+        at_once: 4,
+        waiting: 2,
+        workers: 2,
+        share: 0.5,
+        bodies: 100,
+        account_rate: 0,
+        address_rate: 0,
+    };
 
     fn turns(bounds: Bounds) -> Arc<Turns> {
         Turns::new(bounds, AlarmClock::start().expect("a thread"))
     }
 
+    const ADDRESS: IpAddr = IpAddr::V4(Ipv4Addr::new(192, 0, 2, 1));
+
     fn payer(number: u8) -> Payer {
-        Payer::Address(Ipv4Addr::new(192, 0, 2, number).into())
+        Payer::Account(kv4::Bucket::from_stored(&format!("account {number}")))
     }
 
     async fn call(spender: &Spender, payer: Payer) {
-        spender.turn(payer, true).await.expect("nothing is refused");
+        let turn = spender.ticket().turn(payer, true).await;
+        drop(turn.expect("nothing is refused"));
     }
 
     #[tokio::test]
@@ -414,22 +521,78 @@ mod tests {
     #[tokio::test]
     async fn more_than_may_wait_are_refused_and_places_are_given_back() {
         let turns = turns(Bounds { at_once: 1, ..BOUNDS });
-        let spenders: Vec<_> = (0..4).map(|_| Spender::new(turns.clone())).collect();
+        let spender = Spender::new(turns.clone());
+        let tickets: Vec<_> = (0..4).map(|_| spender.ticket()).collect();
         for _ in 0..3 {
-            let held = spenders[0].turn(payer(1), false).await.expect("the first");
-            let mut waiting: Vec<_> = spenders[1..3]
-                .iter()
-                .map(|spender| Box::pin(spender.turn(payer(1), false)))
-                .collect();
+            let held = tickets[0].turn(payer(1), false).await.expect("the first");
+            let waiting = tickets[1..3].iter().map(|ticket| ticket.turn(payer(1), false));
+            let mut waiting: Vec<_> = waiting.map(Box::pin).collect();
             let mut context = std::task::Context::from_waker(std::task::Waker::noop());
             for waiter in &mut waiting {
                 assert!(waiter.as_mut().poll(&mut context).is_pending());
             }
-            let refused = spenders[3].turn(payer(1), false).await;
+            let refused = tickets[3].turn(payer(1), false).await;
             assert_eq!(refused.err(), Some(Refused::Overloaded));
             drop((held, waiting));
         }
         assert_eq!(turns.counters.overloaded.load(Ordering::Relaxed), 3);
+    }
+
+    #[tokio::test]
+    async fn a_read_that_waits_for_something_else_leaves_the_lane() {
+        let turns = turns(BOUNDS);
+        let (one, other) = (Spender::new(turns.clone()), Spender::new(turns.clone()));
+        call(&one, payer(2)).await;
+        call(&one, payer(1)).await;
+        assert!(turns.is_in_company());
+        let ticket = one.ticket();
+        let (arrive, arrived) = tokio::sync::oneshot::channel::<()>();
+        let reading = ticket.carry_out(async {
+            let _turn = ticket.turn(payer(1), true).await.expect("nothing is refused");
+            arrived.await
+        });
+        let mut reading = Box::pin(reading);
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        assert!(reading.as_mut().poll(&mut context).is_pending());
+        // With two workers the lane has one place.
+        call(&other, payer(1)).await;
+        arrive.send(()).expect("it is awaited");
+        reading.await.expect("it was sent");
+    }
+
+    #[tokio::test]
+    async fn probes_and_a_mistyped_password_are_no_company() {
+        let turns = turns(BOUNDS);
+        let spender = Spender::new(turns.clone());
+        for _ in 0..STRANGER_CALLS {
+            call(&spender, payer(1)).await;
+            call(&spender, Payer::Address(ADDRESS)).await;
+            assert!(!turns.is_in_company());
+        }
+        call(&spender, Payer::Address(ADDRESS)).await;
+        assert!(turns.is_in_company(), "that is more than probes");
+    }
+
+    #[tokio::test]
+    async fn bodies_have_room_of_one_address_and_of_all() {
+        let turns = turns(BOUNDS);
+        let [a, b] = [1, 2].map(|last| IpAddr::from(Ipv4Addr::new(192, 0, 2, last)));
+        let mut first = turns.body(a);
+        assert!(first.grow(20) && first.grow(5));
+        let mut second = turns.body(a);
+        assert!(!second.grow(1), "a quarter is one address's");
+        assert!(turns.body(b).grow(25));
+        drop((first, second));
+        assert_eq!(turns.body_bytes(), 0);
+        assert!(turns.body(a).grow(25));
+        let held: Vec<_> = (0..5u8)
+            .map(|last| {
+                let mut body = turns.body(IpAddr::from(Ipv4Addr::new(192, 0, 2, last)));
+                (body.grow(24), body)
+            })
+            .collect();
+        let room: Vec<_> = held.iter().map(|(room, _)| *room).collect();
+        assert_eq!(room, [true, true, true, true, false]);
     }
 
     #[test]
