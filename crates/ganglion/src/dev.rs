@@ -77,6 +77,7 @@ async fn make_demo_account(services: &Services) -> Result<String> {
         account: Ident::sys(),
         sub: None,
         bucket: kv4::Bucket::sys(),
+        payer: kv4::Bucket::sys(),
         who: "$sys".into(),
         role: Role::Owner,
     };
@@ -92,6 +93,7 @@ async fn make_demo_account(services: &Services) -> Result<String> {
             params: &params,
             if_match: None,
             must_be_new: false,
+            address: std::net::Ipv4Addr::LOCALHOST.into(),
             authority: "",
             is_tls: false,
         };

@@ -835,6 +835,7 @@ mod tests {
         let caller = Caller {
             account: Ident::sys(),
             sub: None,
+            payer: bucket.clone(),
             bucket,
             who: "$sys".into(),
             role: Role::Owner,
@@ -856,6 +857,7 @@ mod tests {
             params: &Params::read(query, b"")?,
             if_match: None,
             must_be_new: false,
+            address: std::net::Ipv4Addr::LOCALHOST.into(),
             authority: "",
             is_tls: false,
         };

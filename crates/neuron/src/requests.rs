@@ -106,7 +106,7 @@ impl Response {
 /// Whose turn a request takes.
 #[derive(Clone, Debug, Eq, Hash, PartialEq)]
 pub enum Payer {
-    /// The account or sub-account that the caller has proven to be.
+    /// The top account of the one that the caller has proven to be.
     Account(Bucket),
     /// Somebody who has not proven anything.
     Address(IpAddr),
@@ -252,6 +252,7 @@ async fn service_request(
                 .if_match
                 .map(|tag| tag.trim().trim_start_matches("W/").trim_matches('"')),
             must_be_new: request.if_none_match == Some("*"),
+            address: request.address,
             authority: request.authority,
             is_tls: request.is_tls,
         };
@@ -345,7 +346,8 @@ async fn admit<A: Admission>(
     // A read that waits for a version is no work, and must not hold the others up.
     let waits = params.as_ref().is_ok_and(|params| params.text("at").is_some());
     let is_read = method == Method::Get && !waits;
-    let turn = turn(admission, Payer::Account(bucket.clone()), is_read).await.map_err(denied)?;
+    let payer = Payer::Account(login.caller().payer.clone());
+    let turn = turn(admission, payer, is_read).await.map_err(denied)?;
     let settings = services.settings.of(&services.kv, bucket).await;
     let settings =
         settings.map_err(|error| denied(Fault::with(Code::StoreUnavailable, error.to_string())))?;
@@ -472,6 +474,7 @@ async fn legacy_request(
             params: &params,
             if_match: None,
             must_be_new: false,
+            address: request.address,
             authority: request.authority,
             is_tls: request.is_tls,
         };

@@ -29,7 +29,9 @@ const PASSWORD_BYTES: std::ops::RangeInclusive<usize> = 4..=256;
 /// Longest e-mail address, in bytes (RFC 5321 §4.5.3.1.3 less the brackets).
 const EMAIL_BYTES_MAX: usize = 254;
 /// Fields that only the reply that makes an account shows.
-const HIDDEN: [&str; 5] = ["secret", "password", "plan", "term", "customer_id"];
+const HIDDEN: [&str; 6] = ["secret", "password", "plan", "term", "customer_id", CREATED_MS];
+/// When an account was made, to the millisecond; shown to nobody.
+const CREATED_MS: &str = "created_ms";
 /// Most fields of an account or admin, and most bytes of its row.
 const FIELDS_MAX: usize = 64;
 const ROW_BYTES_MAX: usize = 64 << 10;
@@ -43,7 +45,16 @@ pub(crate) struct AccountRow {
     /// A hash of [`secrets`].
     pub(crate) secret: String,
     /// Seconds since 1970.
-    pub(crate) created: u64,
+    created: u64,
+    /// Milliseconds since then; not in rows that are older than it.
+    created_ms: Option<u64>,
+}
+
+impl AccountRow {
+    /// When it was made, in milliseconds since 1970: a token made before belongs to a predecessor.
+    pub(crate) fn created_ms(&self) -> u64 {
+        self.created_ms.unwrap_or(self.created * 1000)
+    }
 }
 
 /// What of an admin's row proves the password.
@@ -189,7 +200,9 @@ async fn create_account(
         row.set(name, value.clone());
     }
     row.set("email", Json::string(&email));
-    row.set("created", Json::from(services.now_s()));
+    let now_ms = services.clock.now_micros() / 1000;
+    row.set("created", Json::from(now_ms / 1000));
+    row.set(CREATED_MS, Json::from(now_ms));
     row.set("active", Json::from(serde_json::Value::Bool(active)));
     row.set("secret", Json::string(&secret_hash));
     row.set("password", password_hash);
@@ -217,6 +230,7 @@ async fn create_account(
         format!("account {ident} created by {}", call.caller.who)
     });
 
+    row.remove(CREATED_MS);
     row.set("secret", Json::string(&secret));
     row.set("password", password.map_or_else(Json::null, |password| Json::string(&password)));
     Ok(Answer {
@@ -270,6 +284,7 @@ async fn merge_account(
     let mut changes = details.clone();
     changes.remove("_ver_");
     changes.remove("created");
+    changes.remove(CREATED_MS);
     if changes.remove("password").is_some() {
         let hashed = match password(details)? {
             Some(password) => Json::string(&hash(services, &password).await?),

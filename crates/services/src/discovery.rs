@@ -89,7 +89,8 @@ async fn paths(services: &Services, call: &Call<'_>, layer: &Layer) -> Result<An
         let paths = services.kv.paths(bucket, layer, &call.path).await.map_err(store_fault)?;
         paths.into_iter().map(|(path, _)| path).collect()
     };
-    found.retain(|path| path.is_within(&call.path));
+    let rules = services.rules.of(&services.kv, bucket).await.map_err(store_fault)?;
+    found.retain(|path| path.is_within(&call.path) && !rules.denied(path, call.address));
     found.sort();
     found.dedup();
     Ok(Answer::json(list(found.iter().map(Path::as_str))))
@@ -149,6 +150,7 @@ async fn changes(services: &Services, call: &Call<'_>) -> Result<Answer, Fault> 
     let limit = usize::try_from(number("limit", 100)?).unwrap_or(CHANGES_MAX).min(CHANGES_MAX);
     let (changes, last) =
         services.kv.changes(&call.caller.bucket, since, limit).await.map_err(store_fault)?;
+    let rules = services.rules.of(&services.kv, &call.caller.bucket).await.map_err(store_fault)?;
     let mut v = String::from("{\"changes\":[");
     for (at, change) in changes.iter().enumerate() {
         let node = &change.entry.node;
@@ -160,7 +162,7 @@ async fn changes(services: &Services, call: &Call<'_>) -> Result<Answer, Fault> 
             v.push_str(&format!(",\"{name}\":"));
             push_string(&mut v, value);
         };
-        if !is_hidden(node.layer.as_str()) {
+        if !is_hidden(node.layer.as_str()) && !rules.denied(&node.path, call.address) {
             text("l", node.layer.as_str());
             text("p", node.path.as_str());
             text("k", change.entry.key.as_str());

@@ -337,6 +337,10 @@ pub async fn delete(services: &Services, call: &Call<'_>, node: &Node) -> Result
             services.kv.write(write).await.map_err(write_fault)?;
             Ok(Answer::number(1))
         }
+        // A `k` that says nothing may be a variable that its script forgot to set.
+        Found::NotAsked if ["k", "k2", "k3", "k4"].iter().any(|name| call.params.has(name)) => Err(
+            Fault::with(Code::BadName, "a key is named that is none; leave it out for all keys"),
+        ),
         Found::NotAsked => {
             let keys = services.kv.keys(node).await.map_err(store_fault)?;
             Ok(Answer::number(delete_keys(services, call, node, &keys).await?))

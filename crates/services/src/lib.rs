@@ -362,6 +362,8 @@ pub struct Call<'a> {
     pub if_match: Option<&'a str>,
     /// `If-None-Match: *`: a write only makes what is not there.
     pub must_be_new: bool,
+    /// The client's, which rules are about.
+    pub address: IpAddr,
     /// `host:port` as the client wrote it, and whether it came by TLS.
     pub authority: &'a str,
     pub is_tls: bool,

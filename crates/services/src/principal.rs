@@ -29,6 +29,8 @@ pub struct Caller {
     pub account: Ident,
     pub sub: Option<Ident>,
     pub bucket: Bucket,
+    /// The bucket of the top account, which is who pays for what its sub-accounts ask.
+    pub payer: Bucket,
     /// The admin's key when an admin asks, else the account's name.
     pub who: Arc<str>,
     pub role: Role,
@@ -295,7 +297,8 @@ async fn prove(services: &Services, credentials: &Credentials) -> Result<Option<
             (verify(services, password, &admin.password).await?, who, Role::Admin)
         }
     };
-    let caller = Caller { account, sub, bucket, who, role };
+    let Some(payer) = Bucket::account(&account, None) else { return Ok(None) };
+    let caller = Caller { account, sub, bucket, payer, who, role };
     Ok(proves.then(|| Proof { caller: Arc::new(caller), rows, seen }))
 }
 
@@ -353,13 +356,13 @@ pub async fn is_active(
     let Some(top) = account_row(services, &Bucket::sys(), account, &mut rows).await? else {
         return Ok(false);
     };
-    let mut created = top.created;
+    let mut created_ms = top.created_ms();
     if let Some(sub) = sub {
         let Some(owner) = Bucket::account(account, None) else { return Ok(false) };
         let Some(row) = account_row(services, &owner, sub, &mut rows).await? else {
             return Ok(false);
         };
-        created = created.max(row.created);
+        created_ms = created_ms.max(row.created_ms());
     }
-    Ok(created <= made_ms / 1000)
+    Ok(created_ms <= made_ms)
 }

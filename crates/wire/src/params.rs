@@ -56,6 +56,11 @@ impl Params {
         }
     }
 
+    /// Whether a parameter is there, whatever its value is.
+    pub fn has(&self, name: &str) -> bool {
+        self.query.get(name).is_some() || self.body.get(name).is_some()
+    }
+
     /// Whether a flag is set: `1`, `true`, `True`, `yes`, or present without a value.
     pub fn flag(&self, name: &str) -> bool {
         self.text(name)

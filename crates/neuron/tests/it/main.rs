@@ -4,6 +4,7 @@
 // A test that cannot go on fails here and now.
 #![allow(clippy::unwrap_used)]
 
+mod callers;
 mod flush;
 mod listing;
 mod retention;
@@ -158,7 +159,11 @@ struct SetClock(AtomicU64);
 
 impl SetClock {
     fn advance_s(&self, seconds: u64) {
-        self.0.fetch_add(seconds * 1_000_000, SeqCst);
+        self.advance_ms(seconds * 1_000);
+    }
+
+    fn advance_ms(&self, ms: u64) {
+        self.0.fetch_add(ms * 1_000, SeqCst);
     }
 }
 

@@ -1,0 +1,92 @@
+//! Who pays, what an address may see, and what a key that says nothing does.
+
+use std::sync::Mutex;
+
+use neuron::requests::{Admission, Payer, Refused};
+use serde_json::{Value, json};
+
+use super::{SYS, Stage};
+
+/// Lets everybody in, and notes who pays.
+struct Noting<'a>(&'a Mutex<Vec<Payer>>);
+
+impl Admission for Noting<'_> {
+    type Turn = ();
+
+    async fn turn(&self, payer: Payer, _: bool) -> Result<(), Refused> {
+        self.0.lock().unwrap().push(payer);
+        Ok(())
+    }
+}
+
+/// Shares and rates would bind nobody who could make himself another payer.
+#[tokio::test]
+async fn the_top_account_pays_for_its_sub_accounts() {
+    let stage = Stage::new().await;
+    let (elena, bucket) = stage.account("elena").await;
+    let body = json!({ "k": "lily", "v": { "email": "lily@example.org" } });
+    let lily = stage.ok(&elena, "PUT", "/_acc/accounts", body).await;
+    let lily = format!("elena#lily:{}", lily["secret"].as_str().unwrap());
+    let paid = Mutex::new(Vec::new());
+    for credentials in [&elena, &lily] {
+        let noting = Noting(&paid);
+        let answer = stage.send(credentials, "GET", "/_data", Value::Null, None, &noting).await;
+        assert_eq!(answer["s"], "ok");
+    }
+    assert_eq!(*paid.lock().unwrap(), vec![Payer::Account(bucket); 2]);
+}
+
+#[tokio::test]
+async fn what_a_rule_denies_is_in_no_listing_and_no_feed() {
+    let stage = Stage::new().await;
+    let (elena, _) = stage.account("elena").await;
+    for path in ["/_data/open", "/_data/shut/deep"] {
+        stage.ok(&elena, "PUT", path, json!({ "k": "a", "v": { "said": path } })).await;
+    }
+    let see = async |target: &str| stage.ok(&elena, "GET", target, Value::Null).await.to_string();
+    let (paths, feed) = ("/_ds?a=paths&l=*data", "/_ds?a=changes");
+    assert!(see(paths).await.contains("/shut/deep"));
+    assert!(see(feed).await.contains("/_data/shut/deep"));
+    // Requests of the stage come from this address.
+    stage.ok(&elena, "PUT", "/_auth/shut", json!({ "k": "127.0.0.0/8" })).await;
+    assert_eq!(see(paths).await, r#"["/open"]"#);
+    let shown = see(feed).await;
+    assert!(shown.contains("/_data/open") && !shown.contains("deep"), "{shown}");
+    let seqs = shown.matches("\"seq\"").count();
+    assert_eq!(seqs, 3, "the feed has no gap: {shown}");
+}
+
+#[tokio::test]
+async fn a_key_that_is_named_and_is_none_deletes_nothing() {
+    let stage = Stage::new().await;
+    let (elena, _) = stage.account("elena").await;
+    for key in ["a", "b"] {
+        stage.ok(&elena, "PUT", "/_data/p", json!({ "k": key, "v": 1 })).await;
+    }
+    for (target, body) in [
+        ("/_data/p?k=", Value::Null),
+        ("/_data/p?k2=", Value::Null),
+        ("/_data/p", json!({ "k": ["a"] })),
+        ("/_data/p", json!({ "k": null })),
+    ] {
+        let answer = stage.call(&elena, "DELETE", target, body).await;
+        assert_eq!(answer["v"], "bad_name", "{target}: {answer}");
+    }
+    assert_eq!(stage.ok(&elena, "DELETE", "/_data/p", Value::Null).await, 2);
+}
+
+/// Revocations go with an account, so nothing else would stop a token of its predecessor.
+#[tokio::test]
+async fn a_token_of_a_deleted_account_is_none_of_the_next_one_of_its_name() {
+    let stage = Stage::new().await;
+    let (elena, _) = stage.account("elena").await;
+    let token = stage.ok(&elena, "PUT", "/_token", json!({ "k": "bob" })).await;
+    let token = token.as_str().unwrap();
+    let services = &stage.neuron.services;
+    assert!(services::token::verify(services, token).await.is_ok());
+    stage.ok(SYS, "DELETE", "/_acc/accounts?k=elena", Value::Null).await;
+    stage.clock.advance_ms(2);
+    stage.account("elena").await;
+    let fault = services::token::verify(services, token).await.expect_err("of another account");
+    assert_eq!(fault.code.as_str(), "unauthorized");
+}
