@@ -328,6 +328,24 @@ fn a_ban_closes_what_is_open_and_keeps_it_out() -> Result<()> {
     Ok(())
 }
 
+/// `/my/path` and `/my/path/topic` are one room, and a rule may name either.
+#[test]
+fn a_ban_on_a_topic_holds_however_the_room_is_called() -> Result<()> {
+    let stage = Stage::new()?;
+    let mut ann = stage.join("ann")?;
+    ann.frame()?;
+    let mut side = Client::connect(&stage.url(&stage.token("/my/path/side?k=bob")?)?)?;
+    side.frame()?;
+    let urls = ["/my/path?k=bob", "/my/path/topic?k=bob"]
+        .map(|asked| stage.token(asked).and_then(|token| stage.url(&token)));
+    stage.ok("PUT", "/_auth/my/path/topic", Some(&json!({ "k": "127.0.0.0/8" })))?;
+    assert_eq!(ann.close_code()?, 4403);
+    for url in urls {
+        assert_eq!(Client::connect(&url?)?.close_code()?, 4401);
+    }
+    side.hears_nothing()
+}
+
 #[test]
 fn the_second_generation_finds_its_way() -> Result<()> {
     let stage = Stage::new()?;

@@ -39,11 +39,8 @@ pub async fn decide(
     let Wish { service, method, path, erase } = wish;
     let is_read = method == Method::Get;
     // `_auth` is never denied by its own rule, so nobody locks himself out.
-    if service != Service::Authorization && denied(services, &caller.bucket, path, address).await? {
-        return Err(Fault::with(
-            Code::Unauthorized,
-            format!("a rule in /_auth denies {address} here"),
-        ));
+    if service != Service::Authorization {
+        permit(services, &caller.bucket, path, address).await?;
     }
     let refusal = match service {
         Service::Statistics if !is_read => Some("statistics are written by services only"),
@@ -82,27 +79,25 @@ pub async fn decide_join(
     if !claims.grants.contains(Grants::SUBSCRIBE) {
         return Err(Fault::with(Code::NotAllowed, "the token does not grant `subscribe`"));
     }
-    if denied(services, bucket, path, address).await? {
-        return Err(Fault::with(
-            Code::Unauthorized,
-            format!("a rule in /_auth denies {address} here"),
-        ));
-    }
-    Ok(())
+    permit(services, bucket, path, address).await
 }
 
-/// Whether an address rule of the bucket denies a path.
+/// Permits what no address rule of the bucket denies.
 ///
 /// # Errors
-/// The store's, when the rules have to be read.
-pub async fn denied(
+/// `unauthorized` where one does; the store's, when the rules have to be read.
+pub(crate) async fn permit(
     services: &Services,
     bucket: &Bucket,
     path: &Path,
     address: IpAddr,
-) -> Result<bool, Fault> {
+) -> Result<(), Fault> {
     let rules = services.rules.of(&services.kv, bucket).await.map_err(store_fault)?;
-    Ok(rules.denied(path, address))
+    if rules.denied(path, address) {
+        let why = format!("a rule in /_auth denies {address} here");
+        return Err(Fault::with(Code::Unauthorized, why));
+    }
+    Ok(())
 }
 
 /// The address rules of one bucket.

@@ -528,8 +528,10 @@ pub fn no_method(call: &Call<'_>) -> Fault {
 pub(crate) async fn enforce_rules(services: &Services, call: &Call<'_>) -> Result<(), Fault> {
     let bucket = &call.caller.bucket;
     let rules = services.rules.of(&services.kv, bucket).await.map_err(store_fault)?;
-    services
-        .rooms
-        .close(bucket, Closing::Denied, &|socket| rules.denied(socket.path, socket.address));
+    services.rooms.close(bucket, Closing::Denied, &|socket| {
+        // A rule that is on the path is on its topics too.
+        let place = socket.path.join(socket.topic);
+        rules.denied(place.as_ref().unwrap_or(socket.path), socket.address)
+    });
     Ok(())
 }

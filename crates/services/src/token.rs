@@ -325,15 +325,17 @@ pub async fn recheck(
     address: std::net::IpAddr,
 ) -> Result<(), Fault> {
     hold(services, verified).await?;
-    for at in [&room.path, &room.path.join(&room.topic).unwrap_or_else(|_| room.path.clone())] {
+    for at in [&room.path, &place(&room.path, &room.topic)] {
         if is_user_revoked(services, &verified.bucket, &verified.claims, at).await? {
             return Err(Fault::with(Code::Unauthorized, "the token has been revoked"));
         }
     }
-    if access::denied(services, &verified.bucket, &room.path, address).await? {
-        return Err(Fault::with(Code::Unauthorized, "a rule in /_auth denies this address here"));
-    }
-    Ok(())
+    access::permit(services, &verified.bucket, &place(&room.path, &room.topic), address).await
+}
+
+/// A room's path with its topic, which rules and revocations may name too.
+fn place(path: &Path, topic: &str) -> Path {
+    path.join(topic).unwrap_or_else(|_| path.clone())
 }
 
 /// Where a verified token joins: the path asked for, resolved to a namespace and topic.
@@ -355,7 +357,8 @@ pub async fn room(
         namespace::resolve(services, bucket, &path).await?.ok_or(Code::NoNamespace)?
     };
     // A user may have been revoked on the path as it is called here: with or without its topic.
-    let with_topic = path.join(&topic).unwrap_or_else(|_| path.clone());
+    let with_topic = place(&path, &topic);
+    access::permit(services, bucket, &with_topic, address).await?;
     for at in [&path, &with_topic] {
         if is_user_revoked(services, bucket, claims, at).await? {
             return Err(Fault::with(Code::Unauthorized, "the token has been revoked"));
