@@ -30,7 +30,7 @@ const SUITES: &[Suite] = &[
         needs: &[],
         tests: &["--workspace", "--exclude", "tests", "--exclude", "sim"],
         holds_subject: true,
-        soak: &[("GANGLION_CASES", "20000"), ("PROPTEST_CASES", "20000")],
+        soak: &[("GANGLION_CASES", "2000"), ("PROPTEST_CASES", "2000")],
     },
     Suite {
         name: "sim",
@@ -38,7 +38,7 @@ const SUITES: &[Suite] = &[
         needs: &[],
         tests: &["-p", "sim"],
         holds_subject: true,
-        soak: &[("GANGLION_SEEDS", "20000")],
+        soak: &[("GANGLION_SEEDS", "2000")],
     },
     Suite {
         name: "data",
