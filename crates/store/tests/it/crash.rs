@@ -55,7 +55,7 @@ fn a_cut_while_a_log_that_is_needed_is_made_longer_leaves_it() {
     let (image, whole) = (disk.durable(), dump(&store));
     let options = Options { log_bytes: 2 * LOG_BYTES_MIN, ..super::options() };
     let mut random = Random(1);
-    for _ in 0..40 {
+    for _ in 0..8 {
         let disk = Disk::of(image.clone());
         let opened = cut_calls(&disk, &mut random, || {
             EmbeddedStore::open_on(disk.store(), disk.log(), options.clone()).unwrap()

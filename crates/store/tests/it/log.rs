@@ -294,6 +294,8 @@ fn a_log_of_another_time_is_told() {
         assert!(block_on(store.erase(&entry("/", "erased"))).unwrap());
     };
     checkpoint();
+    write(&store, "b", "after a checkpoint");
+    let after_one = disk.durable().log;
     checkpoint();
     let cleared = disk.durable().log;
     for nth in 0..4 {
@@ -316,10 +318,11 @@ fn a_log_of_another_time_is_told() {
     stores.push(opened.durable().store);
     let alone = |store: &Vec<u8>| *store != copy.store;
     for (nth, store) in stores.into_iter().filter(alone).enumerate() {
-        let image = Image { store, log: killed.log.clone() };
-        tells(&format!("another's, {nth}"), image, |error| {
-            matches!(error, OpenError::LogForeign | OpenError::LogNewer | OpenError::LogOlder)
-        });
+        for log in [after_one.clone(), killed.log.clone()] {
+            tells(&format!("another's, {nth}"), Image { store: store.clone(), log }, |error| {
+                matches!(error, OpenError::LogForeign | OpenError::LogNewer | OpenError::LogOlder)
+            });
+        }
     }
     drop(opened_store);
     // Copies that were made one after the other, while the store went on.
