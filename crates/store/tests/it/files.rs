@@ -254,7 +254,6 @@ fn a_backup_gives_up_when_the_store_is_closed() {
             .filter(|it| it.file_name().to_str().unwrap().contains(".partial-"))
             .map(|it| it.metadata().unwrap().permissions().mode() & 0o777)
             .collect();
-        assert_eq!(partial, [0o600], "what is copied is its owner's while it is made");
         let mut closing = pin!(store.close());
         let waiting = closing.as_mut().poll(&mut Context::from_waker(Waker::noop()));
         assert!(waiting.is_pending());
@@ -262,6 +261,7 @@ fn a_backup_gives_up_when_the_store_is_closed() {
         let error = backup.join().unwrap().unwrap_err();
         assert!(matches!(error, BackupError::GivenUp), "{error}");
         block_on(closing);
+        assert_eq!(partial, [0o600], "what is copied is its owner's while it is made");
     });
     let names: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|it| it.unwrap().path()).collect();
     assert_eq!(names.len(), 2, "nothing of it is left: {names:?}");
