@@ -6,14 +6,17 @@
 //! see it, as Linux does.
 
 use std::io;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use redb::StorageBackend;
 
 use crate::random::Random;
 
-/// Writes of this size and alignment are never torn.
+/// Writes of this size and alignment are never torn in the store's file: redb's header relies on it.
 const SECTOR: usize = 512;
+/// A cut may spoil all of a block of the log that a write touches.
+const BLOCK: usize = 4_096;
 pub const EIO: i32 = 5;
 pub const ENOSPC: i32 = 28;
 
@@ -99,10 +102,13 @@ impl Disk {
         self.state().failures
     }
 
-    /// What a power cut at this moment may leave: all that was synced, and of the rest any sectors.
+    /// What a power cut at this moment may leave: all that was synced, and of the
+    /// rest any sectors; blocks of the log that were being written may hold anything.
     pub fn cut(&self, random: &mut Random) -> Image {
         let state = self.state();
-        Image { store: state.store.cut(random), log: state.log.cut(random) }
+        let mut spoilt = random.branch();
+        let spoil = |image: &mut Vec<u8>, written: Range<usize>| spoil(&mut spoilt, image, written);
+        Image { store: state.store.cut(random, |_, _| {}), log: state.log.cut(random, spoil) }
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
@@ -111,7 +117,11 @@ impl Disk {
 }
 
 impl FileState {
-    fn cut(&self, random: &mut Random) -> Vec<u8> {
+    fn cut(
+        &self,
+        random: &mut Random,
+        mut spoil: impl FnMut(&mut Vec<u8>, Range<usize>),
+    ) -> Vec<u8> {
         let mut image = self.durable.clone();
         let keep_all = random.one_in(4);
         for change in &self.unsynced {
@@ -129,6 +139,7 @@ impl FileState {
                             apply(&mut image, &Unsynced::Write(at, sector.to_vec()));
                         }
                     }
+                    spoil(&mut image, *offset..offset + data.len());
                 }
             }
         }
@@ -151,6 +162,18 @@ impl State {
             return Err(io::Error::from_raw_os_error(*error));
         }
         Ok(())
+    }
+}
+
+/// Leaves nothing that is right in some of the blocks that a write touched.
+fn spoil(random: &mut Random, image: &mut [u8], written: Range<usize>) {
+    for block in written.start / BLOCK..written.end.div_ceil(BLOCK) {
+        let end = ((block + 1) * BLOCK).min(image.len());
+        if random.one_in(4)
+            && let Some(bytes) = image.get_mut(block * BLOCK..end)
+        {
+            bytes.fill(0xa5);
+        }
     }
 }
 

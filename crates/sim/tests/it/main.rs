@@ -57,12 +57,16 @@ fn the_embedded_engine_keeps_its_promises() {
     for seed in seeds(EMBEDDED_SEEDS) {
         let report = held("the_embedded_engine_keeps_its_promises", seed, sim::embedded::run);
         sum.cuts += report.cuts;
+        sum.owed += report.owed;
         sum.faults += report.faults;
         sum.acknowledged += report.acknowledged;
     }
     eprintln!("{sum:?}");
     if number("GANGLION_SEED").is_none() {
-        assert!(sum.cuts > 0 && sum.faults > 0 && sum.acknowledged > 1_000, "too tame: {sum:?}");
+        assert!(
+            sum.cuts > 0 && sum.owed > 0 && sum.faults > 0 && sum.acknowledged > 1_000,
+            "too tame: {sum:?}"
+        );
     }
 }
 

@@ -1,6 +1,6 @@
 //! Copies of a store: made while it is used, and put back in place of a lost one.
 
-use std::fs;
+use std::fs::{File, OpenOptions};
 use std::io;
 use std::path::Path;
 
@@ -26,6 +26,8 @@ pub enum BackupError {
     Open(OpenError),
     #[error("what was to be restored is damaged: {0}")]
     Damaged(Report),
+    #[error("the store is being closed, or opened anew after a failure")]
+    GivenUp,
     #[error("reading the store failed: {0}")]
     Read(String),
     #[error("writing the copy failed: {0}")]
@@ -37,15 +39,15 @@ pub enum BackupError {
 /// copy takes, the store's file grows instead of using them again.
 pub(crate) fn backup(engine: &Engine, to: &Path) -> Result<(), BackupError> {
     let partial = new_partial(to)?;
-    let copied = engine.read(|from| {
-        let copy = Database::builder()
-            .set_cache_size(COPY_CACHE_BYTES)
-            .create(partial.place())
-            .map_err(redb::Error::from)
-            .map_err(write_error);
-        Ok(copy.and_then(|to| copy_tables(from, &to)))
-    });
+    let copy = Database::builder()
+        .set_cache_size(COPY_CACHE_BYTES)
+        .create(partial.place())
+        .map_err(|error| write_error(error.into()))?;
+    // The engine can be neither closed nor brought back while it is read.
+    let copied = engine.read(|from| Ok(copy_tables(from, &copy, engine)));
     copied.map_err(read_error)??;
+    finish(&copy)?;
+    drop(copy);
     publish(partial)
 }
 
@@ -56,7 +58,7 @@ pub(crate) fn backup(engine: &Engine, to: &Path) -> Result<(), BackupError> {
 /// read; then nothing is left there.
 pub fn restore(from: &Path, to: &Path) -> Result<(), BackupError> {
     let partial = new_partial(to)?;
-    fs::copy(from, partial.place()).map_err(|error| BackupError::Write(error.to_string()))?;
+    copy_file(from, partial.place()).map_err(|error| BackupError::Write(error.to_string()))?;
     let report = fsck(partial.place()).map_err(BackupError::Open)?;
     if !report.is_clean() {
         return Err(BackupError::Damaged(report));
@@ -64,14 +66,23 @@ pub fn restore(from: &Path, to: &Path) -> Result<(), BackupError> {
     publish(partial)
 }
 
-fn copy_tables(from: &ReadTransaction, to: &Database) -> Result<(), BackupError> {
-    copy_table(from, to, META)?;
-    copy_table(from, to, BUCKETS)?;
-    copy_table(from, to, DROPPED)?;
+/// Without the mode, which is the place's own.
+fn copy_file(from: &Path, to: &Path) -> io::Result<u64> {
+    io::copy(&mut File::open(from)?, &mut OpenOptions::new().write(true).open(to)?)
+}
+
+fn copy_tables(from: &ReadTransaction, to: &Database, engine: &Engine) -> Result<(), BackupError> {
+    copy_table(from, to, engine, META)?;
+    copy_table(from, to, engine, BUCKETS)?;
+    copy_table(from, to, engine, DROPPED)?;
     for table in OF_BUCKETS {
-        copy_table(from, to, table)?;
+        copy_table(from, to, engine, table)?;
     }
-    // The commits above are in memory only; this one makes all of them durable. A copy has no log.
+    Ok(())
+}
+
+/// Makes all of the copy durable, whose commits are in memory only. A copy has no log.
+fn finish(to: &Database) -> Result<(), BackupError> {
     let last = to.begin_write().map_err(|error| write_error(error.into()))?;
     LogState::fresh().write(&last).map_err(write_error)?;
     last.commit().map_err(|error| write_error(error.into()))
@@ -80,6 +91,7 @@ fn copy_tables(from: &ReadTransaction, to: &Database) -> Result<(), BackupError>
 fn copy_table<K: Key + 'static, V: Value + 'static>(
     from: &ReadTransaction,
     to: &Database,
+    engine: &Engine,
     definition: TableDefinition<'_, K, V>,
 ) -> Result<(), BackupError> {
     let source = from.open_table(definition).map_err(|error| read_error(error.into()))?;
@@ -92,6 +104,9 @@ fn copy_table<K: Key + 'static, V: Value + 'static>(
             let mut target =
                 transaction.open_table(definition).map_err(|error| write_error(error.into()))?;
             for row in rows.by_ref().take(COPY_ROWS) {
+                if engine.is_wanted_alone() {
+                    return Err(BackupError::GivenUp);
+                }
                 let (key, value) = row.map_err(|error| read_error(error.into()))?;
                 target
                     .insert(key.value(), value.value())

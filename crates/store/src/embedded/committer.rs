@@ -16,7 +16,7 @@ use kv4::store::{Event, Listener, Retention, Stat, StatCell, StoreError};
 use kv4::write::{Write, WriteError, Written};
 
 use super::apply::{KnownBuckets, Pruned, Work, sweep};
-use super::engine::{Batch, CommitFailed, Committed, Engine, ReadError, shielded};
+use super::engine::{Batch, CommitFailed, Committed, Engine, ReadError, caught, shielded};
 use super::redo::Redo;
 
 /// Most requests that wait for a batch; whoever comes then, waits to be let in.
@@ -29,11 +29,12 @@ pub const BATCH_BYTES_MAX: usize = 8 << 20;
 const OP_BYTES: usize = 256;
 /// A dropped bucket's rows are removed when nothing waits, or else after this many batches.
 const SWEEP_BATCHES: u32 = 32;
-/// The log is emptied into the engine when nothing was written for this long…
-const CHECKPOINT_IDLE: Duration = Duration::from_secs(1);
-/// … and when this long has passed since it was empty, so that it also bounds how long a value that
-/// is no longer in the store can be read in the log's file.
+/// The log is emptied into the engine when this long has passed since it was empty: it bounds how
+/// long a value that is no longer in the store can be read in the log's file. Sooner, and a writer of
+/// one a second would pay for a checkpoint with each write.
 const CHECKPOINT_AGE: Duration = Duration::from_secs(10);
+/// … and after this pause when that, or the log, failed.
+const CHECKPOINT_RETRY: Duration = Duration::from_secs(1);
 /// Longest pause between attempts to bring a failed engine back.
 const RETRY_MAX: Duration = Duration::from_secs(5);
 
@@ -115,16 +116,9 @@ pub(crate) struct Committer {
     trouble: Option<Trouble>,
     /// There may be rows of dropped buckets.
     has_dropped: bool,
-    /// Set while there is something in the log.
-    logged: Option<Logged>,
+    /// When the log is to be emptied, while there is something in it.
+    checkpoint_due: Option<Instant>,
     waker: Waker,
-}
-
-/// When the log was written to.
-#[derive(Clone, Copy)]
-struct Logged {
-    first: Instant,
-    last: Instant,
 }
 
 /// A failure that was not followed by a success yet.
@@ -167,8 +161,7 @@ impl Committer {
         retry_first: Duration,
         has_dropped: bool,
     ) -> Committer {
-        let now = Instant::now();
-        let logged = engine.has_log().then_some(Logged { first: now, last: now });
+        let checkpoint_due = engine.has_log().then(|| Instant::now() + CHECKPOINT_AGE);
         Committer {
             engine,
             queue,
@@ -179,7 +172,7 @@ impl Committer {
             retry_first,
             trouble: None,
             has_dropped,
-            logged,
+            checkpoint_due,
             waker: Waker::noop().clone(),
         }
     }
@@ -189,6 +182,7 @@ impl Committer {
         self.waker = Waker::from(Arc::new(Unpark(thread::current())));
         let mut closing = Vec::new();
         let mut since_sweep = 0;
+        let mut checkpoints = 0;
         loop {
             match self.next() {
                 Next::Request(request) => {
@@ -204,9 +198,12 @@ impl Committer {
                 Next::Due => {}
                 Next::Closed => break,
             }
-            let due = self.checkpoint_due();
-            if due.is_some_and(|due| Instant::now() >= due) {
+            if self.checkpoint_due.is_some_and(|due| Instant::now() >= due) {
                 self.checkpoint();
+            }
+            let before = std::mem::replace(&mut checkpoints, self.counters.snapshot().checkpoints);
+            if checkpoints > before && self.engine.is_roomy() {
+                self.leave_room();
             }
         }
         self.engine.close();
@@ -217,7 +214,6 @@ impl Committer {
 
     /// Waits for a request, and for no longer than there is nothing else to do.
     fn next(&mut self) -> Next {
-        let due = self.checkpoint_due();
         loop {
             match self.queue.poll_recv(&mut Context::from_waker(&self.waker)) {
                 Poll::Ready(Some(request)) => return Next::Request(request),
@@ -225,17 +221,12 @@ impl Committer {
                 Poll::Pending if self.has_dropped => return Next::Due,
                 Poll::Pending => {}
             }
-            match due.map(|due| due.saturating_duration_since(Instant::now())) {
+            match self.checkpoint_due.map(|due| due.saturating_duration_since(Instant::now())) {
                 None => thread::park(),
                 Some(Duration::ZERO) => return Next::Due,
                 Some(left) => thread::park_timeout(left),
             }
         }
-    }
-
-    fn checkpoint_due(&self) -> Option<Instant> {
-        let logged = self.logged?;
-        Some((logged.first + CHECKPOINT_AGE).min(logged.last + CHECKPOINT_IDLE))
     }
 
     /// Empties the log into the engine.
@@ -244,30 +235,32 @@ impl Committer {
             Ok(()) => {
                 self.trouble = None;
                 self.counters.checkpoints.fetch_add(1, Relaxed);
-                if self.engine.is_roomy()
-                    && let Err(error) = self.recover()
-                {
-                    self.failed(error);
-                }
             }
             Err(error) => {
                 self.commit_failed(error);
             }
         }
-        self.logged = None;
+        self.checkpoint_due = None;
         self.note_log();
         // What is still there, after a failure, is for the next time.
-        if let (Some(logged), Some(trouble)) = (&mut self.logged, &self.trouble) {
-            *logged = Logged { first: trouble.retry_at, last: trouble.retry_at };
+        if let (Some(due), Some(trouble)) = (&mut self.checkpoint_due, &self.trouble) {
+            *due = trouble.retry_at + CHECKPOINT_RETRY;
+        }
+    }
+
+    /// Gives back the memory that pages had while the disk had no place for them.
+    fn leave_room(&mut self) {
+        if let Err(error) = self.recover() {
+            self.failed(error);
         }
     }
 
     fn note_log(&mut self) {
-        let now = Instant::now();
-        self.logged = self
-            .engine
-            .has_log()
-            .then(|| Logged { first: self.logged.map_or(now, |logged| logged.first), last: now });
+        let after = |pause: Duration| Instant::now() + pause;
+        self.checkpoint_due = self.engine.has_log().then(|| {
+            let due = self.checkpoint_due.unwrap_or_else(|| after(CHECKPOINT_AGE));
+            if self.engine.has_broken_log() { due.min(after(CHECKPOINT_RETRY)) } else { due }
+        });
     }
 
     /// The first request and those that wait behind it, within the limits of a batch.
@@ -323,7 +316,10 @@ impl Committer {
         if let Some(listener) = self.listener.get()
             && !events.is_empty()
         {
-            listener.committed(&events);
+            // What it is told of is done: its callers are answered, and the next ones served.
+            if let Err(panic) = caught(|| listener.committed(&events)) {
+                tracing::error!(%panic, "the listener of the store failed");
+            }
         }
         for (request, outcome) in batch.into_iter().zip(outcomes) {
             request.answer(outcome);

@@ -11,7 +11,7 @@ use std::cell::RefCell;
 use std::cmp::Ordering;
 use std::io;
 use std::panic::{self, AssertUnwindSafe};
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
 use std::time::Instant;
 
@@ -35,6 +35,8 @@ pub(crate) struct Engine {
     log: Mutex<Log>,
     /// The database was opened with [`ROOMY_CACHE_BYTES`].
     is_roomy: AtomicBool,
+    /// How many wait for the database without readers, or soon will: a long reading gives up then.
+    waiting: AtomicU32,
 }
 
 /// Memory for pages while a full disk has no place for what is in the log only. redb keeps up to half
@@ -108,6 +110,7 @@ impl Engine {
             database: RwLock::new(Some(database)),
             log: Mutex::new(log),
             is_roomy: AtomicBool::new(false),
+            waiting: AtomicU32::new(0),
         };
         Ok((engine, opening))
     }
@@ -171,12 +174,18 @@ impl Engine {
         !self.log().is_clear()
     }
 
+    pub(crate) fn has_broken_log(&self) -> bool {
+        self.log().is_broken()
+    }
+
     /// Undoes what a failed commit may have left, opens the database anew and makes again what is in
     /// the log only, without a sync, since the log still has it; waits for the reads that are under
     /// way. On an error the store stays away and this can be tried again.
     pub(crate) fn recover(&self) -> Result<(), OpenError> {
+        self.waiting.fetch_add(1, Relaxed);
         let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
-        *database = None;
+        self.waiting.fetch_sub(1, Relaxed);
+        let_go(&mut database);
         let mut log = self.log();
         self.is_roomy.store(false, Relaxed);
         let reopened = match self.reopen(&mut log, self.cache_bytes) {
@@ -194,6 +203,16 @@ impl Engine {
     /// The database holds pages in memory that had no place on the disk, and could give them back.
     pub(crate) fn is_roomy(&self) -> bool {
         self.is_roomy.load(Relaxed)
+    }
+
+    /// Says that the engine is about to be closed.
+    pub(crate) fn will_close(&self) {
+        self.waiting.fetch_add(1, Relaxed);
+    }
+
+    /// Whether a reading that takes long has to give up.
+    pub(crate) fn is_wanted_alone(&self) -> bool {
+        self.waiting.load(Relaxed) > 0
     }
 
     fn reopen(&self, log: &mut Log, cache_bytes: usize) -> Result<Database, OpenError> {
@@ -223,6 +242,7 @@ impl Engine {
 
     /// Closes the database cleanly, so that its file alone is the store, and gives up the lock.
     pub(crate) fn close(&self) {
+        self.will_close();
         let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
         let mut log = self.log();
         if let Some(database) = database.as_ref()
@@ -230,7 +250,7 @@ impl Engine {
         {
             tracing::warn!(%error, "the store needs its log at the next opening");
         }
-        *database = None;
+        let_go(&mut database);
         if let Err(error) = log.release() {
             tracing::warn!(%error, "the log was not released");
         }
@@ -246,28 +266,46 @@ impl Engine {
         transaction: WriteTransaction,
         clears: bool,
     ) -> Result<(), CommitFailed> {
+        if let Err(error) = log.show_next() {
+            warn_of_log(&error);
+        }
         let before = self.medium.durable_header();
         let next = LogState { generation: log.state().generation + 1, ..log.state() };
         let committed = shielded(|| {
             next.write(&transaction)?;
             transaction.commit().map_err(redb::Error::from)
         });
-        committed.flatten().map_err(|error| CommitFailed::Engine {
+        let committed = committed.flatten().map_err(|error| CommitFailed::Engine {
             error,
             stands: self.medium.durable_header() != before,
-        })?;
-        log.restart(next.generation);
+        });
+        if let Err(CommitFailed::Log(_) | CommitFailed::Engine { stands: false, .. }) = committed {
+            return committed;
+        }
         // The batch stands whatever becomes of the log.
+        log.restart(next.generation);
         let cleared = if clears && !log.is_broken() { log.clear() } else { log.renew() };
         if let Err(error) = cleared {
-            tracing::warn!(%error, "the log failed and is not used until it can be written anew");
+            warn_of_log(&error);
         }
-        Ok(())
+        committed
     }
 
     fn log(&self) -> MutexGuard<'_, Log> {
         self.log.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Drops a database that may be damaged enough to panic.
+fn let_go(database: &mut Option<Database>) {
+    let database = database.take();
+    if let Err(error) = shielded(|| drop(database)) {
+        tracing::warn!(%error, "the store's file was not closed cleanly");
+    }
+}
+
+fn warn_of_log(error: &io::Error) {
+    tracing::warn!(%error, "the log failed and is not used until it can be written anew");
 }
 
 /// Makes records again, in one durable transaction that names the next generation.
@@ -301,7 +339,7 @@ fn checkpoint(
 fn close_log(database: &Database, log: &mut Log, records: &Records) -> Result<(), redb::Error> {
     checkpoint(database, log, records, |_| Ok(()))?;
     log.clear().map_err(redb::Error::Io)?;
-    let closed = LogState { is_needed: false, ..log.state() };
+    let closed = log.state().closed();
     shielded(|| {
         let transaction = database.begin_write()?;
         closed.write(&transaction)?;
@@ -312,13 +350,15 @@ fn close_log(database: &Database, log: &mut Log, records: &Records) -> Result<()
 }
 
 /// Puts what is in the log only into the database that it belongs to, and closes the log. Nothing
-/// happens to a store that was closed.
+/// happens to a store that was closed. It goes on under a seed of its own, as an opening does: what it
+/// was copied from may go on with a log like this one.
 pub(crate) fn settle(database: &Database, log: Place) -> Result<(), OpenError> {
     let transaction = database.begin_read().map_err(redb::Error::from)?;
     let owner = format::owner(&transaction)?;
     drop(transaction);
     let Some((mut log, records)) = Log::find(log, &owner, false)? else { return Ok(()) };
     if owner.log.is_needed {
+        log.prepare(owner.opening, 0).map_err(OpenError::Log)?;
         close_log(database, &mut log, &records)?;
     }
     Ok(log.release()?)
@@ -337,12 +377,17 @@ fn open(medium: &Arc<Medium>, cache_bytes: usize) -> Result<Database, OpenError>
 /// Calls redb, and makes an error of a panic: pages that are damaged enough make it panic, and a
 /// panic must not end a thread that all requests need.
 pub(crate) fn shielded<T>(call: impl FnOnce() -> T) -> Result<T, redb::Error> {
+    caught(call).map_err(|text| redb::Error::Corrupted(format!("redb panicked: {text}")))
+}
+
+/// Runs a call; on a panic, answers what that says.
+pub(crate) fn caught<T>(call: impl FnOnce() -> T) -> Result<T, String> {
     panic::catch_unwind(AssertUnwindSafe(call)).map_err(|payload| {
         let text = payload
             .downcast_ref::<String>()
             .map(String::as_str)
             .or_else(|| payload.downcast_ref::<&str>().copied());
-        redb::Error::Corrupted(format!("redb panicked: {}", text.unwrap_or("no message")))
+        text.unwrap_or("no message").to_owned()
     })
 }
 

@@ -4,7 +4,7 @@
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::PermissionsExt as _;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::{Path, PathBuf};
 
 use redb::backends::FileBackend;
@@ -110,18 +110,26 @@ pub(crate) struct StoreId(pub(crate) [u8; 16]);
 pub(crate) struct LogState {
     /// Of the records that are not in the tables yet.
     pub(crate) generation: u64,
-    /// Known to this store and its log only, not to copies.
+    /// Known to this store and its log only. Drawn anew by each opening and each close, so that two
+    /// stores that were one never have the same.
     pub(crate) seed: u64,
+    /// The log shows this generation or a later one; one that does not is an older log.
+    pub(crate) shown: u64,
     /// There may be such records. When there can be none, the log holds zeros.
     pub(crate) is_needed: bool,
 }
 
 impl LogState {
-    const BYTES: usize = 8 + 8 + 1;
+    const BYTES: usize = 8 + 8 + 8 + 1;
 
     /// Of a store that has no log yet.
     pub(crate) fn fresh() -> LogState {
-        LogState { generation: 0, seed: random(), is_needed: false }
+        LogState { generation: 0, seed: fresh_seed(), shown: 0, is_needed: false }
+    }
+
+    /// Of a store that has all that is in its log.
+    pub(crate) fn closed(self) -> LogState {
+        LogState { seed: fresh_seed(), is_needed: false, ..self }
     }
 
     fn read(bytes: &[u8]) -> Option<LogState> {
@@ -129,12 +137,12 @@ impl LogState {
         let number = |at: usize| {
             u64::from_be_bytes(bytes[at..at + 8].try_into().expect("8 bytes were taken"))
         };
-        let is_needed = match bytes[16] {
+        let is_needed = match bytes[24] {
             0 => false,
             1 => true,
             _ => return None,
         };
-        Some(LogState { generation: number(0), seed: number(8), is_needed })
+        Some(LogState { generation: number(0), seed: number(8), shown: number(16), is_needed })
     }
 
     /// Puts it into a store, past the log.
@@ -142,7 +150,8 @@ impl LogState {
         let mut bytes = [0; LogState::BYTES];
         bytes[..8].copy_from_slice(&self.generation.to_be_bytes());
         bytes[8..16].copy_from_slice(&self.seed.to_be_bytes());
-        bytes[16] = u8::from(self.is_needed);
+        bytes[16..24].copy_from_slice(&self.shown.to_be_bytes());
+        bytes[24] = u8::from(self.is_needed);
         transaction.open_table(META)?.insert(META_LOG, bytes.as_slice())?;
         Ok(())
     }
@@ -298,20 +307,21 @@ impl Partial {
         name.push(format!(".partial-{}", std::process::id()));
         let partial = path.with_file_name(name);
         match fs::remove_file(&partial) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(Partial { partial, path: path.to_owned() }),
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            _ => {}
         }
+        OpenOptions::new().write(true).create_new(true).mode(OWNERS_ALONE).open(&partial)?;
+        Ok(Partial { partial, path: path.to_owned() })
     }
 
-    /// Where the file is made.
+    /// Where the file is made; it is there, empty, and its owner's alone.
     pub(crate) fn place(&self) -> &Path {
         &self.partial
     }
 
-    /// Makes the file durable and its owner's alone, and gives it its name, which nothing may have taken meanwhile: a link
+    /// Makes the file durable and gives it its name, which nothing may have taken meanwhile: a link
     /// is made where a rename would silently replace another process's file.
     pub(crate) fn publish(self) -> io::Result<()> {
-        fs::set_permissions(&self.partial, fs::Permissions::from_mode(OWNERS_ALONE))?;
         File::open(&self.partial)?.sync_all()?;
         match fs::hard_link(&self.partial, &self.path) {
             Err(error)
@@ -351,6 +361,11 @@ fn random_id() -> [u8; 16] {
         half.copy_from_slice(&random().to_be_bytes());
     }
     id
+}
+
+/// Starts the checksums of a log's records.
+pub(crate) fn fresh_seed() -> u64 {
+    random()
 }
 
 fn random() -> u64 {

@@ -6,6 +6,7 @@
 //! follows its predecessor without a gap. What a record means is [`super::redo`]'s matter; the bytes
 //! are specified in `docs/design/store-format.md`.
 
+use std::cmp::Ordering;
 use std::fs::{File, OpenOptions};
 use std::io;
 use std::ops::Range;
@@ -15,9 +16,9 @@ use std::time::{Duration, Instant};
 
 use redb::StorageBackend;
 use redb::backends::FileBackend;
-use xxhash_rust::xxh3::xxh3_64_with_seed;
+use xxhash_rust::xxh3::{xxh3_64, xxh3_64_with_seed};
 
-use super::format::{LogState, OWNERS_ALONE, OpenError, StoreId, sync_folder};
+use super::format::{LogState, OWNERS_ALONE, OpenError, StoreId, fresh_seed, sync_folder};
 use super::redo::Redo;
 
 /// Bytes of a log when [`super::Options`] do not say; it never grows. More than this is never
@@ -28,20 +29,17 @@ pub const LOG_BYTES_MIN: u64 = 32 << 10;
 /// Longest log there is, since all of it is read at an opening.
 pub const LOG_BYTES_MAX: u64 = 1 << 30;
 
-/// The header lies twice, each in a block of its own, so that a cut while one is written leaves the
-/// other.
-const SLOT_BYTES: u64 = 4_096;
-const RECORDS_AT: u64 = 2 * SLOT_BYTES;
+/// What a write may spoil when the power goes, beside what it writes: a page of the cache, and the
+/// physical sector of most disks. Records and headers begin at multiples of it, so that no write
+/// touches a block in which something is that counts.
+const BLOCK: u64 = 4_096;
+/// The header has two slots, written in turn, so that a cut while one is written leaves the other.
+const RECORDS_AT: u64 = 2 * BLOCK;
 const MAGIC: [u8; 16] = *b"ganglion log\0\0\0\x01";
-/// Magic, store, opening, length, checksum.
-const SLOT_USED_BYTES: usize = 16 + 16 + 4 + 8 + 8;
 
-/// Records begin at multiples of this, so that an append never writes to a sector that holds an
-/// acknowledged one.
-const SECTOR: u64 = 512;
 /// Checksum, length of the body, generation, number.
 pub(crate) const RECORD_HEADER_BYTES: usize = 8 + 4 + 8 + 8;
-/// No two generations of one log are further apart: an opening raises it by one.
+/// No two generations under one seed are further apart.
 const GENERATIONS_AHEAD_MAX: u64 = u32::MAX as u64;
 
 /// Bytes written at once to clear the log.
@@ -116,15 +114,62 @@ impl Records {
     }
 }
 
+/// Whose a log is and of when, as its first blocks tell.
+#[derive(Clone, Copy, Debug)]
+struct Header {
+    store: StoreId,
+    /// The opening that the log was made ready for.
+    opening: u32,
+    /// Of that opening, drawn anew by each.
+    seed: u64,
+    /// The last generation that the store may name: it is here before the store names it.
+    shown: u64,
+    /// No record of a generation before this one is left.
+    cleared: u64,
+    /// So many bytes of the file have a place on the disk.
+    length: u64,
+}
+
+impl Header {
+    const BYTES: usize = 16 + 16 + 4 + 8 + 8 + 8 + 8 + 8;
+
+    fn read(bytes: &[u8; Header::BYTES]) -> Option<Header> {
+        let (filled, checksum) = bytes.split_at(Header::BYTES - 8);
+        let number = |at: usize| u64::from_be_bytes(array(&filled[at..at + 8]));
+        let is_whole = filled[..16] == MAGIC && xxh3_64(filled).to_be_bytes() == checksum;
+        is_whole.then(|| Header {
+            store: StoreId(array(&filled[16..32])),
+            opening: u32::from_be_bytes(array(&filled[32..36])),
+            seed: number(36),
+            shown: number(44),
+            cleared: number(52),
+            length: number(60),
+        })
+    }
+
+    fn block(&self) -> Vec<u8> {
+        let mut block = Vec::with_capacity(BLOCK as usize);
+        block.extend_from_slice(&MAGIC);
+        block.extend_from_slice(&self.store.0);
+        block.extend_from_slice(&self.opening.to_be_bytes());
+        for number in [self.seed, self.shown, self.cleared, self.length] {
+            block.extend_from_slice(&number.to_be_bytes());
+        }
+        block.extend_from_slice(&xxh3_64(&block).to_be_bytes());
+        block.resize(BLOCK as usize, 0);
+        block
+    }
+}
+
 /// The log in use, by one thread.
 #[derive(Debug)]
 pub(crate) struct Log {
     file: Box<dyn StorageBackend>,
-    store: StoreId,
-    /// Starts every checksum, so that nobody who chooses values can make a record.
-    seed: u64,
-    opening: u32,
-    length: u64,
+    /// As it is on the disk. Its seed starts every checksum of a record, so that nobody who chooses
+    /// values can make one, and no record of another opening, or of a copy's, is taken for one.
+    header: Header,
+    /// Where that is; the next one is written to the other slot.
+    slot: u64,
     generation: u64,
     /// Records of the generation, all of them acknowledged or about to be.
     count: u64,
@@ -154,58 +199,87 @@ impl Log {
         let Some(file) = file else {
             return if is_needed { Err(OpenError::LogMissing) } else { Ok(None) };
         };
+        let length = file.len().map_err(OpenError::Log)?;
+        let headers = headers(&*file, length).map_err(OpenError::Log)?;
+        let own = own_header(owner, &headers, length);
         let mut log = Log {
             file,
-            store: owner.store,
-            seed: owner.log.seed,
-            opening: owner.opening,
-            length: 0,
+            header: Header {
+                store: owner.store,
+                opening: owner.opening,
+                seed: owner.log.seed,
+                shown: owner.log.shown,
+                cleared: 0,
+                length: 0,
+            },
+            slot: 0,
             generation: owner.log.generation,
             count: 0,
             end: RECORDS_AT,
             used: RECORDS_AT,
             broken: None,
         };
-        let length = log.file.len().map_err(OpenError::Log)?;
-        let fits = log.check_header(owner, length).map_err(OpenError::Log)?;
         if !is_needed {
-            // A store that was closed has cleared its log. What is in another may be needed by
-            // another, or by a later state of this store, and is left alone.
-            match fits {
-                Ok(opening) if opening == owner.opening => {}
-                other => {
-                    if log.holds_something(length).map_err(OpenError::Log)? {
-                        other?;
-                        return Err(OpenError::LogNewer);
-                    }
-                }
+            // A store that was closed has cleared its log. What is in this one may be needed by
+            // another store, or by another state of this one, and is left alone.
+            if log.holds_something(length).map_err(OpenError::Log)? {
+                own?;
+                return Err(OpenError::LogForeign);
             }
+            log.header.length = headers.iter().flatten().map(|it| it.length).max().unwrap_or(0);
             return Ok(Some((log, Records::default())));
         }
-        fits?;
-        log.length = length;
-        log.used = length;
+        (log.slot, log.header) = own?;
+        log.used = log.header.length;
         let records = log.scan()?;
         Ok(Some((log, records)))
     }
 
-    /// Makes the log ready for records of a store that is opened for the `opening`th time. Records
-    /// that are there stay until the first is appended.
+    /// Makes the log ready for records of a store that is opened for the `opening`th time, under a
+    /// seed of its own: the store has to name that, and the next generation, for it to count. Until
+    /// then what is there stays as it is for the store that is not opened yet.
     pub(crate) fn prepare(&mut self, opening: u32, length: u64) -> io::Result<()> {
-        self.opening = opening;
         let there = self.file.len()?;
-        self.length = there.max(length.clamp(LOG_BYTES_MIN, LOG_BYTES_MAX));
-        if there < self.length {
-            self.file.set_len(self.length)?;
-            self.write_zeros(there, self.length)?;
+        let length = there.max(length.clamp(LOG_BYTES_MIN, LOG_BYTES_MAX));
+        if there < length {
+            self.file.set_len(length)?;
         }
-        self.write_header()?;
-        self.file.sync_data()
+        if self.header.length < length {
+            self.write_zeros(self.header.length, length)?;
+            // Before the header says that all of it is there.
+            self.file.sync_data()?;
+        }
+        let (seed, shown) = (fresh_seed(), self.generation + 1);
+        let next = Header { opening, seed, shown, cleared: 0, length, ..self.header };
+        self.write_header(&next)?;
+        self.file.sync_data()?;
+        self.has_header(next);
+        Ok(())
+    }
+
+    /// Shows the next generation, to be called before a store names it, which then knows an older log
+    /// by its not showing it. A log that fails is not shown to be anything, and not used.
+    pub(crate) fn show_next(&mut self) -> io::Result<()> {
+        let shown = self.generation + 1;
+        if self.broken.is_some() || self.header.shown >= shown {
+            return Ok(());
+        }
+        let next = Header { shown, ..self.header };
+        match self.write_header(&next).and_then(|()| self.file.sync_data()) {
+            Ok(()) => {
+                self.has_header(next);
+                Ok(())
+            }
+            Err(error) => {
+                self.broken = Some(Instant::now());
+                Err(error)
+            }
+        }
     }
 
     /// Whether a record of this body has a place behind the others.
     pub(crate) fn takes(&self, redo: &Redo) -> bool {
-        self.broken.is_none() && self.end + padded(redo.record_bytes()) <= self.length
+        self.broken.is_none() && self.end + padded(redo.record_bytes()) <= self.header.length
     }
 
     /// Appends a record and syncs it. After an error the log takes no more until it is renewed.
@@ -225,7 +299,8 @@ impl Log {
     }
 
     pub(crate) fn state(&self) -> LogState {
-        LogState { generation: self.generation, seed: self.seed, is_needed: true }
+        let Header { seed, shown, .. } = self.header;
+        LogState { generation: self.generation, seed, shown, is_needed: true }
     }
 
     /// Whether there are bytes that clearing would take away, or a failure to mend.
@@ -267,9 +342,14 @@ impl Log {
     /// page that may differ from the disk is written again, and the sync tells of these writes.
     pub(crate) fn clear(&mut self) -> io::Result<()> {
         assert_eq!(self.count, 0, "what is needed is not cleared");
-        let cleared = self.write_zeros(RECORDS_AT, self.used).and_then(|()| self.file.sync_data());
+        let next = Header { shown: self.generation, cleared: self.generation, ..self.header };
+        let cleared = self
+            .write_zeros(RECORDS_AT, self.used)
+            .and_then(|()| self.write_header(&next))
+            .and_then(|()| self.file.sync_data());
         match cleared {
             Ok(()) => {
+                self.has_header(next);
                 self.used = RECORDS_AT;
                 self.broken = None;
             }
@@ -291,55 +371,15 @@ impl Log {
         self.file.close()
     }
 
-    fn write_header(&self) -> io::Result<()> {
-        let mut slot = Vec::with_capacity(SECTOR as usize);
-        slot.extend_from_slice(&MAGIC);
-        slot.extend_from_slice(&self.store.0);
-        slot.extend_from_slice(&self.opening.to_be_bytes());
-        slot.extend_from_slice(&self.length.to_be_bytes());
-        slot.extend_from_slice(&xxh3_64_with_seed(&slot, self.seed).to_be_bytes());
-        slot.resize(SECTOR as usize, 0);
-        self.file.write(u64::from(self.opening % 2) * SLOT_BYTES, &slot)
+    /// Writes a header to the slot that is not in use.
+    fn write_header(&self, header: &Header) -> io::Result<()> {
+        self.file.write((1 - self.slot) * BLOCK, &header.block())
     }
 
-    /// The opening that the log was made ready for, if it is this store's and of its time. The outer
-    /// error is the disk's.
-    fn check_header(&self, owner: &Owner, length: u64) -> io::Result<Result<u32, OpenError>> {
-        let mut newest = None;
-        let mut is_foreign = false;
-        for slot in 0..2 {
-            let at = slot * SLOT_BYTES;
-            if length < at + SECTOR {
-                break;
-            }
-            let mut bytes = [0; SLOT_USED_BYTES];
-            self.file.read(at, &mut bytes)?;
-            let (filled, checksum) = bytes.split_at(SLOT_USED_BYTES - 8);
-            if filled[..16] != MAGIC {
-                continue;
-            }
-            let is_own = filled[16..32] == owner.store.0
-                && xxh3_64_with_seed(filled, self.seed).to_be_bytes() == checksum;
-            if is_own {
-                let opening = u32::from_be_bytes(array(&filled[32..36]));
-                let told = u64::from_be_bytes(array(&filled[36..44]));
-                newest = newest.max(Some((opening, told)));
-            } else {
-                is_foreign = true;
-            }
-        }
-        Ok(match newest {
-            None if is_foreign => Err(OpenError::LogForeign),
-            None => Err(OpenError::LogDamaged("it has no header".to_owned())),
-            Some((opening, _)) if opening > owner.opening.saturating_add(1) => {
-                Err(OpenError::LogNewer)
-            }
-            Some((opening, _)) if opening < owner.opening => Err(OpenError::LogOlder),
-            Some((_, told)) if length < told => {
-                Err(OpenError::LogDamaged(format!("{length} of its {told} bytes are there")))
-            }
-            Some((opening, _)) => Ok(opening),
-        })
+    /// To be called when a header that was written is on the disk.
+    fn has_header(&mut self, header: Header) {
+        self.header = header;
+        self.slot = 1 - self.slot;
     }
 
     fn holds_something(&self, length: u64) -> io::Result<bool> {
@@ -360,7 +400,7 @@ impl Log {
     /// All records of the generation. Only the last one can be cut short, since each is synced before
     /// the next is written: one that is bad with good ones behind it is damage.
     fn scan(&self) -> Result<Records, OpenError> {
-        let mut records = self.read(self.length)?;
+        let mut records = self.read(self.header.length)?;
         let mut at = RECORDS_AT;
         let mut number = 1;
         while let Some((generation, found, body)) = self.record_at(&records.bytes, at)
@@ -371,7 +411,7 @@ impl Log {
             records.bodies.push(body);
         }
         let gap = at;
-        while at + SECTOR <= self.length {
+        while at + BLOCK <= self.header.length {
             match self.record_at(&records.bytes, at) {
                 Some((generation, ..)) if generation > self.generation => {
                     return Err(OpenError::LogNewer);
@@ -379,7 +419,7 @@ impl Log {
                 Some((generation, ..)) if generation == self.generation => {
                     return Err(damaged(gap));
                 }
-                _ => at += SECTOR,
+                _ => at += BLOCK,
             }
         }
         Ok(records)
@@ -405,18 +445,18 @@ impl Log {
         let summed = bytes.get(at + 8..body.end)?;
         let is_whole = number > 0
             && ahead <= GENERATIONS_AHEAD_MAX
-            && xxh3_64_with_seed(summed, self.seed).to_be_bytes() == header[..8];
+            && xxh3_64_with_seed(summed, self.header.seed).to_be_bytes() == header[..8];
         is_whole.then_some((generation, number, body))
     }
 
-    /// Completes a record whose body is there: its header, and zeros up to the next sector.
+    /// Completes a record whose body is there: its header, and zeros up to the next block.
     fn fill(&self, record: &mut Vec<u8>) {
         let length = record.len() - RECORD_HEADER_BYTES;
         let length = u32::try_from(length).expect("`takes` bounds it by the log's length");
         record[8..12].copy_from_slice(&length.to_be_bytes());
         record[12..20].copy_from_slice(&self.generation.to_be_bytes());
         record[20..28].copy_from_slice(&(self.count + 1).to_be_bytes());
-        let checksum = xxh3_64_with_seed(&record[8..], self.seed);
+        let checksum = xxh3_64_with_seed(&record[8..], self.header.seed);
         record[..8].copy_from_slice(&checksum.to_be_bytes());
         let padded = padded(record.len() as u64);
         record.resize(usize::try_from(padded).expect("it is in memory"), 0);
@@ -434,8 +474,56 @@ impl Log {
     }
 }
 
+fn headers(file: &dyn StorageBackend, length: u64) -> io::Result<[Option<Header>; 2]> {
+    let mut headers = [None; 2];
+    for (slot, header) in (0..).zip(&mut headers) {
+        if length >= (slot + 1) * BLOCK {
+            let mut bytes = [0; Header::BYTES];
+            file.read(slot * BLOCK, &mut bytes)?;
+            *header = Header::read(&bytes);
+        }
+    }
+    Ok(headers)
+}
+
+/// The header of the log of `owner` and where it is, if it is that and of its time.
+fn own_header(
+    owner: &Owner,
+    headers: &[Option<Header>; 2],
+    length: u64,
+) -> Result<(u64, Header), OpenError> {
+    let whole = || (0..).zip(headers).filter_map(|(slot, header)| Some((slot, (*header)?)));
+    let of_store = || whole().filter(|(_, header)| header.store == owner.store);
+    let own = of_store()
+        .filter(|(_, header)| header.seed == owner.log.seed)
+        .max_by_key(|(_, header)| (header.shown, header.cleared));
+    let Some((slot, header)) = own else {
+        let opening = of_store().map(|(_, header)| header.opening).max();
+        return Err(match opening.map(|it| it.cmp(&owner.opening)) {
+            Some(Ordering::Greater) => OpenError::LogNewer,
+            Some(Ordering::Less) => OpenError::LogOlder,
+            // A copy of this store went its own way.
+            Some(Ordering::Equal) => OpenError::LogForeign,
+            None if whole().next().is_some() => OpenError::LogForeign,
+            None => OpenError::LogDamaged("it has no header".to_owned()),
+        });
+    };
+    let LogState { generation, shown, .. } = owner.log;
+    if header.shown < shown {
+        return Err(OpenError::LogOlder);
+    }
+    if header.shown > generation + 1 || header.cleared > generation {
+        return Err(OpenError::LogNewer);
+    }
+    if length < header.length {
+        let what = format!("{length} of its {} bytes are there", header.length);
+        return Err(OpenError::LogDamaged(what));
+    }
+    Ok((slot, header))
+}
+
 fn padded(bytes: u64) -> u64 {
-    bytes.next_multiple_of(SECTOR)
+    bytes.next_multiple_of(BLOCK)
 }
 
 fn array<const N: usize>(bytes: &[u8]) -> [u8; N] {

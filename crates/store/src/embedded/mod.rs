@@ -185,6 +185,7 @@ impl EmbeddedStore {
     pub async fn close(&self) {
         let (answer, closed) = oneshot::channel();
         if self.queue.send(Request::Close(answer)).await.is_ok() {
+            self.engine.will_close();
             let _ = closed.await;
         }
     }
@@ -193,7 +194,8 @@ impl EmbeddedStore {
     /// holds the rows of the store and no trace of erased ones. Blocks until it is durable.
     ///
     /// # Errors
-    /// There is something at `to`, or reading or writing failed; then nothing is left there.
+    /// There is something at `to`, reading or writing failed, or the store is closed meanwhile; then
+    /// nothing is left there.
     pub fn backup(&self, to: &Path) -> Result<(), BackupError> {
         backup::backup(&self.engine, to)
     }

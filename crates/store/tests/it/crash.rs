@@ -1,7 +1,7 @@
 //! Power cuts at every call that writes or syncs.
 //!
 //! For random operations, each image that a cut may leave is opened: what was synced, and of what
-//! was not synced any subset, sectors torn apart. It must hold what was acknowledged, and of the
+//! was not synced any subset, sectors torn apart, and blocks of the log spoiled. It must hold what was acknowledged, and of the
 //! operation under way all or nothing.
 
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
@@ -11,10 +11,11 @@ use proptest::strategy::{Strategy, ValueTree};
 use proptest::test_runner::TestRunner;
 
 use kv4::store::Store;
+use store::EmbeddedStore;
 use store::contract::{Step, block_on, cases, steps};
-use store::embedded::fsck_on;
+use store::embedded::{LOG_BYTES_MIN, Options, fsck_on};
 
-use super::disk::{Boundary, Disk, FileState, Image, SECTOR, Unsynced, apply};
+use super::disk::{BLOCK, Boundary, Disk, FileState, Image, SECTOR, Unsynced, apply};
 use super::{Dump, dump, open_on};
 
 const CASES: u32 = 16;
@@ -45,6 +46,24 @@ fn a_cut_while_a_store_of_format_1_is_made_one_of_this_leaves_either() {
     assert!(cut.into_iter().all(|found| found.dump == whole));
 }
 
+#[test]
+fn a_cut_while_a_log_that_is_needed_is_made_longer_leaves_it() {
+    let disk = Disk::default();
+    let store = open_on(&disk);
+    let answers = block_on(store.write(vec![super::put(&super::entry("/", "a"), "x")]));
+    assert!(answers[0].is_ok());
+    let (image, whole) = (disk.durable(), dump(&store));
+    let options = Options { log_bytes: 2 * LOG_BYTES_MIN, ..super::options() };
+    let mut random = Random(1);
+    for _ in 0..8 {
+        let disk = Disk::of(image.clone());
+        let opened = cut_calls(&disk, &mut random, || {
+            EmbeddedStore::open_on(disk.store(), disk.log(), options.clone()).unwrap()
+        });
+        assert!(opened.into_iter().all(|image| open_image(image).dump == whole));
+    }
+}
+
 #[derive(Debug, Default)]
 struct Images {
     opened: usize,
@@ -60,7 +79,7 @@ fn cut_everywhere(steps: Vec<Step>, seed: u64, images: &mut Images) {
         let (acknowledged, found) = (acknowledged.clone(), found.clone());
         let mut random = Random(seed);
         move |store: &FileState, log: &FileState| {
-            let image = Image { store: random.cut(store), log: random.cut(log) };
+            let image = random.cut(store, log);
             let at = acknowledged.load(SeqCst);
             if random.one_in(CUT_AGAIN_ONE_IN) {
                 found.lock().unwrap().extend(cut_opening(&image, &mut random).map(|it| (at, it)));
@@ -131,19 +150,24 @@ fn open_image(image: Image) -> Found {
 /// Cuts the opening of an image at every call, and opens what is left.
 fn cut_opening(image: &Image, random: &mut Random) -> impl Iterator<Item = Found> + use<> {
     let disk = Disk::of(image.clone());
+    let cut = cut_calls(&disk, random, || open_on(&disk));
+    cut.into_iter().map(|image| Found { is_cut_again: true, ..open_image(image) })
+}
+
+/// What cuts at every call of an opening, and of the close after it, leave.
+fn cut_calls(disk: &Disk, random: &mut Random, open: impl FnOnce() -> EmbeddedStore) -> Vec<Image> {
     let cut = Arc::new(Mutex::new(Vec::new()));
     let mut random = Random(random.next());
     let boundary = {
         let cut = cut.clone();
         move |store: &FileState, log: &FileState| {
-            cut.lock().unwrap().push(Image { store: random.cut(store), log: random.cut(log) });
+            cut.lock().unwrap().push(random.cut(store, log));
         }
     };
     disk.on_boundary(Some(Boundary(Box::new(boundary))));
-    drop(open_on(&disk));
+    drop(open());
     disk.on_boundary(None);
-    let cut = std::mem::take(&mut *cut.lock().unwrap());
-    cut.into_iter().map(|image| Found { is_cut_again: true, ..open_image(image) })
+    std::mem::take(&mut *cut.lock().unwrap())
 }
 
 /// xorshift64*.
@@ -161,8 +185,17 @@ impl Random {
         self.next() >> 33 < (1 << 31) / n
     }
 
-    /// What a power cut may leave of a file.
-    fn cut(&mut self, file: &FileState) -> Vec<u8> {
+    /// What a power cut may leave of the files.
+    fn cut(&mut self, store: &FileState, log: &FileState) -> Image {
+        Image { store: self.cut_file(store, tear_sectors), log: self.cut_file(log, tear_blocks) }
+    }
+
+    /// What it may leave of one, of whose writes `tear` leaves some.
+    fn cut_file(
+        &mut self,
+        file: &FileState,
+        tear: fn(&mut Random, &mut Vec<u8>, usize, &[u8]),
+    ) -> Vec<u8> {
         let FileState { durable, unsynced, .. } = file;
         let mut image = durable.clone();
         let keep_all = self.one_in(4);
@@ -176,16 +209,29 @@ impl Random {
                         apply(&mut image, change);
                     }
                 }
-                Unsynced::Write(offset, data) => {
-                    for (nth, sector) in data.chunks(SECTOR).enumerate() {
-                        if self.one_in(2) {
-                            let sector = Unsynced::Write(offset + nth * SECTOR, sector.to_vec());
-                            apply(&mut image, &sector);
-                        }
-                    }
-                }
+                Unsynced::Write(offset, data) => tear(self, &mut image, *offset, data),
             }
         }
         image
+    }
+}
+
+/// Leaves any of the sectors that were written.
+fn tear_sectors(random: &mut Random, image: &mut Vec<u8>, offset: usize, data: &[u8]) {
+    for (nth, sector) in data.chunks(SECTOR).enumerate() {
+        if random.one_in(2) {
+            apply(image, &Unsynced::Write(offset + nth * SECTOR, sector.to_vec()));
+        }
+    }
+}
+
+/// Leaves any of the sectors, or nothing that is right in all of a block that was written to.
+fn tear_blocks(random: &mut Random, image: &mut Vec<u8>, offset: usize, data: &[u8]) {
+    tear_sectors(random, image, offset, data);
+    for block in offset / BLOCK..(offset + data.len()).div_ceil(BLOCK) {
+        let block = block * BLOCK..((block + 1) * BLOCK).min(image.len());
+        if random.one_in(4) && !block.is_empty() {
+            image[block].fill(0xa5);
+        }
     }
 }

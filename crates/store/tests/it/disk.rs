@@ -13,8 +13,9 @@ use redb::StorageBackend;
 /// Writes of this size and alignment are never torn.
 pub(crate) const SECTOR: usize = 512;
 
-/// What a file gets a place for.
-const BLOCK: usize = 4_096;
+/// What a file gets a place for, and what a cut may spoil all of when a write touches it; redb relies
+/// on sectors, since its header is in one block.
+pub(crate) const BLOCK: usize = 4_096;
 
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Disk(Arc<Mutex<State>>);
@@ -50,6 +51,8 @@ struct State {
     boundary: Option<Boundary>,
     /// No block gets a place that has none.
     is_full: bool,
+    /// The next time that the store's file is made shorter fails.
+    fails_to_shorten: bool,
 }
 
 #[derive(Debug, Default)]
@@ -131,9 +134,19 @@ impl Disk {
         self.state().is_full = is_full;
     }
 
+    pub(crate) fn fail_to_shorten_store(&self) {
+        self.state().fails_to_shorten = true;
+    }
+
     pub(crate) fn has_failed(&self) -> bool {
         let state = self.state();
         state.fault.is_some_and(|fault| state.calls > fault.after)
+    }
+
+    /// Whether all of the log has a place on the disk.
+    pub(crate) fn has_place_for_log(&self) -> bool {
+        let state = self.state();
+        (0..state.log.cache.len().div_ceil(BLOCK)).all(|block| state.log.blocks.contains(&block))
     }
 
     pub(crate) fn on_boundary(&self, boundary: Option<Boundary>) {
@@ -211,6 +224,10 @@ impl StorageBackend for DiskFile {
         let mut state = self.disk.state();
         state.call(self.which, false)?;
         let len = usize::try_from(len).unwrap();
+        let is_shorter = self.which == Which::Store && len < state.store.cache.len();
+        if is_shorter && std::mem::take(&mut state.fails_to_shorten) {
+            return Err(io::ErrorKind::Other.into());
+        }
         let file = state.file(self.which);
         file.cache.resize(len, 0);
         file.unsynced.push(Unsynced::Length(len));
@@ -236,19 +253,20 @@ impl StorageBackend for DiskFile {
         let mut state = self.disk.state();
         let mut result = state.call(self.which, false);
         let offset = usize::try_from(offset).unwrap();
-        let blocks = offset / BLOCK..(offset + data.len()).div_ceil(BLOCK);
+        let mut blocks = offset / BLOCK..(offset + data.len()).div_ceil(BLOCK);
         let is_full = state.is_full;
-        let places = &mut state.file(self.which).blocks;
-        if is_full && !blocks.clone().all(|block| places.contains(&block)) {
+        let has_places = blocks.all(|block| state.file(self.which).blocks.contains(&block));
+        if is_full && !has_places {
             result = Err(io::ErrorKind::StorageFull.into());
-        } else {
-            places.extend(blocks);
         }
         // A write that fails may have written a part.
         let is_whole = result.is_ok() || state.lands();
         let written = if is_whole { data } else { &data[..data.len() / 2 / SECTOR * SECTOR] };
         let change = Unsynced::Write(offset, written.to_vec());
         let file = state.file(self.which);
+        if !is_full {
+            file.blocks.extend(offset / BLOCK..(offset + written.len()).div_ceil(BLOCK));
+        }
         apply(&mut file.cache, &change);
         file.unsynced.push(change);
         result

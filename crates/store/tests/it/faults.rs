@@ -80,10 +80,16 @@ fn a_full_disk_refuses_writes_and_goes_on_with_reads() {
     }
     disk.fill(false);
     let deadline = Instant::now() + Duration::from_secs(20);
-    while write(0).is_err() {
+    let mut before = store.commits();
+    while block_on(store.erase(&entry("/a", "0"))).is_err() {
         assert!(Instant::now() < deadline, "not recovered");
         std::thread::yield_now();
+        before = store.commits();
     }
+    assert!(write(0).is_ok());
+    // The first checkpoint gives back the memory that reads had while the disk was full.
+    let after = store.commits();
+    assert_eq!((after.failures, after.recoveries), (before.failures, before.recoveries + 1));
     assert!(dump(&open_on(&Disk::of(disk.durable()))) == dump(&store));
 }
 

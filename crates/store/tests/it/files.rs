@@ -1,11 +1,15 @@
 //! Files: who may open them, what versions there are, copies of them.
 
 use std::fs::{self, OpenOptions};
+use std::future::Future as _;
 use std::io::{self, Seek, SeekFrom, Write as _};
 use std::ops::Bound;
+use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::pin::pin;
 use std::sync::atomic::{AtomicBool, Ordering::SeqCst};
+use std::sync::{Arc, Condvar, Mutex};
+use std::task::{Context, Waker};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -226,6 +230,44 @@ fn a_backup_is_a_whole_store_made_while_writes_go_on() {
 }
 
 #[test]
+fn a_backup_gives_up_when_the_store_is_closed() {
+    let folder = tempfile::tempdir().unwrap();
+    let (path, copy) = (folder.path().join("s"), folder.path().join("copy"));
+    drop(open(&path));
+    let [file, log] = [path.clone(), log_of(&path)].map(|path| {
+        FileBackend::new(OpenOptions::new().read(true).write(true).open(path).unwrap()).unwrap()
+    });
+    let gate = Arc::new(Gate::default());
+    let file = Gated { file, gate: gate.clone() };
+    let options = Options { cache_bytes: 64 << 10, ..Options::default() };
+    let store = EmbeddedStore::open_on(file, log, options).unwrap();
+    for nth in 0..100 {
+        let writes = vec![put(&entry("/", &format!("{nth}")), &"x".repeat(8_000))];
+        assert!(block_on(store.write(writes))[0].is_ok());
+    }
+    thread::scope(|scope| {
+        let backup = thread::Builder::new().name(Gate::THREAD.to_owned());
+        let backup = backup.spawn_scoped(scope, || store.backup(&copy)).unwrap();
+        gate.wait_for_reads();
+        let partial = fs::read_dir(folder.path()).unwrap().map(|it| it.unwrap());
+        let partial: Vec<_> = partial
+            .filter(|it| it.file_name().to_str().unwrap().contains(".partial-"))
+            .map(|it| it.metadata().unwrap().permissions().mode() & 0o777)
+            .collect();
+        let mut closing = pin!(store.close());
+        let waiting = closing.as_mut().poll(&mut Context::from_waker(Waker::noop()));
+        assert!(waiting.is_pending());
+        gate.open();
+        let error = backup.join().unwrap().unwrap_err();
+        assert!(matches!(error, BackupError::GivenUp), "{error}");
+        block_on(closing);
+        assert_eq!(partial, [0o600], "what is copied is its owner's while it is made");
+    });
+    let names: Vec<_> = fs::read_dir(folder.path()).unwrap().map(|it| it.unwrap().path()).collect();
+    assert_eq!(names.len(), 2, "nothing of it is left: {names:?}");
+}
+
+#[test]
 fn a_damaged_backup_is_not_restored() {
     let folder = tempfile::tempdir().unwrap();
     let (path, to) = (folder.path().join("s"), folder.path().join("to"));
@@ -415,6 +457,70 @@ fn set_format(path: &Path, format: u32) {
     let txn = database.begin_write().unwrap();
     txn.open_table(META).unwrap().insert("format", format.to_be_bytes().as_slice()).unwrap();
     txn.commit().unwrap();
+}
+
+/// Holds the reads of the thread that makes a backup.
+#[derive(Debug, Default)]
+struct Gate {
+    /// How many reads there were, and whether they are held no more.
+    state: Mutex<(usize, bool)>,
+    changed: Condvar,
+}
+
+impl Gate {
+    const THREAD: &str = "backup";
+    /// Reads before one is held: the copy is under way then.
+    const FREE: usize = 5;
+
+    fn pass(&self) {
+        if thread::current().name() == Some(Gate::THREAD) {
+            let mut state = self.state.lock().unwrap();
+            state.0 += 1;
+            self.changed.notify_all();
+            let is_held = |state: &mut (usize, bool)| state.0 > Gate::FREE && !state.1;
+            drop(self.changed.wait_while(state, is_held).unwrap());
+        }
+    }
+
+    fn wait_for_reads(&self) {
+        let state = self.state.lock().unwrap();
+        drop(self.changed.wait_while(state, |state| state.0 <= Gate::FREE).unwrap());
+    }
+
+    fn open(&self) {
+        self.state.lock().unwrap().1 = true;
+        self.changed.notify_all();
+    }
+}
+
+/// A real file whose reads pass a gate.
+#[derive(Debug)]
+struct Gated {
+    file: FileBackend,
+    gate: Arc<Gate>,
+}
+
+impl StorageBackend for Gated {
+    fn len(&self) -> io::Result<u64> {
+        self.file.len()
+    }
+
+    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.gate.pass();
+        self.file.read(offset, out)
+    }
+
+    fn set_len(&self, len: u64) -> io::Result<()> {
+        self.file.set_len(len)
+    }
+
+    fn sync_data(&self) -> io::Result<()> {
+        self.file.sync_data()
+    }
+
+    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
+        self.file.write(offset, data)
+    }
 }
 
 /// A real file whose syncs fail while it is told so.

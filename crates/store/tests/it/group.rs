@@ -92,6 +92,26 @@ fn damage_of_one_entry_is_not_the_trouble_of_others_in_the_batch() {
     assert!(block_on(store.newest(&good)).unwrap().is_some());
 }
 
+#[test]
+fn a_listener_that_panics_ends_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let store = EmbeddedStore::open(&folder.path().join("s"), Options::default()).unwrap();
+    store.listen(Arc::new(Panics));
+    for key in ["a", "b"] {
+        let answers = block_on(store.write(vec![put(&entry("/", key), "x")]));
+        assert!(answers[0].is_ok(), "{answers:?}");
+        assert!(block_on(store.newest(&entry("/", key))).unwrap().is_some());
+    }
+}
+
+struct Panics;
+
+impl Listener for Panics {
+    fn committed(&self, _: &[Event]) {
+        panic!("a listener may");
+    }
+}
+
 /// Holds the committer until the other end is dropped.
 struct Held(Mutex<Receiver<()>>);
 

@@ -2,6 +2,7 @@
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use kv4::store::{Seq, Store, StoreError};
@@ -12,14 +13,16 @@ use store::embedded::{
     BackupError, LOG_BYTES_MIN, OpenError, Options, Rule, fsck, fsck_on, restore,
 };
 
-use super::disk::{Disk, Fault, Image, Which};
+use super::disk::{Boundary, Disk, Fault, Image, Which};
 use super::{dump, entry, open_on, options, put};
 
 /// Where the first record is, and the places of its fields.
 const RECORDS_AT: usize = 8_192;
 const LENGTH: usize = 8;
 const HEADER_BYTES: usize = 28;
-const SECTOR: usize = 512;
+const BLOCK: usize = 4_096;
+/// So long a log is left as it is, at the least.
+const QUIET: Duration = Duration::from_secs(8);
 const EIO: i32 = 5;
 const ENOSPC: i32 = 28;
 
@@ -67,11 +70,13 @@ fn a_quiet_log_is_emptied() {
     let disk = Disk::default();
     let store = open_on(&disk);
     write(&store, "a", "quiet");
-    let deadline = Instant::now() + Duration::from_secs(20);
+    let start = Instant::now();
+    let deadline = start + Duration::from_secs(60);
     while disk.durable().log[RECORDS_AT..].iter().any(|byte| *byte != 0) {
         assert!(Instant::now() < deadline, "it is not emptied");
         std::thread::yield_now();
     }
+    assert!(start.elapsed() >= QUIET, "a write each second has to pay for a checkpoint");
     let commits = store.commits();
     assert_eq!((commits.checkpoints, commits.failures), (1, 0));
 }
@@ -128,7 +133,7 @@ fn records_of_an_earlier_generation_are_not_taken_for_later_ones() {
     let disk = Disk::default();
     let store = open_on(&disk);
     // Two generations whose records lie at the same places, and the second is shorter.
-    for nth in 0..6 {
+    for nth in 0..5 {
         write(&store, "a", &format!("first {nth}"));
     }
     let fault = Fault { error: EIO, after: 0, count: 1, reads: false, of: None, lands: false };
@@ -163,7 +168,7 @@ fn stale_records_behind_a_short_generation_are_ignored() {
     let mut image = disk.durable();
     let own = records(&image.log);
     assert_eq!(own.len(), 1);
-    let behind = own[0].end.next_multiple_of(SECTOR);
+    let behind = own[0].end.next_multiple_of(BLOCK);
     image.log[behind..].copy_from_slice(&stale[behind..]);
     assert!(records(&image.log).len() > 1, "there are stale records behind");
     assert!(dump(&open_on(&Disk::of(image))) == dump(&store));
@@ -249,6 +254,133 @@ fn a_log_without_space_is_told_when_a_store_is_opened() {
     assert!(error.to_string().starts_with("the log beside the store cannot be used"), "{error}");
     disk.heal();
     write(&open_on(&disk), "a", "x");
+
+    // Wherever it failed, the next opening sees to a place for all of the log.
+    let mut after = 0;
+    loop {
+        let disk = Disk::default();
+        disk.fail(Fault { after, ..fault });
+        let opened = EmbeddedStore::open_on(disk.store(), disk.log(), options()).is_ok();
+        let has_failed = disk.has_failed();
+        disk.heal();
+        let store = open_on(&disk);
+        assert!(disk.has_place_for_log(), "after {after} calls");
+        drop(store);
+        if !has_failed {
+            assert!(opened && after > 3, "all calls of an opening were tried");
+            break;
+        }
+        after += 1;
+    }
+}
+
+/// Two stores that were one have logs that cannot be taken for each other's, and a store that went
+/// back in time none of what it did before.
+#[test]
+fn a_log_of_another_time_is_told() {
+    let tells = |what: &str, image: Image, is_told: fn(&OpenError) -> bool| {
+        let disk = Disk::of(image.clone());
+        let error = EmbeddedStore::open_on(disk.store(), disk.log(), options());
+        let error = error.err().unwrap_or_else(|| panic!("{what}: it opens"));
+        assert!(is_told(&error), "{what}: {error}");
+        assert_eq!(disk.durable().log, image.log, "{what}: it is left alone");
+    };
+    let disk = Disk::default();
+    let store = open_on(&disk);
+    write(&store, "a", "x");
+    let copy = disk.durable();
+    let checkpoint = || {
+        write(&store, "erased", "x");
+        assert!(block_on(store.erase(&entry("/", "erased"))).unwrap());
+    };
+    checkpoint();
+    write(&store, "b", "after a checkpoint");
+    let after_one = disk.durable().log;
+    checkpoint();
+    let cleared = disk.durable().log;
+    for nth in 0..4 {
+        write(&store, "b", &format!("{nth}"));
+    }
+    let killed = disk.durable();
+    // A checked copy, cut off at any call of the check, or opened, beside the other's log.
+    let settled = Disk::of(copy.clone());
+    let stores = Arc::new(Mutex::new(Vec::new()));
+    let seen = stores.clone();
+    settled.on_boundary(Some(Boundary(Box::new(move |store, _| {
+        seen.lock().unwrap().push(store.durable.clone());
+    }))));
+    assert!(fsck_on(settled.store(), settled.log()).unwrap().is_clean());
+    settled.on_boundary(None);
+    let mut stores = std::mem::take(&mut *stores.lock().unwrap());
+    stores.push(settled.durable().store);
+    let opened = Disk::of(copy.clone());
+    let opened_store = open_on(&opened);
+    stores.push(opened.durable().store);
+    let alone = |store: &Vec<u8>| *store != copy.store;
+    for (nth, store) in stores.into_iter().filter(alone).enumerate() {
+        for log in [after_one.clone(), killed.log.clone()] {
+            tells(&format!("another's, {nth}"), Image { store: store.clone(), log }, |error| {
+                matches!(error, OpenError::LogForeign | OpenError::LogNewer | OpenError::LogOlder)
+            });
+        }
+    }
+    drop(opened_store);
+    // Copies that were made one after the other, while the store went on.
+    let image = Image { store: killed.store.clone(), log: copy.log.clone() };
+    tells("an older one", image, |error| matches!(error, OpenError::LogOlder));
+    let image = Image { store: copy.store, log: cleared };
+    tells("a cleared one", image, |error| matches!(error, OpenError::LogNewer));
+
+    // Also when only one checkpoint is between them.
+    let older = killed.log;
+    checkpoint();
+    let image = Image { store: disk.durable().store, log: older };
+    write(&store, "c", "x");
+    tells("the one before", image, |error| matches!(error, OpenError::LogOlder));
+}
+
+/// What was closed at a time can be put back at any later one, beside the log as it has become.
+#[test]
+fn a_closed_store_that_is_put_back_survives_a_kill() {
+    for more in 1..6 {
+        let disk = Disk::default();
+        drop(open_on(&disk));
+        let closed = disk.durable().store;
+        for _ in 0..more {
+            drop(open_on(&disk));
+        }
+        let disk = Disk::of(Image { store: closed, log: disk.durable().log });
+        let store = open_on(&disk);
+        write(&store, "a", "x");
+        let killed = disk.durable();
+        let checked = Disk::of(killed.clone());
+        assert!(fsck_on(checked.store(), checked.log()).unwrap().is_clean());
+        assert!(dump(&open_on(&Disk::of(killed))) == dump(&store));
+    }
+}
+
+/// What fails after an erasure became durable does not keep it in the log when it is answered.
+#[test]
+fn an_erasure_that_stands_is_not_in_the_log_though_the_engine_failed() {
+    let secret = "a value that its owner erased";
+    let disk = Disk::default();
+    let options = Options { log_bytes: 2 << 20, ..options() };
+    let store = EmbeddedStore::open_on(disk.store(), disk.log(), options).unwrap();
+    for nth in 0..40 {
+        write(&store, &format!("{nth}"), &"x".repeat(40_000));
+    }
+    for nth in 0..40 {
+        assert!(block_on(store.erase(&entry("/", &format!("{nth}")))).unwrap());
+    }
+    // redb gives space back after the sync of a commit.
+    disk.fail_to_shorten_store();
+    for _ in 0..20 {
+        write(&store, "secret", secret);
+        assert!(block_on(store.erase(&entry("/", "secret"))).unwrap());
+        let log = disk.durable().log;
+        assert!(!log.windows(secret.len()).any(|it| it == secret.as_bytes()));
+    }
+    assert!(store.commits().failures > 0, "it was not met");
 }
 
 #[test]
@@ -292,7 +424,7 @@ fn a_store_needs_the_log_it_was_left_with() {
 
     // Damage of its length and of its header is a report's, not a refusal to look.
     for (what, log) in [
-        ("cut short", left.log[..left.log.len() - SECTOR].to_vec()),
+        ("cut short", left.log[..left.log.len() - BLOCK].to_vec()),
         ("without a header", [&[0; RECORDS_AT], &left.log[RECORDS_AT..]].concat()),
     ] {
         let disk = Disk::of(Image { store: left.store.clone(), log });
@@ -400,7 +532,7 @@ fn records(log: &[u8]) -> Vec<std::ops::Range<usize>> {
         }
         let end = at + HEADER_BYTES + length as usize;
         places.push(at..end);
-        at = end.next_multiple_of(SECTOR);
+        at = end.next_multiple_of(BLOCK);
     }
     places
 }
