@@ -322,6 +322,7 @@ impl Committer {
             }
         }
         for (request, outcome) in batch.into_iter().zip(outcomes) {
+            thread::yield_now();
             request.answer(outcome);
         }
     }
@@ -384,6 +385,8 @@ impl Committer {
         let mut work = Work::begin(batch.writing(), &mut self.buckets)?;
         let mut outcomes = Vec::with_capacity(requests.len());
         for request in requests {
+            // A batch is work for a while, beside which others' short work should not wait.
+            thread::yield_now();
             outcomes.push(match request {
                 Request::Write(writes, _) => {
                     let written: Result<WriteAnswers, ReadError> =
