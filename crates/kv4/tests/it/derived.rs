@@ -112,7 +112,7 @@ fn disturbed(of: usize) -> (Arc<Kv4>, Arc<Derived<Compiled>>, Arc<AtomicU64>) {
     (kv, cache, compilations)
 }
 
-/// A reader used to begin again whenever anybody wrote meanwhile, for ever under steady writes.
+/// A reader that began again whenever somebody wrote would never end under steady writes.
 #[test]
 fn others_writes_do_not_keep_a_reader_waiting() {
     let (kv, cache, compilations) = disturbed(1);

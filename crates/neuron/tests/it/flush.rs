@@ -140,7 +140,7 @@ async fn lines_that_wait_go_with_their_account() {
     assert!(!stage.neuron.services.kv.buckets().await.unwrap().contains(&bucket));
 }
 
-/// Readiness follows the flush: one with nothing to write used to find a full disk in order.
+/// Readiness follows the flush: one that writes nothing would find a full disk in order.
 #[tokio::test]
 async fn a_flush_asks_the_store_even_when_nothing_was_measured() {
     let stage = Stage::new().await;

@@ -23,7 +23,7 @@ async fn end(stage: &Stage, name: &str, method: &str) -> Value {
     stage.call(SYS, method, &target, body).await
 }
 
-/// A request that waited for its turn used to write into the bucket of an account that was no more.
+/// A request may wait for its turn for longer than its account lasts.
 #[tokio::test]
 async fn a_request_whose_turn_comes_after_the_end_of_its_account_writes_nothing() {
     let stage = Stage::new().await;
@@ -50,7 +50,7 @@ async fn a_request_whose_turn_comes_after_the_end_of_its_account_writes_nothing(
     }
 }
 
-/// One that had begun used to write after the end had been answered.
+/// What has begun writes before the end is answered, not after it.
 #[tokio::test]
 async fn the_end_of_an_account_waits_for_the_requests_that_have_begun() {
     let stage = Stage::new().await;
