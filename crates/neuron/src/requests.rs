@@ -229,10 +229,11 @@ async fn service_request(
     service: Service,
     rest: &str,
 ) -> Response {
-    let admitted = match admit(services, request, admission, wants_problem(request.accept), true).await {
-        Ok(admitted) => admitted,
-        Err(denied) => return denied.response(),
-    };
+    let admitted =
+        match admit(services, request, admission, wants_problem(request.accept), true).await {
+            Ok(admitted) => admitted,
+            Err(denied) => return denied.response(),
+        };
     let caller = admitted.login.caller();
     let mut entered = None;
     let done = async {
@@ -603,10 +604,11 @@ fn measured(caller: &Caller, kind: usize) -> Option<Measured> {
 /// Whether a request may change something, and so is to be finished when its client hangs up. Of the
 /// old routes some do by GET.
 pub fn may_write(method: &str, path: &str) -> bool {
-    !matches!(method, "GET" | "HEAD") || matches!(
-        Target::of(path),
-        Some(Target::Legacy(_, true) | Target::Legacy(Route::Token | Route::Ice, _))
-    )
+    !matches!(method, "GET" | "HEAD")
+        || matches!(
+            Target::of(path),
+            Some(Target::Legacy(_, true) | Target::Legacy(Route::Token | Route::Ice, _))
+        )
 }
 
 /// Whether an `Accept` header asks for problem details and real statuses.

@@ -407,3 +407,54 @@ fn figures(stat: Stat) -> String {
     let Stat { sum, min, max, count } = stat;
     format!("{{\"sum\":{sum},\"min\":{min},\"max\":{max},\"count\":{count}}}")
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of two flushes that let go of an idle counter the slower one finds another in its place.
+    #[test]
+    fn letting_go_of_a_counter_leaves_the_one_in_its_place() {
+        let statistics = Statistics::default();
+        let measured = Measured {
+            bucket: Bucket::sys(),
+            measure: crate::layer("api:3"),
+            path: Path::root(),
+            key: Key::parse("k").expect("a letter is a legal key"),
+        };
+        let counter = || statistics.counter(measured.clone(), 60).expect("there is room");
+        let first = counter();
+        statistics.retire(&first);
+        let second = counter();
+        statistics.retire(&first);
+        assert!(second.count(&statistics, 60));
+        assert!(Arc::ptr_eq(&second, &counter()));
+        statistics.gather();
+        let shards = statistics.shards.iter().map(|shard| shard.lock().expect("no panic"));
+        let counted: u64 =
+            shards.flat_map(|s| s.cells.values().map(|c| c.stat.count).collect::<Vec<_>>()).sum();
+        assert_eq!(counted, 4);
+    }
+
+    #[test]
+    fn closed_minutes_are_what_was_closed_and_few_ranges() {
+        let mut closed = Closed::default();
+        for minute in [5, 7, 6, 4, 100, 6] {
+            closed.close(minute);
+        }
+        assert_eq!(closed.0, [4..8, 100..101]);
+        assert_eq!(
+            [3, 4, 7, 8, 99, 100].map(|minute| closed.open_at(minute)),
+            [3, 8, 8, 8, 99, 101]
+        );
+        let scattered = (0..50).map(|at| 200 + 3 * at);
+        for minute in scattered.clone() {
+            closed.close(minute);
+        }
+        assert_eq!(closed.0.len(), CLOSED_MAX);
+        assert!(scattered.clone().all(|minute| closed.open_at(minute) > minute));
+        assert_eq!(closed.open_at(50), 50, "the widest gaps stay open");
+        closed.close(u32::MAX);
+        assert_eq!(closed.open_at(u32::MAX - 1), u32::MAX - 1);
+    }
+}

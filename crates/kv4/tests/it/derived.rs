@@ -121,6 +121,21 @@ fn others_writes_do_not_keep_a_reader_waiting() {
     assert_eq!(compilations.load(SeqCst), 1);
 }
 
+/// One account that writes steadily does not keep the others' forms from being kept: but for those
+/// that share its place, of which there are few.
+#[test]
+fn others_writes_do_not_keep_a_form_from_being_kept() {
+    let (kv, cache, compilations) = disturbed(1);
+    let others = [0, 2, 3, 4];
+    for _ in 0..2 {
+        for of in others {
+            now(cache.of(&kv, &bucket(of))).unwrap();
+        }
+    }
+    let compiled = compilations.load(SeqCst);
+    assert!(compiled < 2 * others.len() as u64, "{compiled}");
+}
+
 #[test]
 fn what_was_read_before_a_write_is_not_kept_after_it() {
     let (kv, cache, _) = disturbed(0);
