@@ -24,7 +24,7 @@ use wire::envelope::{self, Fault};
 use wire::errors::Code;
 
 use crate::config::Config;
-use crate::lifecycle::Lifecycle;
+use crate::lifecycle::{Busy, Lifecycle};
 use crate::listen::{Entered, Gate};
 use crate::metrics;
 use crate::pace::{Pace, Paced};
@@ -181,7 +181,7 @@ impl Connection {
     async fn handle(self: &Arc<Self>, request: hyper::Request<body::Incoming>) -> HttpResponse {
         self.has_begun.store(true, Ordering::Relaxed);
         let _under_way = self.pace.begun(request.version());
-        let _busy = self.shared.lifecycle.busy();
+        let busy = self.shared.lifecycle.busy();
         self.shared.counters.requests.fetch_add(1, Ordering::Relaxed);
         let path = request.uri().path();
         if self.is_admin {
@@ -200,7 +200,7 @@ impl Connection {
             return sockets::upgrade(&self.shared, &self.entered, request, version, token, address)
                 .await;
         }
-        self.api(request, address).await
+        self.api(request, address, busy).await
     }
 
     /// Health and pages, which nobody in particular asks for.
@@ -224,6 +224,7 @@ impl Connection {
         self: &Arc<Self>,
         request: hyper::Request<body::Incoming>,
         address: IpAddr,
+        busy: Busy,
     ) -> HttpResponse {
         let (parts, body) = request.into_parts();
         let (body, counted) = match self.read_body(body, address).await {
@@ -235,13 +236,12 @@ impl Connection {
                 return closing(faulted(&fault, status, wants_problem(&parts.headers)));
             }
         };
-        if parts.method == Method::GET || parts.method == Method::HEAD {
+        if !requests::may_write(parts.method.as_str(), parts.uri.path()) {
             return self.answer(&parts, &body, address).await;
         }
         let connection = self.clone();
         let work = async move {
-            let _busy = connection.shared.lifecycle.busy();
-            let _counted = counted;
+            let (_busy, _counted) = (busy, counted);
             connection.spender.metered(connection.answer(&parts, &body, address)).await
         };
         tokio::spawn(work).await.unwrap_or_else(|error| {
@@ -296,7 +296,9 @@ impl Connection {
             return self.other(parts, address).await;
         };
         let reply = self.reply(response, &parts.method);
-        if self.session.take_ended() { closing(reply) } else { reply }
+        // HTTP/2 knows no such header; there the caller is refused.
+        let closes = parts.version < http::Version::HTTP_2 && self.session.has_ended();
+        if closes { closing(reply) } else { reply }
     }
 
     fn reply(&self, response: requests::Response, method: &Method) -> HttpResponse {

@@ -3,6 +3,7 @@
 //! Compiled on first use from every live entry of the layer, forgotten when a commit touches that
 //! layer in that bucket. Meant for layers that are read on every request and seldom written.
 
+use std::hash::BuildHasher as _;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -16,6 +17,9 @@ use crate::version::Head;
 /// Buckets whose compiled form is held; beyond it all are forgotten and compiled again on use.
 const BUCKETS_MAX: usize = 10_000;
 
+/// Places in which changes are counted.
+const TOUCHED_PLACES: usize = 1 << 12;
+
 /// Makes a compiled form of every live entry of a layer, in order of path and key.
 pub type Compile<T> = fn(&[(Path, Arc<Head>)]) -> T;
 
@@ -27,9 +31,11 @@ pub struct Derived<T> {
     compiled: papaya::HashMap<Bucket, Arc<T>, foldhash::fast::RandomState>,
     /// Serialises those who keep or forget a form; readers never take it.
     keeping: Mutex<()>,
-    /// Raised by every commit that touches the layer, so that a form compiled from rows that were
-    /// read before it is not kept.
-    touched: AtomicU64,
+    /// By the hash of a bucket, raised by every commit that touches the layer there, so that a form
+    /// compiled from rows that were read before it is not kept. Buckets that meet in one place cost
+    /// each other a compilation.
+    touched: Box<[AtomicU64]>,
+    hasher: foldhash::fast::RandomState,
 }
 
 impl<T: Send + Sync + std::fmt::Debug + 'static> Derived<T> {
@@ -40,7 +46,8 @@ impl<T: Send + Sync + std::fmt::Debug + 'static> Derived<T> {
             compile,
             compiled: papaya::HashMap::default(),
             keeping: Mutex::new(()),
-            touched: AtomicU64::new(0),
+            touched: (0..TOUCHED_PLACES).map(|_| AtomicU64::new(0)).collect(),
+            hasher: foldhash::fast::RandomState::default(),
         });
         kv.on_commit(derived.clone());
         derived
@@ -54,7 +61,8 @@ impl<T: Send + Sync + std::fmt::Debug + 'static> Derived<T> {
         if let Some(known) = self.compiled.pin().get(bucket) {
             return Ok(known.clone());
         }
-        let before = self.touched.load(Ordering::SeqCst);
+        let touched = self.touched(bucket);
+        let before = touched.load(Ordering::SeqCst);
         let mut rows = Vec::new();
         for (path, _) in kv.paths(bucket, &self.layer, &Path::root()).await? {
             let node = Node::new(bucket.clone(), self.layer.clone(), path.clone());
@@ -65,7 +73,7 @@ impl<T: Send + Sync + std::fmt::Debug + 'static> Derived<T> {
         let compiled = Arc::new((self.compile)(&rows));
         // The rows were read after this call began, so the form is good for it either way.
         let _keeping = self.keeping.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.touched.load(Ordering::SeqCst) == before {
+        if touched.load(Ordering::SeqCst) == before {
             let kept = self.compiled.pin();
             if kept.len() >= BUCKETS_MAX {
                 kept.clear();
@@ -77,8 +85,13 @@ impl<T: Send + Sync + std::fmt::Debug + 'static> Derived<T> {
 
     fn forget(&self, bucket: &Bucket) {
         let _keeping = self.keeping.lock().unwrap_or_else(PoisonError::into_inner);
-        self.touched.fetch_add(1, Ordering::SeqCst);
+        self.touched(bucket).fetch_add(1, Ordering::SeqCst);
         self.compiled.pin().remove(bucket);
+    }
+
+    fn touched(&self, bucket: &Bucket) -> &AtomicU64 {
+        let hash = usize::try_from(self.hasher.hash_one(bucket)).unwrap_or(0);
+        &self.touched[hash % TOUCHED_PLACES]
     }
 }
 

@@ -12,8 +12,8 @@ use services::access::{self, Wish};
 use services::idempotency::{self, Begun};
 use services::legacy::{self, Route};
 use services::logs::Level;
-use services::principal;
-use services::sessions::{Login, Session};
+use services::principal::{self, Caller};
+use services::sessions::{self, Login, Session};
 use services::statistics::Measured;
 use services::writing::Entered;
 use services::{Answer, Call, Method, Service, Services, layer_of};
@@ -195,7 +195,8 @@ struct Admitted<Turn> {
     real_status: bool,
     /// Whether its account asks for a line of each call.
     is_logged: bool,
-    _turn: Turn,
+    /// None for a read that waits for a version: its turn comes after that.
+    turn: Option<Turn>,
 }
 
 impl<Turn> Admitted<Turn> {
@@ -228,10 +229,11 @@ async fn service_request(
     service: Service,
     rest: &str,
 ) -> Response {
-    let admitted = match admit(services, request, admission, wants_problem(request.accept)).await {
-        Ok(admitted) => admitted,
-        Err(denied) => return denied.response(),
-    };
+    let admitted =
+        match admit(services, request, admission, wants_problem(request.accept), true).await {
+            Ok(admitted) => admitted,
+            Err(denied) => return denied.response(),
+        };
     let caller = admitted.login.caller();
     let mut entered = None;
     let done = async {
@@ -242,7 +244,7 @@ async fn service_request(
             Path::from_url(rest).map_err(|error| Fault::with(error.code(), error.to_string()))?;
         let (method, params) = (admitted.method, &admitted.params);
         let wish = Wish { service, method, path: &path, erase: params.flag("erase") };
-        access::decide(services, caller, request.address, wish).await?;
+        let allowed = access::decide(services, caller, request.address, wish).await;
         let call = Call {
             caller,
             method,
@@ -256,11 +258,22 @@ async fn service_request(
             authority: request.authority,
             is_tls: request.is_tls,
         };
+        let _turn = match (&admitted.turn, allowed) {
+            (Some(_), allowed) => allowed.map(|()| None)?,
+            (None, allowed) => {
+                let seen = match allowed {
+                    Ok(()) => services::wait(services, service, &call).await,
+                    Err(fault) => Err(fault),
+                };
+                // A refusal takes its turn as well: it is not to be had for nothing.
+                let turn = turn(admission, Payer::Account(caller.payer.clone()), true).await?;
+                seen.map(|()| Some(turn))?
+            }
+        };
         carry_out(services, service, &call, request).await
     }
     .await;
-    count(services, &admitted.login, service, admitted.method);
-    admitted.log(services, service, request, &done);
+    tell(services, request, &admitted, service, admitted.method, entered.is_some(), &done).await;
     drop(entered);
     let mut response = match done {
         Ok(answer) => accept(answer, request.if_none_match),
@@ -287,7 +300,7 @@ async fn carry_out(
         Begun::Done(answer) => Ok(answer),
         Begun::New(guard) => {
             let answer = services::call(services, service, call).await?;
-            guard.finish(&answer).await?;
+            guard.finish(&answer).await;
             Ok(answer)
         }
     }
@@ -326,12 +339,14 @@ impl Denied {
     }
 }
 
-/// Reads a request, proves its caller, and waits for his turn.
+/// Reads a request, proves its caller, and waits for his turn, unless it `may_wait` for a version and
+/// asks for that.
 async fn admit<A: Admission>(
     services: &Arc<Services>,
     request: &Request<'_>,
     admission: &A,
     real_status: bool,
+    may_wait: bool,
 ) -> Result<Admitted<A::Turn>, Denied> {
     let denied = |fault| Denied { fault, allow_origin: AllowOrigin::Everybody, real_status };
     let method = method(request.method).map_err(denied)?;
@@ -343,11 +358,16 @@ async fn admit<A: Admission>(
         }
     };
     let bucket = &login.caller().bucket;
-    // A read that waits for a version is no work, and must not hold the others up.
-    let waits = params.as_ref().is_ok_and(|params| params.text("at").is_some());
-    let is_read = method == Method::Get && !waits;
-    let payer = Payer::Account(login.caller().payer.clone());
-    let turn = turn(admission, payer, is_read).await.map_err(denied)?;
+    let is_read = method == Method::Get;
+    // To wait for a version is no work, and must not hold the others up.
+    let waits = may_wait && is_read && params.as_ref().is_ok_and(|p| p.text("at").is_some());
+    let turn = match waits {
+        true => None,
+        false => {
+            let payer = Payer::Account(login.caller().payer.clone());
+            Some(turn(admission, payer, is_read).await.map_err(denied)?)
+        }
+    };
     let settings = services.settings.of(&services.kv, bucket).await;
     let settings =
         settings.map_err(|error| denied(Fault::with(Code::StoreUnavailable, error.to_string())))?;
@@ -370,7 +390,7 @@ async fn admit<A: Admission>(
         allow_origin: allow_origin.clone(),
         real_status,
     })?;
-    Ok(Admitted { login, method, params, allow_origin, real_status, is_logged, _turn: turn })
+    Ok(Admitted { login, method, params, allow_origin, real_status, is_logged, turn })
 }
 
 fn method(method: &str) -> Result<Method, Fault> {
@@ -412,7 +432,7 @@ async fn prove(
         },
     };
     if login.is_ended() {
-        return Err(Fault::with(Code::Unauthorized, "this session was ended"));
+        return Err(sessions::ended());
     }
     Ok((login, params))
 }
@@ -447,7 +467,7 @@ async fn legacy_request(
             let Request { authority, is_tls, .. } = *request;
             return Ok(legacy::signal_list(services, authority, is_tls, &params));
         }
-        let admitted = admit(services, request, admission, false).await;
+        let admitted = admit(services, request, admission, false, false).await;
         let admitted = admitted.map_err(|denied| {
             allow_origin = denied.allow_origin;
             denied.fault
@@ -479,8 +499,7 @@ async fn legacy_request(
             is_tls: request.is_tls,
         };
         let done = legacy::call(services, route, &call, adds).await;
-        count(services, &admitted.login, service, method);
-        admitted.log(services, service, request, &done);
+        tell(services, request, &admitted, service, method, true, &done).await;
         done
     }
     .await;
@@ -531,29 +550,67 @@ fn refuse(fault: &Fault, real_status: bool) -> Response {
     response
 }
 
+/// Counts a call that was carried out or refused, and notes it in the account's log where that is
+/// asked for. A read has not entered: its account may have ended meanwhile, and the next owner of the
+/// name must not find it.
+async fn tell<Turn, T>(
+    services: &Arc<Services>,
+    request: &Request<'_>,
+    admitted: &Admitted<Turn>,
+    service: Service,
+    method: Method,
+    has_entered: bool,
+    done: &Result<T, Fault>,
+) {
+    let login = &admitted.login;
+    let kind = service as usize * METHODS.len() + method as usize;
+    let is_counted = login.count_again(services, kind);
+    if is_counted && !admitted.is_logged {
+        return;
+    }
+    let _entered = match has_entered {
+        true => None,
+        false => match enter(services, request, login).await {
+            Ok(entered) => Some(entered),
+            Err(_) => return,
+        },
+    };
+    if !is_counted && let Some(measured) = measured(login.caller(), kind) {
+        login.count(services, kind, measured);
+    }
+    admitted.log(services, service, request, done);
+}
+
+const METHODS: [Method; 4] = [Method::Delete, Method::Get, Method::Post, Method::Put];
+
 /// `api:3` at `/<service>/<METHOD>`, by who called.
-fn count(services: &Services, login: &Login, service: Service, method: Method) {
+fn measured(caller: &Caller, kind: usize) -> Option<Measured> {
     static MEASURES: OnceLock<(Layer, Vec<Path>)> = OnceLock::new();
-    const METHODS: [Method; 4] = [Method::Delete, Method::Get, Method::Post, Method::Put];
-    let at = service as usize * METHODS.len() + method as usize;
-    login.count(services, at, || {
-        let (measure, paths) = MEASURES.get_or_init(|| {
-            let of = |service: Service, method: Method| {
-                Path::parse(&format!("/{}/{}", service.name(), method.as_str()))
-                    .expect("service and method names are legal segments")
-            };
-            let paths =
-                Service::ALL.iter().flat_map(|service| METHODS.map(|method| of(*service, method)));
-            (layer_of("api:3"), paths.collect())
-        });
-        let caller = login.caller();
-        Some(Measured {
-            bucket: caller.bucket.clone(),
-            measure: measure.clone(),
-            path: paths[at].clone(),
-            key: Key::parse(&caller.who).ok()?,
-        })
+    let (measure, paths) = MEASURES.get_or_init(|| {
+        let of = |service: Service, method: Method| {
+            Path::parse(&format!("/{}/{}", service.name(), method.as_str()))
+                .expect("service and method names are legal segments")
+        };
+        let paths =
+            Service::ALL.iter().flat_map(|service| METHODS.map(|method| of(*service, method)));
+        (layer_of("api:3"), paths.collect())
     });
+    Some(Measured {
+        bucket: caller.bucket.clone(),
+        measure: measure.clone(),
+        path: paths[kind].clone(),
+        key: Key::parse(&caller.who).ok()?,
+    })
+}
+
+/// Whether a request may change something, and so is to be finished when its client hangs up. Of the
+/// old routes some do by GET.
+pub fn may_write(method: &str, path: &str) -> bool {
+    !matches!(method, "GET" | "HEAD")
+        || matches!(
+            Target::of(path),
+            Some(Target::Legacy(_, true) | Target::Legacy(Route::Token | Route::Ice, _))
+        )
 }
 
 /// Whether an `Accept` header asks for problem details and real statuses.

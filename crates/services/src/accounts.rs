@@ -367,6 +367,7 @@ async fn delete_account(
             return Err(Fault::with(Code::NotAllowed, "name the account to delete with `k`"));
         }
     };
+    let _removal = bucket_of(call, &key).map(|own| services.writing.remove(own));
     // The row goes last: whatever ends this half-way leaves an account that cannot log in and can
     // be deleted again, never data that the next owner of the name would find.
     merge(services, call, node, &key, |row| {

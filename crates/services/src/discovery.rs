@@ -42,6 +42,13 @@ pub(crate) async fn call(services: &Services, call: &Call<'_>) -> Result<Answer,
     }
 }
 
+/// The layer that a call reads one entry of; `None` for a call that does not.
+pub(crate) fn entry_layer(call: &Call<'_>) -> Result<Option<Layer>, Fault> {
+    let names_entry = call.params.text("a").is_none() && call.params.text("l").is_some();
+    let is_entry = names_entry && entries::key(call)?.is_some();
+    is_entry.then(|| asked_layer(call)).transpose()
+}
+
 /// The layer that a call names. Layers that hold keys and tokens are nobody's to read.
 fn asked_layer(call: &Call<'_>) -> Result<Layer, Fault> {
     let text = call.params.text("l").ok_or_else(|| {

@@ -2,13 +2,14 @@
 //! (`spec/xirsys.md` §1.5, §3).
 
 use std::borrow::Cow;
-use std::sync::Arc;
+use std::collections::HashMap;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use kv4::store::{SeriesQuery, StoreError};
 use kv4::version::{Head, SecondaryKeys, Version};
 use kv4::write::{Condition, KeyChange, Op, Write, Written};
-use kv4::{Entry, Node, Ver};
+use kv4::{Bucket, Entry, Node, Ver};
 use wire::envelope::Fault;
 use wire::errors::Code;
 use wire::json::{Json, push_string};
@@ -25,6 +26,8 @@ const PAGE_MAX: usize = 1_000;
 const DELETE_AT_ONCE: usize = 500;
 /// How long a read with `at` waits for its version.
 const AT_DEADLINE: Duration = Duration::from_secs(5);
+/// Reads of one account that wait so at a time.
+const AT_WAITING_MAX: usize = 256;
 /// `_ver_` that overwrites whatever there is, even where updates are strict.
 const FORCE: &str = "_splat_";
 /// Names of the secondary keys, in the order of [`SecondaryKeys`].
@@ -40,7 +43,6 @@ pub fn node(call: &Call<'_>, layer: Layer) -> Node {
 /// # Errors
 /// `not_found` for a key that is not there; `bad_request` for a parameter that cannot be read.
 pub async fn get(services: &Services, call: &Call<'_>, node: &Node) -> Result<Answer, Fault> {
-    wait_for_version(services, call, node).await?;
     if call.params.flag("time_series") {
         return series(services, call, node).await;
     }
@@ -451,13 +453,55 @@ fn limit(call: &Call<'_>) -> Result<usize, Fault> {
     }
 }
 
+/// How many reads of each bucket wait for a version.
+#[derive(Debug, Default)]
+pub(crate) struct Awaiting(Mutex<HashMap<Bucket, usize>>);
+
+/// A read that waits, until this is dropped.
+struct Awaits<'a> {
+    awaiting: &'a Awaiting,
+    bucket: &'a Bucket,
+}
+
+impl Awaiting {
+    fn begin<'a>(&'a self, bucket: &'a Bucket) -> Option<Awaits<'a>> {
+        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let count = counts.entry(bucket.clone()).or_default();
+        if *count >= AT_WAITING_MAX {
+            return None;
+        }
+        *count += 1;
+        Some(Awaits { awaiting: self, bucket })
+    }
+}
+
+impl Drop for Awaits<'_> {
+    fn drop(&mut self) {
+        let mut counts = self.awaiting.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(count) = counts.get_mut(self.bucket) {
+            *count -= 1;
+            if *count == 0 {
+                counts.remove(self.bucket);
+            }
+        }
+    }
+}
+
 /// `at=<_ver_>`: waits until this neuron's view has that version or a newer one.
-async fn wait_for_version(services: &Services, call: &Call<'_>, node: &Node) -> Result<(), Fault> {
+pub(crate) async fn wait_for_version(
+    services: &Services,
+    call: &Call<'_>,
+    node: &Node,
+) -> Result<(), Fault> {
     let Some(text) = call.params.text("at") else { return Ok(()) };
     let ver: Ver = text
         .parse()
         .map_err(|_| Fault::with(Code::BadRequest, "`at` is not a `_ver_` of this system"))?;
     let key = key(call)?.ok_or_else(|| Fault::with(Code::BadName, "`at` needs `k`"))?;
+    let Some(_awaits) = services.awaiting.begin(&node.bucket) else {
+        let why = format!("{AT_WAITING_MAX} reads of this account wait for a version already");
+        return Err(Fault::with(Code::Overloaded, why));
+    };
     let reached = services.kv.reached(node, &key, ver);
     let deadline = services.clock.sleep(AT_DEADLINE);
     match crate::first_of(reached, deadline).await {

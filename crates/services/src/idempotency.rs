@@ -2,16 +2,17 @@
 //! out again.
 //!
 //! The answer of a success is kept for a day, sealed, as a row of the account's bucket; a refusal has
-//! changed nothing and is decided anew. A neuron that dies between carrying out a request and
-//! keeping its answer will carry it out again.
+//! changed nothing and is decided anew. An answer that the store does not take, after it took what
+//! the request wrote, is kept in memory, within bounds. A neuron that dies between carrying out a
+//! request and keeping its answer will carry it out again.
 
-use std::collections::HashSet;
-use std::sync::{Mutex, PoisonError};
+use std::collections::{HashMap, HashSet};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use aws_lc_rs::digest::{Context, SHA256};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
-use kv4::store::StoreError;
+use kv4::store::{Event, Listener, StoreError};
 use kv4::write::{Condition, Op, Write};
 use kv4::{Bucket, Node};
 use serde::{Deserialize, Serialize};
@@ -20,6 +21,7 @@ use wire::errors::Code;
 use wire::json::Json;
 use wire::names::{Key, Path};
 
+use crate::logs::Level;
 use crate::principal::Caller;
 use crate::{Answer, Services, ending, layer, store_fault};
 
@@ -31,10 +33,38 @@ const KEPT_S: u64 = 86_400;
 const KEY_BYTES_MAX: usize = 255;
 /// Requests with a key that are under way at a time.
 const UNDER_WAY_MAX: usize = 10_000;
+/// Answers kept in memory because the store did not take them, and the longest of them in bytes;
+/// what goes beyond is lost, and its request is carried out again when it is sent again.
+const UNKEPT_MAX: usize = 1_000;
+const UNKEPT_BYTES_MAX: usize = 16 << 10;
 
-/// Requests with a key that are under way.
+/// What the store does not know of requests with a key.
 #[derive(Debug, Default)]
-pub struct UnderWay(Mutex<HashSet<(Bucket, Key)>>);
+pub struct Idempotent(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    under_way: HashSet<(Bucket, Key)>,
+    /// Answers that the store did not take.
+    unkept: HashMap<(Bucket, Key), Row>,
+}
+
+impl Idempotent {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Listener for Idempotent {
+    /// The next owner of a bucket's name is not given its answers.
+    fn committed(&self, events: &[Event]) {
+        for event in events {
+            if let Event::Dropped(gone) = event {
+                self.state().unkept.retain(|(bucket, _), _| !bucket.is_within(gone));
+            }
+        }
+    }
+}
 
 /// What to do with a request that has a key.
 #[derive(Debug)]
@@ -54,7 +84,7 @@ pub struct Guard<'a> {
     fingerprint: String,
 }
 
-#[derive(Debug, Deserialize, Serialize)]
+#[derive(Clone, Debug, Deserialize, Serialize)]
 struct Row {
     fingerprint: String,
     /// The answer's `v`, sealed: it may show a secret that is shown once.
@@ -86,11 +116,11 @@ pub async fn begin<'a>(
         Key::parse(&hash(&[caller.who.as_bytes(), key.as_bytes()])).expect("base64 is a legal key");
     let bucket = caller.bucket.clone();
     {
-        let mut under_way = services.idempotent.0.lock().unwrap_or_else(PoisonError::into_inner);
-        if under_way.len() >= UNDER_WAY_MAX {
+        let mut state = services.idempotent.state();
+        if state.under_way.len() >= UNDER_WAY_MAX {
             return Err(Code::Overloaded.into());
         }
-        if !under_way.insert((bucket.clone(), key.clone())) {
+        if !state.under_way.insert((bucket.clone(), key.clone())) {
             return Err(Fault::with(Code::Locked, "the first request of this key is under way"));
         }
     }
@@ -111,6 +141,11 @@ impl Guard<'_> {
     /// The answer that is still kept. It ends within [`KEPT_S`], which is today or tomorrow.
     async fn kept(&self) -> Result<Option<Row>, Fault> {
         let now_s = self.services.now_s();
+        let at = (self.bucket.clone(), self.key.clone());
+        let unkept = self.services.idempotent.state().unkept.get(&at).cloned();
+        if let Some(row) = unkept.filter(|row| row.until_s > now_s) {
+            return Ok(Some(row));
+        }
         for end_s in [now_s + KEPT_S, now_s] {
             let node = node(&self.bucket, end_s);
             let head = self.services.kv.get(&node, &self.key).await.map_err(store_fault)?;
@@ -122,11 +157,9 @@ impl Guard<'_> {
         Ok(None)
     }
 
-    /// Keeps the answer of a request that was carried out.
-    ///
-    /// # Errors
-    /// The store's; the request itself is done.
-    pub async fn finish(self, answer: &Answer) -> Result<(), Fault> {
+    /// Keeps the answer of a request that was carried out: in memory when the store does not take
+    /// it, since the request is done all the same.
+    pub async fn finish(self, answer: &Answer) {
         let services = self.services;
         let row = Row {
             fingerprint: self.fingerprint.clone(),
@@ -135,8 +168,28 @@ impl Guard<'_> {
             no_store: answer.no_store,
             until_s: services.now_s() + KEPT_S,
         };
+        let Err(fault) = self.keep(&row).await else { return };
+        services.logs.note(&Bucket::sys(), Level::Warn, || {
+            let why = fault.detail.as_deref().unwrap_or(fault.code.as_str());
+            format!("the answer to an idempotency key of {} was not stored: {why}", self.bucket)
+        });
+        if row.answer.len() > UNKEPT_BYTES_MAX {
+            return;
+        }
+        let mut state = services.idempotent.state();
+        if state.unkept.len() >= UNKEPT_MAX {
+            let now_s = services.now_s();
+            state.unkept.retain(|_, row| row.until_s > now_s);
+        }
+        if state.unkept.len() < UNKEPT_MAX {
+            state.unkept.insert((self.bucket.clone(), self.key.clone()), row);
+        }
+    }
+
+    async fn keep(&self, row: &Row) -> Result<(), Fault> {
+        let services = self.services;
         let value =
-            serde_json::to_value(&row).map_err(|e| Fault::with(Code::Internal, e.to_string()))?;
+            serde_json::to_value(row).map_err(|e| Fault::with(Code::Internal, e.to_string()))?;
         let write = Write {
             entry: node(&self.bucket, row.until_s).entry(self.key.clone()),
             op: Op::Put { value: Json::from(value), keys: Default::default() },
@@ -151,9 +204,8 @@ impl Guard<'_> {
 
 impl Drop for Guard<'_> {
     fn drop(&mut self) {
-        let mut under_way =
-            self.services.idempotent.0.lock().unwrap_or_else(PoisonError::into_inner);
-        under_way.remove(&(self.bucket.clone(), self.key.clone()));
+        let mut state = self.services.idempotent.state();
+        state.under_way.remove(&(self.bucket.clone(), self.key.clone()));
     }
 }
 

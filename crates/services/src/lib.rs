@@ -181,8 +181,9 @@ pub struct Services {
     pub failures: limits::Failures,
     pub keys: token::Keys,
     pub graces: token::Graces,
-    pub idempotent: idempotency::UnderWay,
+    pub idempotent: Arc<idempotency::Idempotent>,
     pub writing: writing::Writing,
+    pub(crate) awaiting: entries::Awaiting,
     pub(crate) creations: accounts::Creations,
 }
 
@@ -221,6 +222,8 @@ impl Services {
         kv.on_commit(stats.clone());
         let logs = Arc::new(logs::Logs::default());
         kv.on_commit(logs.clone());
+        let idempotent = Arc::new(idempotency::Idempotent::default());
+        kv.on_commit(idempotent.clone());
         let proven = principal::Proven::new(&sys_secret, &*rng);
         Services {
             kv,
@@ -240,8 +243,9 @@ impl Services {
             failures: limits::Failures::default(),
             keys: token::Keys::default(),
             graces: token::Graces::default(),
-            idempotent: idempotency::UnderWay::default(),
+            idempotent,
             writing: writing::Writing::default(),
+            awaiting: entries::Awaiting::default(),
             creations: accounts::Creations::default(),
         }
     }
@@ -416,6 +420,27 @@ pub async fn call(services: &Services, service: Service, call: &Call<'_>) -> Res
         Service::Turn => turn::call(services, call).await,
         Service::Video => video::call(services, call).await,
     }
+}
+
+/// Waits until this neuron has seen the version that a read asks for by `at`; other calls go on at
+/// once. It is no work: the reader needs no turn meanwhile.
+///
+/// # Errors
+/// `bad_request` for what is no version, `bad_name` without a key, `overloaded` when too many reads of
+/// the account wait already, `store_unavailable` when the version does not come.
+pub async fn wait(services: &Services, service: Service, call: &Call<'_>) -> Result<(), Fault> {
+    let layer = match service {
+        Service::Accounts => layer(accounts::LAYER),
+        Service::Authorization => layer(authorization::LAYER),
+        Service::Configuration => layer(configuration::LAYER),
+        Service::Data => layer(data::LAYER),
+        Service::Discovery => match discovery::entry_layer(call)? {
+            Some(layer) => layer,
+            None => return Ok(()),
+        },
+        _ => return Ok(()),
+    };
+    entries::wait_for_version(services, call, &entries::node(call, layer)).await
 }
 
 /// A layer whose name is a constant of the program; panics on a text that is no layer.

@@ -3,7 +3,7 @@
 //! Lines are gathered in memory and written with the statistics; each account sees what concerns it,
 //! `$sys` sees its own. Retention keeps the layers short ([`KEPT`]).
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -14,6 +14,7 @@ use wire::json::Json;
 use wire::names::{Key, Layer, Path};
 
 use crate::settings::RetentionSetting;
+use crate::writing::{Flushing, Writing};
 use crate::{Services, configuration, idempotency, layer, path, token};
 
 /// Where neurons keep their own measures and logs.
@@ -95,9 +96,27 @@ impl Logs {
         (lines, self.lost.load(Ordering::Relaxed))
     }
 
-    /// Takes every line, each level's in their order.
-    fn take(&self) -> Vec<Line> {
-        self.waiting().queues().into_iter().flat_map(std::mem::take).collect()
+    /// The buckets for which lines wait.
+    fn buckets(&self) -> BTreeSet<Bucket> {
+        let mut waiting = self.waiting();
+        let lines = waiting.queues().into_iter().flat_map(|lines| lines.iter());
+        lines.map(|line| line.bucket.clone()).collect()
+    }
+
+    /// Takes the lines that may be written, each level's in their order; those of accounts that are
+    /// no more are lost.
+    fn take(&self, flushing: &Flushing<'_>) -> Vec<Line> {
+        let mut taken = Vec::new();
+        for lines in self.waiting().queues() {
+            for line in std::mem::take(lines) {
+                if flushing.may_write(&line.bucket) {
+                    taken.push(line);
+                } else if !flushing.is_gone(&line.bucket) {
+                    lines.push_back(line);
+                }
+            }
+        }
+        taken
     }
 
     /// Puts lines that could not be written before those that came meanwhile.
@@ -143,7 +162,8 @@ impl Services {
     /// them at most.
     pub async fn flush_logs(&self) -> Result<(), StoreError> {
         let Ok(key) = Key::parse(&self.neuron_key()) else { return Ok(()) };
-        let mut lines = self.logs.take();
+        let flushing = Writing::flush(self, self.logs.buckets()).await?;
+        let mut lines = self.logs.take(&flushing);
         if lines.is_empty() {
             return Ok(());
         }

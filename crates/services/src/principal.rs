@@ -9,11 +9,12 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 
 use aws_lc_rs::digest::{Context, SHA256};
+use kv4::store::StoreError;
 use kv4::{Bucket, Head, Node, Ver};
 use wire::credentials::{Credentials, CredentialsError, Secret};
 use wire::envelope::Fault;
 use wire::errors::Code;
-use wire::names::{Ident, Key};
+use wire::names::{Ident, Key, percent_decode};
 
 use crate::accounts::{ACCOUNTS_PATH, ADMINS_PATH, AccountRow, AdminRow, LAYER};
 use crate::logs::Level;
@@ -147,7 +148,7 @@ pub async fn from_header(
     }
     let credentials = || Credentials::from_basic(header);
     let proof = proof(services, &[header], credentials, address).await?;
-    Ok(session.log_in(services, proof, Some(header), address))
+    session.log_in(services, proof, Some(header), address)
 }
 
 /// Finds the caller of an ident and secret that came as parameters, and notes his login on the
@@ -164,7 +165,7 @@ pub async fn from_parts(
 ) -> Result<Arc<Login>, Fault> {
     let credentials = || Credentials::from_parts(ident, secret);
     let proof = proof(services, &[ident, "\0", secret], credentials, address).await?;
-    Ok(session.log_in(services, proof, None, address))
+    session.log_in(services, proof, None, address)
 }
 
 /// The remembered proof of what was presented, or a new one.
@@ -336,6 +337,38 @@ async fn verify(services: &Services, secret: &str, stored: &str) -> Result<bool,
         .verify(secret.to_owned(), stored.to_owned())
         .await
         .ok_or_else(|| Fault::with(Code::Overloaded, "too many logins are being checked"))
+}
+
+/// Whether the account of a bucket, and the one above it, exist; active or not.
+pub(crate) async fn is_there(services: &Services, bucket: &Bucket) -> Result<bool, StoreError> {
+    let Some((top, sub)) = idents(bucket) else { return Ok(false) };
+    let mut owner = Bucket::sys();
+    for ident in std::iter::once(&top).chain(&sub).filter(|ident| !ident.is_sys()) {
+        let Ok(key) = Key::parse(ident.as_str()) else { return Ok(false) };
+        let node = Node::new(owner, layer(LAYER), path(ACCOUNTS_PATH));
+        if services.kv.get(&node, &key).await?.is_none() {
+            return Ok(false);
+        }
+        let Some(own) = Bucket::account(&top, None) else { return Ok(false) };
+        owner = own;
+    }
+    Ok(true)
+}
+
+/// The account whose bucket this is, and its sub-account when it is that one's.
+fn idents(bucket: &Bucket) -> Option<(Ident, Option<Ident>)> {
+    let names = bucket.as_str().strip_prefix("kv4_$")?.strip_suffix("_data")?;
+    let ident = |escaped: &str| {
+        let name = percent_decode(&escaped.replace('+', "%"), false).ok()?;
+        Ident::parse(&name).ok()
+    };
+    let (top, sub) = match names.split_once(')') {
+        Some((top, sub)) => (top, Some(ident(sub)?)),
+        None => (names, None),
+    };
+    let sys = (*bucket == Bucket::sys()).then(Ident::sys);
+    let top = sys.or_else(|| ident(top))?;
+    (Bucket::account(&top, sub.as_ref())? == *bucket).then_some((top, sub))
 }
 
 /// Whether an account, and the one above it, may log in and is the one that was there at a time:

@@ -1,12 +1,13 @@
 //! `_sess`: the logins and sockets of the caller's bucket, live (layer `*sess`, volatile).
 //!
-//! A login is a connection over which somebody proved who he is; ending it closes the connection.
-//! A socket is a signalling WebSocket; ending it closes that. Ids start with `login-` or `socket-`.
+//! A login is a connection over which somebody proved who he is. Ending it closes the connection over
+//! HTTP/1.1; over HTTP/2, where others' requests may be under way, the caller is refused for as long
+//! as the connection lasts. A socket is a signalling WebSocket; ending it closes that. Ids start with `login-` or `socket-`.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use kv4::Bucket;
@@ -76,69 +77,94 @@ impl Login {
         self.proof.still_holds(services).await
     }
 
-    /// Whether somebody ended this login: the connection is to be closed.
+    /// Whether somebody ended this login: its caller is refused on its connection.
     pub fn is_ended(&self) -> bool {
         self.listed.row.ended.load(Ordering::Relaxed)
     }
 
-    /// Counts a request of this login as one of the `kind` that `measured` describes.
-    pub fn count(
-        &self,
-        services: &Services,
-        kind: usize,
-        measured: impl FnOnce() -> Option<Measured>,
-    ) {
-        let now_s = services.now_s();
+    /// Counts a request of this login as one of a `kind`, when the last one was of that kind too;
+    /// `false` when it has to be counted by [`Login::count`]. What it counts by ends with the bucket.
+    pub fn count_again(&self, services: &Services, kind: usize) -> bool {
+        let counter = self.counter.lock().unwrap_or_else(PoisonError::into_inner);
+        counter.as_ref().is_some_and(|(of, counter)| {
+            *of == kind && counter.count(&services.stats, services.now_s())
+        })
+    }
+
+    /// Counts a request of this login as one of the `kind` that is `measured`. The account's end must
+    /// wait meanwhile, as it does for what has entered ([`crate::writing`]).
+    pub fn count(&self, services: &Services, kind: usize, measured: Measured) {
+        let counted = services.stats.counter(measured, services.now_s());
         let mut counter = self.counter.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some((of, counter)) = &*counter
-            && *of == kind
-            && counter.count(&services.stats, now_s)
-        {
-            return;
-        }
-        let Some(measured) = measured() else { return };
-        *counter = services.stats.counter(measured, now_s).map(|counter| (kind, counter));
+        *counter = counted.map(|counted| (kind, counted));
     }
 }
 
-/// What one connection remembers of its callers: the last login.
+/// Callers that one connection remembers. Of more the one who called longest ago is forgotten, unless
+/// his login was ended; where all were, nobody logs in any more.
+const CALLERS_MAX: usize = 8;
+
+/// What one connection remembers of its callers: the last login of each, the latest last. One that was
+/// ended stays, so that its caller is refused for as long as the connection lasts.
 #[derive(Debug, Default)]
-pub struct Session(Mutex<Option<Arc<Login>>>);
+pub struct Session(Mutex<Vec<Arc<Login>>>);
 
 impl Session {
     /// The login that the same header was proven by before, from the same address.
     pub(crate) fn known(&self, header: &str, address: IpAddr) -> Option<Arc<Login>> {
-        let last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let login = last.as_ref()?;
-        let (known, from) = login.presented.as_ref()?;
         // A proxy may bring several clients over one connection.
-        let is_same = verify_slices_are_equal(known.as_bytes(), header.as_bytes()).is_ok();
-        (is_same && *from == address).then(|| login.clone())
+        let is_same = |login: &&Arc<Login>| {
+            login.presented.as_ref().is_some_and(|(known, from)| {
+                *from == address
+                    && verify_slices_are_equal(known.as_bytes(), header.as_bytes()).is_ok()
+            })
+        };
+        self.logins().iter().rev().find(is_same).cloned()
     }
 
     /// Notes that somebody has proven who he is; it is the same login while the caller is the same.
+    ///
+    /// # Errors
+    /// `unauthorized` when too many logins of this connection were ended.
     pub(crate) fn log_in(
         &self,
         services: &Arc<Services>,
         proof: Arc<Proof>,
         header: Option<&str>,
         address: IpAddr,
-    ) -> Arc<Login> {
-        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        let listed = match &*last {
-            Some(login) if login.is_of(&proof.caller) => login.listed.clone(),
-            _ => Arc::new(services.sessions.list(services, proof.caller.clone(), address)),
+    ) -> Result<Arc<Login>, Fault> {
+        let mut logins = self.logins();
+        let listed = match logins.iter().position(|login| login.is_of(&proof.caller)) {
+            Some(at) => logins.remove(at).listed.clone(),
+            None => {
+                if logins.len() >= CALLERS_MAX {
+                    let Some(at) = logins.iter().position(|login| !login.is_ended()) else {
+                        return Err(ended());
+                    };
+                    logins.remove(at);
+                }
+                Arc::new(services.sessions.list(services, proof.caller.clone(), address))
+            }
         };
         let presented = header.map(|header| (Box::from(header), address));
-        let login = Login { listed, proof, presented, counter: Mutex::default() };
-        last.insert(Arc::new(login)).clone()
+        let login = Arc::new(Login { listed, proof, presented, counter: Mutex::default() });
+        logins.push(login.clone());
+        Ok(login)
     }
 
-    /// Whether the login was ended; then the connection is to be closed, and starts anew.
-    pub fn take_ended(&self) -> bool {
-        let mut last = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        last.take_if(|login| login.is_ended()).is_some()
+    /// Whether a login was ended: a connection that carries one request at a time is to be closed.
+    pub fn has_ended(&self) -> bool {
+        self.logins().iter().any(|login| login.is_ended())
     }
+
+    fn logins(&self) -> MutexGuard<'_, Vec<Arc<Login>>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The refusal of somebody whose login was ended.
+pub fn ended() -> Fault {
+    Fault::with(Code::Unauthorized, "this session was ended")
 }
 
 impl Login {

@@ -5,9 +5,10 @@
 //! interval as cumulative cells; a cell that was written before is written again with its grown
 //! figures, so a flush that is repeated after a failure changes nothing.
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::hash::BuildHasher;
-use std::sync::atomic::{AtomicU32, AtomicU64, Ordering};
+use std::ops::Range;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use foldhash::fast::RandomState;
@@ -18,11 +19,14 @@ use wire::errors::Code;
 use wire::names::{Key, Layer, Path};
 use wire::timegroup::TimeGroup;
 
+use crate::writing::{Flushing, Writing};
 use crate::{Answer, Call, Services, entries, store_fault};
 
 /// Cells kept in memory between flushes; values of further ones are counted as lost.
 const CELLS_MAX: usize = 200_000;
 const SHARDS: usize = 8;
+/// How far ahead of the clock a cell is that nobody counts in for long.
+const FAR_MINUTES: u32 = 24 * 60;
 /// Cells in one write to the store.
 const FLUSH_CELLS_MAX: usize = 5_000;
 
@@ -42,15 +46,48 @@ pub struct Statistics {
     /// What is counted by handle.
     counters: papaya::HashMap<Measured, Arc<Counter>, RandomState>,
     shards: [Mutex<Shard>; SHARDS],
-    /// Cells of minutes before this one are in the store and final: what comes with such a minute,
-    /// since the clock was set back, is counted here.
-    first_open: AtomicU32,
 }
 
 #[derive(Debug, Default)]
 struct Shard {
     cells: HashMap<(Measured, u32), Cell, RandomState>,
+    closed: Closed,
     lost: u64,
+}
+
+/// Minutes whose cells are in the store, final and forgotten: what comes with such a minute, since
+/// the clock was set back, is counted in the first one after it that is open. As ranges, in order
+/// and apart: a clock that jumps ahead and is set right again leaves the time between open.
+#[derive(Debug, Default)]
+struct Closed(Vec<Range<u32>>);
+
+/// Ranges of closed minutes; of more the two that are nearest to each other become one.
+const CLOSED_MAX: usize = 16;
+
+impl Closed {
+    /// The minute itself, or the first open one after it.
+    fn open_at(&self, minute: u32) -> u32 {
+        self.0.iter().find(|range| range.contains(&minute)).map_or(minute, |range| range.end)
+    }
+
+    fn close(&mut self, minute: u32) {
+        let ranges = &mut self.0;
+        let at = ranges.partition_point(|range| range.end < minute);
+        match ranges.get_mut(at) {
+            Some(range) if range.contains(&minute) => return,
+            Some(range) if range.end == minute => range.end = minute.saturating_add(1),
+            Some(range) if range.start == minute.saturating_add(1) => range.start = minute,
+            _ => ranges.insert(at, minute..minute.saturating_add(1)),
+        }
+        let is_next = |ranges: &[Range<u32>]| ranges.get(at + 1).map(|next| next.start);
+        if is_next(ranges) == Some(ranges[at].end) {
+            ranges[at].end = ranges.remove(at + 1).end;
+        } else if ranges.len() > CLOSED_MAX {
+            let gap = |at: &usize| self.0[at + 1].start - self.0[*at].end;
+            let nearest = (0..self.0.len() - 1).min_by_key(gap).unwrap_or(0);
+            self.0[nearest].end = self.0.remove(nearest + 1).end;
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -151,21 +188,21 @@ impl Statistics {
             let counted = counter.take(0);
             self.take_over(measured, counted);
             if counted == 0 && Arc::strong_count(counter) == 1 {
-                idle.push(measured.clone());
+                idle.push(counter.clone());
             }
         }
-        for measured in idle {
-            self.retire(&measured);
+        for counter in idle {
+            self.retire(&counter);
         }
     }
 
-    /// Lets go of a counter; its holders find out when they count next.
-    fn retire(&self, measured: &Measured) {
-        let counters = self.counters.pin();
-        if let Some(counter) = counters.get(measured) {
-            self.take_over(measured, counter.take(RETIRED));
-            counters.remove(measured);
-        }
+    /// Lets go of a counter; its holders find out when they count next. Another one of the same
+    /// measure, which somebody has put in its place, stays.
+    fn retire(&self, counter: &Arc<Counter>) {
+        self.take_over(&counter.measured, counter.take(RETIRED));
+        let is_same = |_: &Measured, held: &Arc<Counter>| Arc::ptr_eq(held, counter);
+        // What is refused is another counter, and stays.
+        let _ = self.counters.pin().remove_if(&counter.measured, is_same);
     }
 
     /// Adds one value.
@@ -178,7 +215,7 @@ impl Statistics {
         let minute = u32::try_from(minute(now_s)).unwrap_or(u32::MAX);
         let shard = usize::try_from(self.hasher.hash_one(&measured)).unwrap_or(0) % SHARDS;
         let mut shard = self.shards[shard].lock().unwrap_or_else(PoisonError::into_inner);
-        let minute = minute.max(self.first_open.load(Ordering::Relaxed));
+        let minute = shard.closed.open_at(minute);
         let length = shard.cells.len();
         match shard.cells.get_mut(&(measured.clone(), minute)) {
             Some(cell) => *cell = Cell { stat: cell.stat.merge(stat), dirty: true },
@@ -197,13 +234,31 @@ impl Statistics {
         })
     }
 
-    /// The cells that have grown, with their figures so far; they count as clean from here on.
-    fn take_dirty(&self, neuron: u32) -> Vec<(StatCell, Stat)> {
+    /// The buckets of which a cell has grown.
+    fn dirty_buckets(&self) -> BTreeSet<Bucket> {
+        let mut buckets = BTreeSet::new();
+        for shard in &self.shards {
+            let shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            let dirty = shard.cells.iter().filter(|(_, cell)| cell.dirty);
+            for ((measured, _), _) in dirty {
+                if !buckets.contains(&measured.bucket) {
+                    buckets.insert(measured.bucket.clone());
+                }
+            }
+        }
+        buckets
+    }
+
+    /// The cells that have grown and may be written, with their figures so far; they count as clean
+    /// from here on. Those of accounts that are no more are forgotten.
+    fn take_dirty(&self, neuron: u32, flushing: &Flushing<'_>) -> Vec<(StatCell, Stat)> {
         let mut dirty = Vec::new();
         for shard in &self.shards {
             let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
+            shard.cells.retain(|(measured, _), _| !flushing.is_gone(&measured.bucket));
             for ((measured, minute), cell) in &mut shard.cells {
-                if std::mem::take(&mut cell.dirty) {
+                if cell.dirty && flushing.may_write(&measured.bucket) {
+                    cell.dirty = false;
                     let Measured { bucket, measure, path, key } = measured.clone();
                     let at = StatCell { bucket, measure, path, key, minute: *minute, neuron };
                     dirty.push((at, cell.stat));
@@ -230,13 +285,21 @@ impl Statistics {
         }
     }
 
-    /// Forgets clean cells of minutes that are over, whose figures are in the store and final.
+    /// Forgets clean cells of minutes that are over, whose figures are in the store and final. Those
+    /// of a clock that was far ahead go when they take others' room.
     fn forget_before(&self, minute: u32) {
-        // Set before any cell goes; the shards' locks order it before whoever comes to them next.
-        self.first_open.fetch_max(minute, Ordering::Relaxed);
         for shard in &self.shards {
             let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
-            shard.cells.retain(|(_, at), cell| cell.dirty || *at >= minute);
+            let is_tight = shard.cells.len() > CELLS_MAX / SHARDS / 2;
+            let Shard { cells, closed, .. } = &mut *shard;
+            cells.retain(|(_, at), cell| {
+                let is_far = is_tight && *at > minute.saturating_add(FAR_MINUTES);
+                let stays = cell.dirty || (*at >= minute && !is_far);
+                if !stays {
+                    closed.close(*at);
+                }
+                stays
+            });
         }
     }
 }
@@ -268,7 +331,8 @@ impl Services {
     /// The store's; what was not written is kept for the next flush.
     pub async fn flush_stats(&self) -> Result<(), StoreError> {
         self.stats.gather();
-        let dirty = self.stats.take_dirty(self.identity.number);
+        let flushing = Writing::flush(self, self.stats.dirty_buckets()).await?;
+        let dirty = self.stats.take_dirty(self.identity.number, &flushing);
         for (at, cells) in dirty.chunks(FLUSH_CELLS_MAX).enumerate() {
             if let Err(error) = self.kv.put_stats(cells.to_vec()).await {
                 self.stats.mark_dirty(&dirty[at * FLUSH_CELLS_MAX..]);
@@ -342,4 +406,55 @@ pub(crate) async fn call(services: &Services, call: &Call<'_>) -> Result<Answer,
 fn figures(stat: Stat) -> String {
     let Stat { sum, min, max, count } = stat;
     format!("{{\"sum\":{sum},\"min\":{min},\"max\":{max},\"count\":{count}}}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Of two flushes that let go of an idle counter the slower one finds another in its place.
+    #[test]
+    fn letting_go_of_a_counter_leaves_the_one_in_its_place() {
+        let statistics = Statistics::default();
+        let measured = Measured {
+            bucket: Bucket::sys(),
+            measure: crate::layer("api:3"),
+            path: Path::root(),
+            key: Key::parse("k").expect("a letter is a legal key"),
+        };
+        let counter = || statistics.counter(measured.clone(), 60).expect("there is room");
+        let first = counter();
+        statistics.retire(&first);
+        let second = counter();
+        statistics.retire(&first);
+        assert!(second.count(&statistics, 60));
+        assert!(Arc::ptr_eq(&second, &counter()));
+        statistics.gather();
+        let shards = statistics.shards.iter().map(|shard| shard.lock().expect("no panic"));
+        let counted: u64 =
+            shards.flat_map(|s| s.cells.values().map(|c| c.stat.count).collect::<Vec<_>>()).sum();
+        assert_eq!(counted, 4);
+    }
+
+    #[test]
+    fn closed_minutes_are_what_was_closed_and_few_ranges() {
+        let mut closed = Closed::default();
+        for minute in [5, 7, 6, 4, 100, 6] {
+            closed.close(minute);
+        }
+        assert_eq!(closed.0, [4..8, 100..101]);
+        assert_eq!(
+            [3, 4, 7, 8, 99, 100].map(|minute| closed.open_at(minute)),
+            [3, 8, 8, 8, 99, 101]
+        );
+        let scattered = (0..50).map(|at| 200 + 3 * at);
+        for minute in scattered.clone() {
+            closed.close(minute);
+        }
+        assert_eq!(closed.0.len(), CLOSED_MAX);
+        assert!(scattered.clone().all(|minute| closed.open_at(minute) > minute));
+        assert_eq!(closed.open_at(50), 50, "the widest gaps stay open");
+        closed.close(u32::MAX);
+        assert_eq!(closed.open_at(u32::MAX - 1), u32::MAX - 1);
+    }
 }

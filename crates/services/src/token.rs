@@ -44,6 +44,9 @@ const EXPIRE_MAX_S: u64 = 366 * 86_400;
 /// How long after its socket went a token that has expired may connect again, in seconds: deployed
 /// clients reconnect with the token they have (`spec/xirsys.md` §1.7).
 const GRACE_S: u64 = 300;
+/// How long after its token's last day a revocation is kept, in seconds: a clock that jumps ahead by
+/// less, and is set right again, lets no revoked token in.
+const KEPT_AFTER_S: u64 = 7 * 86_400;
 /// Connected tokens remembered for that.
 const GRACES_MAX: usize = 200_000;
 /// What a row token starts with; a compact one starts with `A`, its version.
@@ -608,7 +611,7 @@ pub(crate) async fn forget_expired(
     let layer = layer(LAYER);
     let mut gone = 0;
     for base in [ROWS_PATH, REVOKED_UNTIL_PATH] {
-        gone += ending::forget(services, bucket, &layer, &path(base), GRACE_S).await?;
+        gone += ending::forget(services, bucket, &layer, &path(base), KEPT_AFTER_S).await?;
     }
     Ok(gone)
 }

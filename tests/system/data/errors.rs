@@ -3,6 +3,7 @@
 
 use std::collections::BTreeMap;
 use std::process::Command;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Value, json};
@@ -305,25 +306,33 @@ fn a_version_that_never_comes_and_an_account_without_turns_are_503() -> Result<(
     let neuron = Neuron::start_with(&one_turn, &[])?;
     let waits = |top: &Caller| top.request("GET", &format!("/_data/p?k=a&at={FUTURE}"));
     let (one, other) = (Account::new(&neuron)?, Account::new(&neuron)?);
+    let busy = Account::new(&neuron)?;
     for top in [&one, &other] {
         v(top.put("/_data/p", json!({ "k": "a", "v": 1 })))?;
     }
+    let is_over = AtomicBool::new(false);
     std::thread::scope(|scope| {
-        // A probe below may hold the only turn just when this comes.
-        let plain =
-            scope.spawn(|| until(|| waits(&one).send(), |a| !a.body.contains("overloaded")));
+        let plain = scope.spawn(|| waits(&one).send());
         let real = scope.spawn(|| waits(&other).header(&format!("accept: {PROBLEM}")).send());
-        // While the account's only turn waits, everything else of it is refused.
-        let refused =
-            until(|| one.request("GET", "/_data/p").send(), |answer| answer.status == 503)?;
-        assert_refused("overloaded", &refused, false)?;
-        let refused = one.request("GET", "/_data/p").header(&format!("accept: {PROBLEM}"));
-        assert_refused("overloaded", &refused.send()?, true)?;
-        let joined = |thread: std::thread::ScopedJoinHandle<'_, Result<Response>>| {
-            thread.join().map_err(|_| anyhow::anyhow!("the thread panicked"))?
-        };
-        assert_refused("store_unavailable", &joined(plain)?, false)?;
-        assert_refused("store_unavailable", &joined(real)?, true)
+        // Hashing a password takes a while, and the account's only turn.
+        let hashing = scope.spawn(|| -> Result<()> {
+            let admin = json!({ "k": "ann", "v": { "password": "password" } });
+            while !is_over.load(Ordering::Relaxed) {
+                busy.put("/_acc/users/admins", admin.clone())?;
+            }
+            Ok(())
+        });
+        let is_refused = |answer: &Response| answer.status == 503;
+        let refused = until(|| busy.request("GET", "/_data/p").send(), is_refused);
+        let problem = || busy.request("GET", "/_data/p").header(&format!("accept: {PROBLEM}"));
+        let as_problem = until(|| problem().send(), is_refused);
+        is_over.store(true, Ordering::Relaxed);
+        let panicked = |_| anyhow::anyhow!("the thread panicked");
+        hashing.join().map_err(panicked)??;
+        assert_refused("overloaded", &refused?, false)?;
+        assert_refused("overloaded", &as_problem?, true)?;
+        assert_refused("store_unavailable", &plain.join().map_err(panicked)??, false)?;
+        assert_refused("store_unavailable", &real.join().map_err(panicked)??, true)
     })
 }
 

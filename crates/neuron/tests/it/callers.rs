@@ -4,8 +4,9 @@ use std::sync::Mutex;
 
 use neuron::requests::{Admission, Payer, Refused};
 use serde_json::{Value, json};
+use services::sessions::Session;
 
-use super::{SYS, Stage};
+use super::{SYS, Stage, Way};
 
 /// Lets everybody in, and notes who pays.
 struct Noting<'a>(&'a Mutex<Vec<Payer>>);
@@ -29,8 +30,9 @@ async fn the_top_account_pays_for_its_sub_accounts() {
     let lily = format!("elena#lily:{}", lily["secret"].as_str().unwrap());
     let paid = Mutex::new(Vec::new());
     for credentials in [&elena, &lily] {
-        let noting = Noting(&paid);
-        let answer = stage.send(credentials, "GET", "/_data", Value::Null, None, &noting).await;
+        let session = &Session::default();
+        let way = Way { admission: &Noting(&paid), idempotency_key: None, session };
+        let answer = stage.send(credentials, "GET", "/_data", Value::Null, way).await;
         assert_eq!(answer["s"], "ok");
     }
     assert_eq!(*paid.lock().unwrap(), vec![Payer::Account(bucket); 2]);

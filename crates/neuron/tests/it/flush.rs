@@ -1,11 +1,20 @@
 //! What a flush writes: lines of accounts' logs, kept while the store refuses them, within a bound,
 //! and gone with their bucket; and always something.
 
-use kv4::Bucket;
-use serde_json::{Value, json};
-use services::logs::{LINES_MAX, Level};
+use std::time::Duration;
 
-use super::{SYS, Stage};
+use kv4::Bucket;
+use kv4::store::StatQuery;
+use serde_json::{Value, json};
+use services::layer_of;
+use services::logs::{LINES_MAX, Level};
+use services::sessions::Session;
+use services::statistics::Measured;
+use tokio::sync::Notify;
+use tokio::time::timeout;
+use wire::names::{Key, Path};
+
+use super::{Held, SYS, Stage, Way};
 
 /// Flushes until the store, which tries a disk again after a pause, takes it.
 async fn flush(stage: &Stage) {
@@ -140,7 +149,7 @@ async fn lines_that_wait_go_with_their_account() {
     assert!(!stage.neuron.services.kv.buckets().await.unwrap().contains(&bucket));
 }
 
-/// Readiness follows the flush: one with nothing to write used to find a full disk in order.
+/// Readiness follows the flush: one that writes nothing would find a full disk in order.
 #[tokio::test]
 async fn a_flush_asks_the_store_even_when_nothing_was_measured() {
     let stage = Stage::new().await;
@@ -152,4 +161,115 @@ async fn a_flush_asks_the_store_even_when_nothing_was_measured() {
     assert!(stage.neuron.flush().await.is_err(), "what was not written is tried again");
     stage.disk.set_full(false);
     flush(&stage).await;
+}
+
+fn measured(bucket: &Bucket, name: &str) -> Measured {
+    let (path, key) = (Path::parse("/p").unwrap(), Key::parse(name).unwrap());
+    Measured { bucket: bucket.clone(), measure: layer_of("store:test"), path, key }
+}
+
+/// The minutes of a measure with what was counted in them, in order.
+async fn minutes(stage: &Stage, bucket: &Bucket, measure: &str) -> Vec<(u64, u64)> {
+    let measure = layer_of(measure);
+    let bucket = bucket.clone();
+    let (from_minute, to_minute) = (0, u32::MAX);
+    let query = StatQuery { bucket, measure, path: None, key: None, from_minute, to_minute };
+    let cells = stage.neuron.services.kv.stats(&query).await.unwrap();
+    cells.iter().map(|(cell, stat)| (u64::from(cell.minute), stat.count)).collect()
+}
+
+/// A flush has taken what was measured and written some of it when the account is deleted.
+#[tokio::test]
+async fn the_end_of_an_account_waits_for_a_flush_that_has_begun() {
+    let stage = Stage::new().await;
+    let (_, bucket) = stage.account("elena").await;
+    let services = &stage.neuron.services;
+    for at in 0..20_000 {
+        services.stats.record(measured(&bucket, &at.to_string()), 1, services.now_s());
+    }
+    let mut flushing = Box::pin(services.flush_stats());
+    timeout(Duration::ZERO, &mut flushing).await.expect_err("it waits for the store");
+    let end = || stage.call(SYS, "DELETE", "/_acc/accounts?k=elena", Value::Null);
+    assert_eq!(end().await["v"], "locked", "it waits for the flush, and not for ever");
+    flushing.await.unwrap();
+    assert_eq!(end().await["s"], "ok");
+    flush(&stage).await;
+    assert!(!services.kv.buckets().await.unwrap().contains(&bucket));
+}
+
+#[tokio::test]
+async fn what_is_told_of_an_account_after_its_end_is_nobodys() {
+    let stage = Stage::new().await;
+    let services = &stage.neuron.services;
+    for is_made_anew in [false, true] {
+        let (elena, bucket) = stage.account("elena").await;
+        let turn = Notify::new();
+        let session = &Session::default();
+        let way = Way { admission: &Held(&turn), idempotency_key: None, session };
+        let mut late = Box::pin(stage.send(&elena, "GET", "/_data", Value::Null, way));
+        timeout(Duration::from_millis(100), &mut late).await.expect_err("its turn is not now");
+        stage.ok(SYS, "DELETE", "/_acc/accounts?k=elena", Value::Null).await;
+        if is_made_anew {
+            stage.account("elena").await;
+        }
+        turn.notify_one();
+        late.await;
+        if !is_made_anew {
+            services.logs.note(&bucket, Level::Info, || "late".to_owned());
+            services.stats.record(measured(&bucket, "late"), 1, services.now_s());
+        }
+        flush(&stage).await;
+        let buckets = services.kv.buckets().await.unwrap();
+        assert!(!buckets.contains(&bucket), "anew: {is_made_anew}");
+    }
+}
+
+/// What is measured until an account is inactive is not lost, and can still be told.
+#[tokio::test]
+async fn figures_and_lines_of_an_inactive_account_are_written() {
+    let stage = Stage::new().await;
+    let (elena, bucket) = stage.account("Elena-2").await;
+    stage.ok(&elena, "GET", "/_data", Value::Null).await;
+    stage.neuron.services.logs.note(&bucket, Level::Info, || "told".to_owned());
+    let body = json!({ "k": "Elena-2", "v": { "active": false } });
+    stage.ok(SYS, "POST", "/_acc/accounts", body).await;
+    flush(&stage).await;
+    assert_eq!(minutes(&stage, &bucket, "api:3").await.len(), 1);
+    let layers = stage.neuron.services.kv.layers(&bucket).await.unwrap();
+    assert_eq!(layers, [layer_of(Level::Info.layer())]);
+}
+
+#[tokio::test]
+async fn a_clock_that_jumps_ahead_and_is_set_right_spoils_no_statistics() {
+    const YEAR_S: u64 = 365 * 86_400;
+    let stage = Stage::new().await;
+    let (_, bucket) = stage.account("elena").await;
+    let services = &stage.neuron.services;
+    let count = |times: u64| {
+        for _ in 0..times {
+            services.stats.record(measured(&bucket, "k"), 1, services.now_s());
+        }
+    };
+    let begun = services.now_s() / 60;
+    let mut expected = Vec::new();
+    // Right, a year ahead for three minutes, right again.
+    for (at, jump) in [(0, 0), (5, 0), (6, YEAR_S), (7, YEAR_S), (8, YEAR_S), (9, 0), (15, 0)] {
+        let now = begun + at + jump / 60;
+        stage.clock.advance_s(YEAR_S + (begun + at) * 60 + jump - services.now_s() / 60 * 60);
+        stage.clock.set_back_s(YEAR_S);
+        for times in 1..=2 {
+            count(times);
+            flush(&stage).await;
+        }
+        expected.push((now, 3));
+    }
+    expected.sort_unstable();
+    assert_eq!(minutes(&stage, &bucket, "store:test").await, expected);
+    // Back over what is written and final: nothing is written over.
+    stage.clock.set_back_s(15 * 60);
+    count(4);
+    flush(&stage).await;
+    let counted: u64 =
+        minutes(&stage, &bucket, "store:test").await.iter().map(|(_, count)| count).sum();
+    assert_eq!(counted, 7 * 3 + 4);
 }

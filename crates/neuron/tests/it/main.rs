@@ -7,7 +7,9 @@
 mod callers;
 mod flush;
 mod listing;
+mod reading;
 mod retention;
+mod sessions;
 mod writing;
 
 use std::io;
@@ -54,7 +56,7 @@ impl Stage {
         let disk = Disk::default();
         let log = disk.beside();
         let store = EmbeddedStore::open_on(disk.clone(), log, Options::default()).unwrap();
-        let clock = Arc::new(SetClock(AtomicU64::new(BEGINNING_S * 1_000_000)));
+        let clock = Arc::new(SetClock::default());
         let stats = Arc::new(Statistics::default());
         let hashes = Arc::new(Semaphore::new(1));
         let rooms = Arc::new(Switchboard::new(
@@ -102,18 +104,21 @@ impl Stage {
         body: Value,
         idempotency_key: Option<&str>,
     ) -> Value {
-        self.send(credentials, method, target, body, idempotency_key, &Everybody).await
+        let session = &Session::default();
+        let way = Way { admission: &Everybody, idempotency_key, session };
+        self.send(credentials, method, target, body, way).await
     }
 
+    /// The same in another way than all the others.
     async fn send(
         &self,
         credentials: &str,
         method: &str,
         target: &str,
         body: Value,
-        idempotency_key: Option<&str>,
-        admission: &impl Admission,
+        way: Way<'_, impl Admission>,
     ) -> Value {
+        let Way { admission, idempotency_key, session } = way;
         let basic = base64::engine::general_purpose::STANDARD.encode(credentials);
         let authorization = format!("Basic {basic}");
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
@@ -131,7 +136,7 @@ impl Stage {
             authority: "localhost",
             is_tls: false,
             address: IpAddr::V4(Ipv4Addr::LOCALHOST),
-            session: &Session::default(),
+            session,
             body: body.as_bytes(),
         };
         let response = self.neuron.request(&request, admission).await.expect("a path of the API");
@@ -154,8 +159,26 @@ impl Stage {
     }
 }
 
+/// How a request comes.
+struct Way<'a, A> {
+    admission: &'a A,
+    idempotency_key: Option<&'a str>,
+    session: &'a Session,
+}
+
 /// A clock that stands still until it is set.
-struct SetClock(AtomicU64);
+struct SetClock {
+    micros: AtomicU64,
+    /// Whether no sleep ends.
+    is_still: AtomicBool,
+}
+
+impl Default for SetClock {
+    fn default() -> SetClock {
+        let micros = AtomicU64::new(BEGINNING_S * 1_000_000);
+        SetClock { micros, is_still: AtomicBool::new(false) }
+    }
+}
 
 impl SetClock {
     fn advance_s(&self, seconds: u64) {
@@ -163,19 +186,26 @@ impl SetClock {
     }
 
     fn advance_ms(&self, ms: u64) {
-        self.0.fetch_add(ms * 1_000, SeqCst);
+        self.micros.fetch_add(ms * 1_000, SeqCst);
+    }
+
+    fn set_back_s(&self, seconds: u64) {
+        self.micros.fetch_sub(seconds * 1_000_000, SeqCst);
     }
 }
 
 impl Clock for SetClock {
     /// Every look is a µs later than the one before.
     fn now_micros(&self) -> u64 {
-        self.0.fetch_add(1, SeqCst)
+        self.micros.fetch_add(1, SeqCst)
     }
 
-    /// Short, however long it is by this clock.
+    /// Short or without an end, however long it is by this clock.
     fn sleep(&self, _: Duration) -> BoxFuture<'static, ()> {
-        Box::pin(tokio::time::sleep(Duration::from_millis(1)))
+        match self.is_still.load(SeqCst) {
+            true => Box::pin(std::future::pending()),
+            false => Box::pin(tokio::time::sleep(Duration::from_millis(1))),
+        }
     }
 }
 
