@@ -125,8 +125,8 @@ sections! {
         /// The folder of the embedded store, made if it is missing.
         data_dir: PathBuf = PathBuf::from("/var/lib/ganglion"),
         /// A file with the 32-byte cluster key in hexadecimal, which seals secrets that are used
-        /// again. Empty for `cluster.key` in the data folder, made on first start. It is in no
-        /// backup: keep it elsewhere.
+        /// again. Empty for `cluster.key` in the data folder, made on first start, never beside a
+        /// store. It is in no backup: keep it elsewhere.
         cluster_key_file: PathBuf = PathBuf::new(),
         /// Free space of the data folder's disk below which `/readyz` says no; 0 for none. The default
         /// is what some commits of the largest size take.
@@ -169,7 +169,7 @@ sections! {
         /// Bytes of the bodies of all requests under way; of one address a quarter. More are refused
         /// as overloaded.
         bodies: Size = Size(256 << 20),
-        /// Bytes of a request's line and headers.
+        /// Bytes of a request's line and headers; at least 8 KiB.
         headers: Size = Size(32 << 10),
         /// How long a client may take to send a request's headers.
         header_time: Span = Span(Duration::from_secs(10)),
@@ -208,7 +208,7 @@ sections! {
         /// it and the list of names that it joins with. At least `message` and the envelope of a
         /// relayed frame, 2.5 KiB.
         queue: Size = Size(1 << 20),
-        /// Silence after which a socket is asked whether it is there.
+        /// Silence after which a socket is asked whether it is there; shorter than `idle`.
         ping_after: Span = Span(Duration::from_secs(45)),
         /// Silence after which a socket is closed.
         idle: Span = Span(Duration::from_secs(120)),
@@ -223,9 +223,9 @@ sections! {
     }
     /// Views: the newest values in memory.
     views: ViewsConfig {
-        /// Bytes of all views together.
+        /// Bytes of all views together; at least 128 KiB.
         bytes: Size = Size(256 << 20),
-        /// A path and layer with more bytes than this is read from the store instead.
+        /// A path and layer with more bytes than this is read from the store instead; at least 64 KiB.
         node: Size = Size(64 << 20),
         /// Time without a read after which a view is dropped.
         idle: Span = Span(Duration::from_secs(600)),
@@ -393,10 +393,7 @@ fn typed(table: Table) -> Result<Config> {
             let alone = Table::from_iter([(name.clone(), value.clone())]);
             let alone = Table::from_iter([(section.clone(), Value::Table(alone))]);
             if Config::deserialize(Value::Table(alone)).is_err() {
-                // A secret that was written as a number stays one.
-                let shown =
-                    if name == "sys_secret" { "that".to_owned() } else { value.to_string() };
-                bail!("{section}.{name}: expected {}, not {shown}", key.expected);
+                bail!("{section}.{name}: expected {}, not {}", key.expected, shown(name, value));
             }
         }
     }
@@ -429,14 +426,15 @@ pub(crate) fn explain(config: &Config, name: &str) -> Result<String> {
         let values = Table::try_from(config)?;
         let mut out = format!("{section}\n  {}\n", doc.trim());
         for key in KEYS.iter().filter(|key| key.section == *section) {
-            out.push_str(&format!("{section}.{} = {}\n", key.name, values[*section][key.name]));
+            let value = shown(key.name, &values[*section][key.name]);
+            out.push_str(&format!("{section}.{} = {value}\n", key.name));
         }
         return Ok(out);
     }
     let key = KEYS.iter().find(|key| format!("{}.{}", key.section, key.name) == name);
     let Some(key) = key else { bail!("{}", unknown(name)) };
     let of = |config: &Config| -> Result<String> {
-        Ok(Table::try_from(config)?[key.section][key.name].to_string())
+        Ok(shown(key.name, &Table::try_from(config)?[key.section][key.name]))
     };
     let variable = variable_of(key.section, key.name);
     Ok(format!(
@@ -445,6 +443,14 @@ pub(crate) fn explain(config: &Config, name: &str) -> Result<String> {
         of(&Config::default())?,
         of(config)?,
     ))
+}
+
+/// A value as it is told; a secret stays one.
+fn shown(name: &str, value: &Value) -> String {
+    if name == "sys_secret" && value.as_str() != Some("") {
+        return "(not shown)".to_owned();
+    }
+    value.to_string()
 }
 
 /// The variable that overrides a key.
@@ -736,6 +742,11 @@ mod tests {
             for key in KEYS.iter().filter(|key| key.section == *section) {
                 assert!(explained.contains(&format!("{section}.{} = ", key.name)), "{explained}");
             }
+        }
+        let mut config = Config::default();
+        config.neuron.sys_secret = "hidden".to_owned();
+        for name in ["neuron", "neuron.sys_secret"] {
+            assert!(!explain(&config, name)?.contains("hidden"), "{name}");
         }
         Ok(())
     }

@@ -256,14 +256,9 @@ fn config_verb(verb: ConfigVerb) -> Result<()> {
     match verb {
         ConfigVerb::Check { config } => {
             let (config, file) = Config::load(config.as_deref())?;
-            let place = match file {
-                // `serve` is `serve --dev` then, which makes up its keys.
-                None => "no file; defaults".to_owned(),
-                Some(file) => {
-                    serve::check(&config).with_context(|| file.display().to_string())?;
-                    file.display().to_string()
-                }
-            };
+            // Without a file `serve` is `serve --dev`, which makes up its keys.
+            serve::check(&config, file.is_none())?;
+            let place = file.map_or("no file; defaults".to_owned(), |f| f.display().to_string());
             print(&format!("right: {place}"));
         }
         ConfigVerb::Explain { key, config } => {

@@ -224,8 +224,10 @@ fn find_sys_secret(config: &Config, dev_keys: Option<&dev::Keys>) -> Result<Stri
 }
 
 /// Looks at what a configuration names: what `serve` would refuse when it starts.
-pub(crate) fn check(config: &Config) -> Result<()> {
-    sys_secret(config, None)?;
+pub(crate) fn check(config: &Config, is_dev: bool) -> Result<()> {
+    if !is_dev || !config.neuron.sys_secret_file.as_os_str().is_empty() {
+        sys_secret(config, None)?;
+    }
     if !config.store.cluster_key_file.as_os_str().is_empty() {
         read_cluster_key(&config.store.cluster_key_file)?;
     }

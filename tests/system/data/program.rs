@@ -296,11 +296,16 @@ fn a_first_start_that_was_cut_off_is_gone_on_with() -> Result<()> {
     let place = |name: &str| neuron.data_dir().join(name);
     assert!(place("cluster.key").exists() && !place("cluster.key.new").exists());
     std::fs::rename(place("cluster.key"), place("cluster.key.new"))?;
-    for name in ["ganglion.redb", "ganglion.redb.log", "dev.json"] {
+    for name in ["ganglion.redb", "ganglion.redb.log"] {
         std::fs::remove_file(place(name))?;
     }
     let neuron = neuron.restart()?;
     neuron.account("elena")?;
+    // `dev.json` of the store before is there, and its demo account is made again.
+    let keys: Value = serde_json::from_slice(&std::fs::read(neuron.data_dir().join("dev.json"))?)?;
+    let secret = keys["demo_secret"].as_str().context("the demo's secret")?;
+    let demo = Caller { url: neuron.url(), credentials: format!("demo:{secret}") };
+    assert_eq!(v(demo.get("/_data/p"))?, json!([]));
     Ok(())
 }
 
@@ -381,6 +386,7 @@ fn the_configuration_is_checked_explained_and_printed() -> Result<()> {
             "the cluster key /nope",
         ),
         ("[log]\nlevel = \"nonsense===\"", "log.level"),
+        ("[neuron]\nsys_secret = 123", "neuron.sys_secret: expected a text"),
         ("[limits]\nshare = \"a\"", "limits.share: expected a number"),
         ("[log]\nformat = \"xml\"", "xml"),
         ("[listen]\nhttps = [\"127.0.0.1:0\"]", "tls.cert"),
@@ -399,6 +405,30 @@ fn the_configuration_is_checked_explained_and_printed() -> Result<()> {
     let said = complaint(config(&["explain", "limits.bodi"], &[])?)?;
     assert!(said.contains("`limits.body`"), "{said}");
     assert!(complaint(config(&["check", "--config", "none.toml"], &[])?)?.contains("none.toml"));
+    Ok(())
+}
+
+/// The lines of the README are pasted, but for where files go, and up to the start.
+#[test]
+fn what_the_readme_says_to_paste_makes_a_right_configuration() -> Result<()> {
+    let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md");
+    let readme = std::fs::read_to_string(readme)?;
+    let (_, section) = readme.split_once("## Run it for real").context("the section")?;
+    let block = section.split("```").nth(1).context("its lines")?;
+    let home = TempDir::new()?;
+    let is_elsewhere =
+        |line: &&str| line.starts_with("install ") || line.contains("ganglion serve");
+    assert_eq!(block.lines().filter(is_elsewhere).count(), 2, "{block}");
+    let kept: Vec<&str> = block.lines().filter(|line| !is_elsewhere(line)).collect();
+    let etc = home.path().join("etc/ganglion").display().to_string();
+    let script = format!(
+        "ganglion() {{ \"$PROGRAM\" \"$@\"; }}\n{}",
+        kept.join("\n").replace("/etc/ganglion", &etc)
+    );
+    let mut pasted = Command::new("sh");
+    pasted.args(["-e", "-c", &script]).env("PROGRAM", program()?).current_dir(home.path());
+    let said = printed(pasted.output()?)?;
+    assert_eq!(said, format!("right: {etc}/ganglion.toml\n"));
     Ok(())
 }
 
