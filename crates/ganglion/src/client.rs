@@ -40,7 +40,8 @@ pub(crate) struct Where {
     /// A named context; the current one when left out.
     #[arg(long, env = "GANGLION_CONTEXT")]
     context: Option<String>,
-    /// The neuron's address, such as http://127.0.0.1:4006.
+    /// The neuron's address, such as http://127.0.0.1:4006. These verbs speak http only; for https use
+    /// curl.
     #[arg(long)]
     url: Option<String>,
     /// Credentials, such as 'elena:secret' or 'elena#lily:!secret'.
@@ -81,9 +82,15 @@ impl Where {
         let contexts = load()?;
         let name = self.context.as_ref().or(contexts.current.as_ref());
         let Some(name) = name else {
-            bail!(
-                "name a neuron: --url and --user, or `ganglion context add NAME --url … --user …`"
-            );
+            match (&self.url, &self.user) {
+                (Some(_), None) => bail!("only --user is missing, such as --user 'elena:secret'"),
+                (None, Some(_)) => {
+                    bail!("only --url is missing, such as --url http://127.0.0.1:4006")
+                }
+                _ => bail!(
+                    "name a neuron: --url and --user, or `ganglion context add NAME --url … --user …`"
+                ),
+            }
         };
         let known = contexts.context.get(name);
         let known = known.with_context(|| format!("there is no context `{name}`"))?;
@@ -99,18 +106,27 @@ impl Where {
 pub(crate) enum ContextVerb {
     /// Add or replace a context, and use it from here on.
     Add {
+        /// What to call it.
         name: String,
+        /// The neuron's address, such as http://127.0.0.1:4006; http only.
         #[arg(long)]
         url: String,
+        /// Credentials, such as 'elena:secret' or 'elena#lily:!secret'.
         #[arg(long, short)]
         user: String,
     },
     /// List contexts; the current one has a star.
     List,
     /// Use a context from here on.
-    Use { name: String },
+    Use {
+        /// Its name.
+        name: String,
+    },
     /// Forget a context.
-    Remove { name: String },
+    Remove {
+        /// Its name.
+        name: String,
+    },
 }
 
 /// Carries out a verb on contexts; answers what to print.
@@ -155,9 +171,9 @@ pub(crate) async fn ask(
 ) -> Result<String> {
     let context = place.find()?;
     let (status, text) = send(&context, method, path, body).await?;
-    let answer: serde_json::Value = serde_json::from_str(&text).with_context(|| {
-        format!("{} answered {status}, and not as this API: {text}", context.url)
-    })?;
+    let Ok(answer) = serde_json::from_str::<serde_json::Value>(&text) else {
+        bail!("{} answered {status} to {path}, and not as this API: {}", context.url, text.trim());
+    };
     if answer["s"] == "error" {
         let detail = answer["detail"].as_str().map(|detail| format!(": {detail}"));
         bail!("{}{}", answer["v"].as_str().unwrap_or("error"), detail.unwrap_or_default());
@@ -172,7 +188,7 @@ async fn send(
     body: Option<&str>,
 ) -> Result<(u16, String)> {
     let Some(authority) = context.url.strip_prefix("http://") else {
-        bail!("{}: only http:// is spoken by these verbs", context.url);
+        bail!("{}: these verbs speak http:// only; for https:// use curl", context.url);
     };
     let authority = authority.trim_end_matches('/');
     let host =

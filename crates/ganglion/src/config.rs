@@ -3,6 +3,7 @@
 //! `GANGLION_STATS__FLUSH=1s` overrides `stats.flush`. A key that does not exist is refused with the
 //! nearest one that does. The reference is made from the documentation of the fields here.
 
+use std::ffi::OsString;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -10,11 +11,18 @@ use std::time::Duration;
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
 use toml::{Table, Value};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
 
 /// Prefix of environment variables that override keys.
 const ENV_PREFIX: &str = "GANGLION_";
 /// Where a configuration is looked for when none is named.
 const PLACES: [&str; 2] = ["ganglion.toml", "/etc/ganglion/ganglion.toml"];
+
+/// Fewer bytes of headers the HTTP library does not take.
+const HEADERS_BYTES_MIN: usize = 8 << 10;
+/// With less, the services could not read their own rows; half of it is what one path may have.
+const VIEWS_BYTES_MIN: usize = 128 << 10;
 
 /// One key, for the reference and for suggestions.
 #[derive(Debug)]
@@ -22,6 +30,40 @@ pub(crate) struct Key {
     pub(crate) section: &'static str,
     pub(crate) name: &'static str,
     pub(crate) doc: &'static str,
+    /// What its type takes, for a value that is none.
+    expected: &'static str,
+}
+
+impl Key {
+    fn is(&self, section: &str, name: &str) -> bool {
+        self.section == section && self.name == name
+    }
+}
+
+/// Types of keys say what they take.
+trait Expected {
+    const EXPECTED: &'static str;
+}
+
+macro_rules! expected {
+    ($($type:ty: $text:literal,)*) => {
+        $(impl Expected for $type {
+            const EXPECTED: &'static str = $text;
+        })*
+    };
+}
+
+expected! {
+    bool: "true or false",
+    f64: "a number such as 0.25",
+    u32: "a whole number, 0 or more",
+    usize: "a whole number, 0 or more",
+    String: "a text in quotes",
+    PathBuf: "a path in quotes",
+    Vec<String>: "a list of texts such as [\"a\", \"b\"]",
+    Vec<SocketAddr>: "a list of addresses with ports, such as [\"127.0.0.1:4006\"]",
+    Span: "a time such as \"250ms\", \"15s\", \"2m\", \"1h\", \"1d\"",
+    Size: "a size such as \"4096\", \"64KiB\", \"16MiB\"",
 }
 
 macro_rules! sections {
@@ -59,6 +101,7 @@ macro_rules! sections {
             section: stringify!($section),
             name: stringify!($field),
             doc: concat!($($doc, "\n"),+),
+            expected: <$field_type as Expected>::EXPECTED,
         }),*),*];
     };
 }
@@ -82,8 +125,8 @@ sections! {
         /// The folder of the embedded store, made if it is missing.
         data_dir: PathBuf = PathBuf::from("/var/lib/ganglion"),
         /// A file with the 32-byte cluster key in hexadecimal, which seals secrets that are used
-        /// again. Empty for `cluster.key` in the data folder, made on first start. It is in no
-        /// backup: keep it elsewhere.
+        /// again. Empty for `cluster.key` in the data folder, made on first start, never beside a
+        /// store. It is in no backup: keep it elsewhere.
         cluster_key_file: PathBuf = PathBuf::new(),
         /// Free space of the data folder's disk below which `/readyz` says no; 0 for none. The default
         /// is what some commits of the largest size take.
@@ -126,7 +169,7 @@ sections! {
         /// Bytes of the bodies of all requests under way; of one address a quarter. More are refused
         /// as overloaded.
         bodies: Size = Size(256 << 20),
-        /// Bytes of a request's line and headers.
+        /// Bytes of a request's line and headers; at least 8 KiB.
         headers: Size = Size(32 << 10),
         /// How long a client may take to send a request's headers.
         header_time: Span = Span(Duration::from_secs(10)),
@@ -165,7 +208,7 @@ sections! {
         /// it and the list of names that it joins with. At least `message` and the envelope of a
         /// relayed frame, 2.5 KiB.
         queue: Size = Size(1 << 20),
-        /// Silence after which a socket is asked whether it is there.
+        /// Silence after which a socket is asked whether it is there; shorter than `idle`.
         ping_after: Span = Span(Duration::from_secs(45)),
         /// Silence after which a socket is closed.
         idle: Span = Span(Duration::from_secs(120)),
@@ -180,9 +223,9 @@ sections! {
     }
     /// Views: the newest values in memory.
     views: ViewsConfig {
-        /// Bytes of all views together.
+        /// Bytes of all views together; at least 128 KiB.
         bytes: Size = Size(256 << 20),
-        /// A path and layer with more bytes than this is read from the store instead.
+        /// A path and layer with more bytes than this is read from the store instead; at least 64 KiB.
         node: Size = Size(64 << 20),
         /// Time without a read after which a view is dropped.
         idle: Span = Span(Duration::from_secs(600)),
@@ -225,13 +268,19 @@ impl Config {
                 .with_context(|| format!("{} is not TOML", path.display()))?,
         };
         refuse_unknown(&table)?;
-        overlay(&mut table, std::env::vars())?;
+        // What is no text is no value of a key.
+        let texts = |(name, text): (OsString, OsString)| {
+            Some((name.into_string().ok()?, text.into_string().ok()?))
+        };
+        overlay(&mut table, std::env::vars_os().filter_map(texts))?;
         refuse_unknown(&table)?;
-        let config = Config::deserialize(Value::Table(table)).context("the configuration")?;
+        let config = typed(table)?;
         config.check()?;
         Ok((config, file))
     }
 
+    /// Refuses, by the key's name, what no neuron could run with. What stands in the files that are
+    /// named here is looked at by `serve::check`.
     fn check(&self) -> Result<()> {
         if self.neuron.sys_secret.contains('#') || self.neuron.sys_secret.starts_with('!') {
             bail!("neuron.sys_secret cannot hold `#` or start with `!`");
@@ -245,19 +294,50 @@ impl Config {
                 self.listen.forwarded_header
             );
         }
+        check_level(&self.log.level)?;
+        if self.listen.http.is_empty() && self.listen.https.is_empty() {
+            bail!("listen.http and listen.https are both empty: the API would be nowhere");
+        }
         let (limits, signal) = (&self.limits, &self.signal);
         for (name, is_zero) in [
+            ("limits.connections", limits.connections == 0),
+            ("limits.connections_per_address", limits.connections_per_address == 0),
+            ("limits.body", limits.body.0 == 0),
             ("limits.header_time", limits.header_time.0.is_zero()),
             ("limits.keep_alive", limits.keep_alive.0.is_zero()),
             ("limits.body_time", limits.body_time.0.is_zero()),
             ("limits.requests_at_once", limits.requests_at_once == 0),
             ("limits.password_hashes", limits.password_hashes == 0),
+            ("signal.message", signal.message.0 == 0),
             ("signal.ping_after", signal.ping_after.0.is_zero()),
             ("signal.idle", signal.idle.0.is_zero()),
             ("stats.flush", self.stats.flush.0.is_zero()),
         ] {
             if is_zero {
                 bail!("{name} cannot be zero");
+            }
+        }
+        for (name, size, least) in [
+            ("limits.headers", limits.headers, HEADERS_BYTES_MIN),
+            ("views.bytes", self.views.bytes, VIEWS_BYTES_MIN),
+            ("views.node", self.views.node, VIEWS_BYTES_MIN / 2),
+        ] {
+            if size.0 < least {
+                bail!("{name} is at least {least} bytes, not {}", size.0);
+            }
+        }
+        if signal.ping_after.0 >= signal.idle.0 {
+            bail!(
+                "signal.ping_after must be shorter than signal.idle, after which a socket is closed"
+            );
+        }
+        for url in &signal.urls {
+            let rest = url.strip_prefix("wss://").or_else(|| url.strip_prefix("ws://"));
+            if rest.is_none_or(|rest| rest.is_empty() || rest.starts_with('/')) {
+                bail!("signal.urls: `{url}` is not such as wss://rtc.example.org/ws");
+            }
+            if url.ends_with('/') {
+                bail!("signal.urls: `{url}` must not end with a slash");
             }
         }
         if limits.bodies.0 / 4 < limits.body.0 {
@@ -290,6 +370,36 @@ impl Config {
     }
 }
 
+/// A level, or directives; a word that is neither would be taken for a target, and silence all others.
+fn check_level(text: &str) -> Result<()> {
+    let is_level = |part: &str| part.trim().parse::<LevelFilter>().is_ok();
+    let is_plausible = |part: &str| part.contains(['=', '[', ']', '{', '}']) || is_level(part);
+    if text.split(',').all(is_plausible) && EnvFilter::try_new(text).is_ok() {
+        return Ok(());
+    }
+    bail!(
+        "log.level is error, warn, info, debug or trace, or directives such as \
+         `info,ganglion=debug`, not `{text}`"
+    )
+}
+
+/// The configuration of a table whose keys are known, one key at a time, so that a wrong value is
+/// refused by its key's name.
+fn typed(table: Table) -> Result<Config> {
+    for (section, values) in &table {
+        for (name, value) in values.as_table().into_iter().flatten() {
+            let key = KEYS.iter().find(|key| key.is(section, name));
+            let key = key.with_context(|| unknown(&format!("{section}.{name}")))?;
+            let alone = Table::from_iter([(name.clone(), value.clone())]);
+            let alone = Table::from_iter([(section.clone(), Value::Table(alone))]);
+            if Config::deserialize(Value::Table(alone)).is_err() {
+                bail!("{section}.{name}: expected {}, not {}", key.expected, shown(name, value));
+            }
+        }
+    }
+    Config::deserialize(Value::Table(table)).context("the configuration")
+}
+
 /// The reference: every key with its default and what it means, itself a legal configuration.
 pub(crate) fn reference() -> Result<String> {
     let defaults = Table::try_from(Config::default())?;
@@ -310,20 +420,42 @@ pub(crate) fn reference() -> Result<String> {
     Ok(out)
 }
 
-/// What one key means, its default, and its value in a configuration.
+/// What one key means, its default, and its value in a configuration; or the keys of a section.
 pub(crate) fn explain(config: &Config, name: &str) -> Result<String> {
+    if let Some((section, doc)) = SECTIONS.iter().find(|(section, _)| *section == name) {
+        let values = Table::try_from(config)?;
+        let mut out = format!("{section}\n  {}\n", doc.trim());
+        for key in KEYS.iter().filter(|key| key.section == *section) {
+            let value = shown(key.name, &values[*section][key.name]);
+            out.push_str(&format!("{section}.{} = {value}\n", key.name));
+        }
+        return Ok(out);
+    }
     let key = KEYS.iter().find(|key| format!("{}.{}", key.section, key.name) == name);
     let Some(key) = key else { bail!("{}", unknown(name)) };
     let of = |config: &Config| -> Result<String> {
-        Ok(Table::try_from(config)?[key.section][key.name].to_string())
+        Ok(shown(key.name, &Table::try_from(config)?[key.section][key.name]))
     };
-    let variable = format!("{ENV_PREFIX}{}__{}", key.section, key.name).to_uppercase();
+    let variable = variable_of(key.section, key.name);
     Ok(format!(
         "{name}\n{}default: {}\nhere:    {}\nvariable: {variable}\n",
         key.doc.lines().map(|line| format!("  {}\n", line.trim())).collect::<String>(),
         of(&Config::default())?,
         of(config)?,
     ))
+}
+
+/// A value as it is told; a secret stays one.
+fn shown(name: &str, value: &Value) -> String {
+    if name == "sys_secret" && value.as_str() != Some("") {
+        return "(not shown)".to_owned();
+    }
+    value.to_string()
+}
+
+/// The variable that overrides a key.
+fn variable_of(section: &str, name: &str) -> String {
+    format!("{ENV_PREFIX}{section}__{name}").to_uppercase()
 }
 
 fn push_comment(out: &mut String, doc: &str) {
@@ -334,27 +466,33 @@ fn push_comment(out: &mut String, doc: &str) {
 
 /// Puts the environment's keys over the file's.
 fn overlay(table: &mut Table, variables: impl Iterator<Item = (String, String)>) -> Result<()> {
+    let defaults = Table::try_from(Config::default())?;
     for (variable, text) in variables {
         let Some(name) = variable.strip_prefix(ENV_PREFIX) else { continue };
         // Other variables of this prefix, such as GANGLION_CONFIG, have no section.
         let name = name.to_lowercase();
-        let Some((section, key)) = name.split_once("__") else { continue };
-        let is_text = Table::try_from(Config::default())?
-            .get(section)
-            .and_then(|section| section.get(key))
-            .is_some_and(Value::is_str);
-        let value = if is_text {
-            Value::String(text)
-        } else {
-            format!("v = {text}")
-                .parse::<Table>()
-                .ok()
-                .and_then(|mut table| table.remove("v"))
-                .unwrap_or_else(|| {
-                    Value::Array(
-                        text.split(',').map(|part| Value::String(part.trim().to_owned())).collect(),
-                    )
-                })
+        let Some((section, key)) = name.split_once("__") else {
+            if let Some(key) =
+                KEYS.iter().find(|key| format!("{}_{}", key.section, key.name) == name)
+            {
+                bail!(
+                    "{variable} sets nothing: {}.{} is {}, with two underscores",
+                    key.section,
+                    key.name,
+                    variable_of(key.section, key.name)
+                );
+            }
+            continue;
+        };
+        let default = defaults.get(section).and_then(|section| section.get(key));
+        let parsed = || format!("v = {text}").parse::<Table>().ok()?.remove("v");
+        let value = match default {
+            Some(Value::String(_)) => Value::String(text),
+            Some(Value::Array(_)) => parsed().unwrap_or_else(|| {
+                let parts = text.split(',').map(str::trim).filter(|part| !part.is_empty());
+                Value::Array(parts.map(|part| Value::String(part.to_owned())).collect())
+            }),
+            _ => parsed().unwrap_or(Value::String(text)),
         };
         let section = table
             .entry(section.to_owned())
@@ -375,7 +513,7 @@ fn refuse_unknown(table: &Table) -> Result<()> {
             bail!("`{section}` is a section: write [{section}]");
         };
         for name in keys.keys() {
-            if !KEYS.iter().any(|key| key.section == section && key.name == name) {
+            if !KEYS.iter().any(|key| key.is(section, name)) {
                 bail!("{}", unknown(&format!("{section}.{name}")));
             }
         }
@@ -409,7 +547,7 @@ fn distance(a: &str, b: &str) -> usize {
     row[b.len()]
 }
 
-/// A length of time, written `250ms`, `15s`, `2m`, `1h`.
+/// A length of time, written `250ms`, `15s`, `2m`, `1h`, `1d`.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct Span(pub(crate) Duration);
 
@@ -417,7 +555,8 @@ pub(crate) struct Span(pub(crate) Duration);
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub(crate) struct Size(pub(crate) usize);
 
-const SPAN_UNITS: [(&str, u64); 4] = [("ms", 1), ("h", 3_600_000), ("m", 60_000), ("s", 1_000)];
+const SPAN_UNITS: [(&str, u64); 5] =
+    [("ms", 1), ("d", 86_400_000), ("h", 3_600_000), ("m", 60_000), ("s", 1_000)];
 const SIZE_UNITS: [(&str, u64); 4] =
     [("KiB", 1 << 10), ("MiB", 1 << 20), ("GiB", 1 << 30), ("B", 1)];
 
@@ -441,7 +580,7 @@ impl<'de> Deserialize<'de> for Span {
     fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Span, D::Error> {
         let text = String::deserialize(deserializer)?;
         let ms = parse_units(&text, &SPAN_UNITS).ok_or_else(|| {
-            serde::de::Error::custom(format!("`{text}` is not a time such as 250ms, 15s, 2m, 1h"))
+            serde::de::Error::custom(format!("`{text}` is not {}", Span::EXPECTED))
         })?;
         Ok(Span(Duration::from_millis(ms)))
     }
@@ -459,7 +598,7 @@ impl<'de> Deserialize<'de> for Size {
         let text = String::deserialize(deserializer)?;
         let bytes = text.parse().ok().or_else(|| parse_units(&text, &SIZE_UNITS));
         let bytes = bytes.and_then(|bytes| usize::try_from(bytes).ok()).ok_or_else(|| {
-            serde::de::Error::custom(format!("`{text}` is not a size such as 4096, 64KiB, 16MiB"))
+            serde::de::Error::custom(format!("`{text}` is not {}", Size::EXPECTED))
         })?;
         Ok(Size(bytes))
     }
@@ -515,6 +654,99 @@ mod tests {
                 let error = checked.expect_err(&name).to_string();
                 assert!(error.contains(&name), "{name}: {error}");
             }
+        }
+        Ok(())
+    }
+
+    fn table_of(text: &str) -> Table {
+        text.parse().expect("TOML")
+    }
+
+    /// Each of these was called right, and then refused or made nonsense of by `serve`.
+    #[test]
+    fn what_no_neuron_could_run_with_is_refused_by_its_name() -> Result<()> {
+        for (text, name) in [
+            ("[log]\nlevel = \"nonsense===\"", "log.level"),
+            ("[log]\nlevel = \"loud\"", "log.level"),
+            ("[views]\nbytes = \"0\"", "views.bytes"),
+            ("[views]\nnode = \"1KiB\"", "views.node"),
+            ("[limits]\nconnections = 0", "limits.connections "),
+            ("[limits]\nconnections_per_address = 0", "limits.connections_per_address"),
+            ("[limits]\nbody = \"0\"", "limits.body "),
+            ("[limits]\nheaders = \"1B\"", "limits.headers"),
+            ("[listen]\nhttp = []", "listen.http"),
+            ("[signal]\nmessage = \"0\"", "signal.message"),
+            ("[signal]\nping_after = \"2m\"", "signal.ping_after"),
+            ("[signal]\nurls = [\"http://a.example/ws\"]", "signal.urls"),
+            ("[signal]\nurls = [\"wss://a.example/ws/\"]", "signal.urls"),
+            ("[signal]\nurls = [\"wss://\"]", "signal.urls"),
+        ] {
+            let error = typed(table_of(text))?.check().expect_err(text).to_string();
+            assert!(error.contains(name), "{text}: {error}");
+        }
+        for text in [
+            "[log]\nlevel = \"info,ganglion=debug\"",
+            "[log]\nlevel = \"WARN\"",
+            "[limits]\nheaders = \"8KiB\"",
+            "[views]\nbytes = \"128KiB\"\nnode = \"64KiB\"",
+            "[listen]\nhttp = []\nhttps = [\"127.0.0.1:0\"]\n[tls]\nself_signed = true",
+            "[signal]\nurls = [\"ws://a.example\", \"wss://a.example/ws\"]",
+        ] {
+            typed(table_of(text))?.check().with_context(|| text.to_owned())?;
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_value_of_another_type_is_refused_by_its_key_with_what_is_expected() -> Result<()> {
+        for (text, says) in [
+            ("[listen]\nhttp = \"127.0.0.1:1\"", "listen.http: expected a list of addresses"),
+            ("[limits]\nshare = \"a\"", "limits.share: expected a number such as 0.25, not \"a\""),
+            ("[limits]\nconnections = -1", "limits.connections: expected a whole number"),
+            ("[stats]\nflush = 1", "stats.flush: expected a time such as \"250ms\""),
+            ("[limits]\nbody = \"huge\"", "limits.body: expected a size"),
+            ("[tls]\nself_signed = 1", "tls.self_signed: expected true or false"),
+        ] {
+            let error = typed(table_of(text)).expect_err(text).to_string();
+            assert!(error.contains(says), "{text}: {error}");
+        }
+        let error = typed(table_of("[neuron]\nsys_secret = 1234")).expect_err("a number");
+        assert!(!error.to_string().contains("1234"), "{error}");
+        let config = typed(table_of("[views]\nidle = \"2d\""))?;
+        assert_eq!(config.views.idle, Span(Duration::from_secs(2 * 86_400)));
+        Ok(())
+    }
+
+    #[test]
+    fn a_variable_with_one_underscore_is_refused_and_others_are_let_be() -> Result<()> {
+        let over = |name: &str, text: &str| {
+            let mut table = Table::new();
+            overlay(&mut table, std::iter::once((name.to_owned(), text.to_owned())))?;
+            anyhow::Ok(table)
+        };
+        let error = over("GANGLION_LIMITS_BODY", "2MiB").expect_err("it would set nothing");
+        assert!(error.to_string().contains("GANGLION_LIMITS__BODY"), "{error}");
+        for name in ["GANGLION_CONFIG", "GANGLION_SIGNAL_SERVICE_HOST", "OTHER_LIMITS_BODY"] {
+            assert!(over(name, "x")?.is_empty(), "{name}");
+        }
+        let error = typed(over("GANGLION_LIMITS__SHARE", "a")?).expect_err("no number");
+        assert!(error.to_string().contains("not \"a\""), "{error}");
+        assert!(typed(over("GANGLION_LISTEN__HTTPS", "")?)?.listen.https.is_empty());
+        Ok(())
+    }
+
+    #[test]
+    fn a_section_is_explained_by_its_keys() -> Result<()> {
+        for (section, _) in SECTIONS {
+            let explained = explain(&Config::default(), section)?;
+            for key in KEYS.iter().filter(|key| key.section == *section) {
+                assert!(explained.contains(&format!("{section}.{} = ", key.name)), "{explained}");
+            }
+        }
+        let mut config = Config::default();
+        config.neuron.sys_secret = "hidden".to_owned();
+        for name in ["neuron", "neuron.sys_secret"] {
+            assert!(!explain(&config, name)?.contains("hidden"), "{name}");
         }
         Ok(())
     }

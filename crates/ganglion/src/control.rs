@@ -15,7 +15,7 @@ use store::embedded::{EmbeddedStore, Options};
 use tokio::io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::{UnixListener, UnixStream};
 
-use crate::serve::STORE_FILE;
+use crate::serve::{STORE_FILE, not_opened};
 
 const SOCKET: &str = "control.sock";
 /// Folder in which the socket is made.
@@ -109,16 +109,18 @@ pub(crate) async fn backup(data_dir: &Path, file: &Path) -> Result<()> {
         if !path.exists() {
             bail!("there is no store in {}", data_dir.display());
         }
-        return Ok(EmbeddedStore::open(&path, Options::default())?.backup(&to)?);
+        let store = EmbeddedStore::open(&path, Options::default());
+        let store = store.map_err(|error| not_opened(data_dir, error))?;
+        return store.backup(&to).with_context(|| format!("copying to {}", to.display()));
     };
-    let line = format!("{}\n", serde_json::to_string(&Request::Backup(to))?);
+    let line = format!("{}\n", serde_json::to_string(&Request::Backup(to.clone()))?);
     stream.write_all(line.as_bytes()).await?;
     let mut text = String::new();
     stream.take(LINE_BYTES_MAX).read_to_string(&mut text).await?;
     let answer: Answer = serde_json::from_str(&text).context("the neuron ended meanwhile")?;
     match answer.error {
         None => Ok(()),
-        Some(error) => bail!("{error}"),
+        Some(error) => bail!("copying to {}: {error}", to.display()),
     }
 }
 

@@ -53,15 +53,11 @@ impl Keys {
         services: &Services,
         data_dir: &Path,
     ) -> Result<DemoAccess> {
-        let secret = match self.demo_secret.clone() {
-            Some(secret) => secret,
-            None => {
-                let secret = make_demo_account(services).await?;
-                self.demo_secret = Some(secret.clone());
-                self.save(data_dir)?;
-                secret
-            }
-        };
+        let secret = make_demo_account(services, self.demo_secret.as_deref()).await?;
+        if self.demo_secret.as_ref() != Some(&secret) {
+            self.demo_secret = Some(secret.clone());
+            self.save(data_dir)?;
+        }
         Ok(DemoAccess {
             ident: DEMO_IDENT.to_owned(),
             secret,
@@ -71,8 +67,9 @@ impl Keys {
     }
 }
 
-/// Makes the account as `$sys` would over HTTP; one whose secret was lost is given a new one.
-async fn make_demo_account(services: &Services) -> Result<String> {
+/// Makes the account as `$sys` would over HTTP, unless it is there and `known` is its secret; one whose
+/// secret was lost is given a new one. The store may be an empty one beside the keys of an older.
+async fn make_demo_account(services: &Services, known: Option<&str>) -> Result<String> {
     let sys = Caller {
         account: Ident::sys(),
         sub: None,
@@ -104,7 +101,11 @@ async fn make_demo_account(services: &Services) -> Result<String> {
                 return Ok(made.to_owned());
             }
             Ok(_) => return Ok(secret),
-            Err(fault) if fault.code == Code::UsernameExists => {}
+            Err(fault) if fault.code == Code::UsernameExists => {
+                if let Some(known) = known {
+                    return Ok(known.to_owned());
+                }
+            }
             Err(fault) => bail!("making the demo account: {}", fault.code.as_str()),
         }
     }

@@ -21,7 +21,7 @@ mod tls;
 mod turns;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 
 use anyhow::{Context, Result, bail};
@@ -72,7 +72,7 @@ enum Verb {
 
 #[derive(Debug, Default, clap::Args)]
 struct ServeArguments {
-    /// The configuration file.
+    /// The configuration file; else $GANGLION_CONFIG, ./ganglion.toml or /etc/ganglion/ganglion.toml.
     #[arg(long)]
     config: Option<PathBuf>,
     /// Made-up keys, loopback only, a demo.
@@ -121,12 +121,15 @@ struct TokenArguments {
 enum ConfigVerb {
     /// Read the configuration and say whether it is right.
     Check {
+        /// The file; else $GANGLION_CONFIG, ./ganglion.toml or /etc/ganglion/ganglion.toml.
         #[arg(long)]
         config: Option<PathBuf>,
     },
     /// Say what a key means, its default and its value here.
     Explain {
+        /// A key such as `stats.flush`, or a section such as `stats`.
         key: String,
+        /// The file; else $GANGLION_CONFIG, ./ganglion.toml or /etc/ganglion/ganglion.toml.
         #[arg(long)]
         config: Option<PathBuf>,
     },
@@ -156,7 +159,19 @@ fn main() -> ExitCode {
 
 #[allow(clippy::print_stderr)]
 fn report(error: &anyhow::Error) {
-    eprintln!("ganglion: {error:#}");
+    eprintln!("ganglion: {}", told(error));
+}
+
+/// An error and its causes; a cause that the error before it tells already is left out.
+fn told(error: &anyhow::Error) -> String {
+    let mut text = error.to_string();
+    for cause in error.chain().skip(1).map(ToString::to_string) {
+        if !text.ends_with(&cause) {
+            text.push_str(": ");
+            text.push_str(&cause);
+        }
+    }
+    text
 }
 
 #[allow(clippy::print_stdout)]
@@ -196,23 +211,53 @@ fn run(verb: Verb) -> Result<()> {
             runtime()?.block_on(control::backup(&data_dir, &file))
         }
         Verb::Restore(BackupArguments { data_dir, file }) => {
-            std::fs::create_dir_all(&data_dir)?;
-            store::embedded::restore(&file, &data_dir.join(serve::STORE_FILE))?;
-            print("restored; the cluster key is not in a copy: put it back from where you keep it");
+            restore(&data_dir, &file)?;
+            let key = data_dir.join(serve::CLUSTER_KEY_FILE);
+            print(&format!(
+                "restored; the cluster key is not in a copy: {} must be the one that the copied store \
+                 had",
+                key.display()
+            ));
             Ok(())
         }
         Verb::Fsck { data_dir } => {
-            let report = store::embedded::fsck(&data_dir.join(serve::STORE_FILE))?;
+            let file = data_dir.join(serve::STORE_FILE);
+            let report = store::embedded::fsck(&file);
+            let report = report.with_context(|| format!("checking {}", file.display()))?;
             print(&report.to_string());
             if report.is_clean() { Ok(()) } else { bail!("the store is damaged") }
         }
     }
 }
 
+/// Makes a store of a copy; the folder that it makes for that is gone again when there is no store.
+fn restore(data_dir: &Path, copy: &Path) -> Result<()> {
+    let found = std::fs::metadata(copy).with_context(|| format!("reading {}", copy.display()))?;
+    if !found.is_file() {
+        bail!("{} is not a file", copy.display());
+    }
+    let store = data_dir.join(serve::STORE_FILE);
+    if store.try_exists()? {
+        bail!("there is a store already, {}: restore into another folder", store.display());
+    }
+    let made: Vec<&Path> = data_dir.ancestors().take_while(|folder| !folder.exists()).collect();
+    serve::make_private_folder(data_dir)?;
+    let restored = store::embedded::restore(copy, &store);
+    if restored.is_err() {
+        for folder in made {
+            // One in which somebody has put something meanwhile stays.
+            let _ = std::fs::remove_dir(folder);
+        }
+    }
+    restored.with_context(|| format!("restoring {} as {}", copy.display(), store.display()))
+}
+
 fn config_verb(verb: ConfigVerb) -> Result<()> {
     match verb {
         ConfigVerb::Check { config } => {
-            let (_, file) = Config::load(config.as_deref())?;
+            let (config, file) = Config::load(config.as_deref())?;
+            // Without a file `serve` is `serve --dev`, which makes up its keys.
+            serve::check(&config, file.is_none())?;
             let place = file.map_or("no file; defaults".to_owned(), |f| f.display().to_string());
             print(&format!("right: {place}"));
         }
@@ -279,4 +324,33 @@ fn log_to_stderr(config: &Config) -> Result<()> {
     let installed =
         if config.log.format == "json" { builder.json().try_init() } else { builder.try_init() };
     installed.map_err(|error| anyhow::anyhow!("installing the log: {error}"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory as _;
+
+    use super::*;
+
+    fn check_help(command: &clap::Command) {
+        assert!(command.get_about().is_some(), "{}", command.get_name());
+        for argument in command.get_arguments() {
+            assert!(argument.get_help().is_some(), "{} {argument}", command.get_name());
+        }
+        command.get_subcommands().for_each(check_help);
+    }
+
+    #[test]
+    fn every_verb_and_argument_says_what_it_is() {
+        check_help(&Arguments::command());
+    }
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let cause = std::io::Error::from(std::io::ErrorKind::NotFound);
+        let text = cause.to_string();
+        // As errors do that show their cause and have it as a source too.
+        let error = anyhow::Error::new(cause).context(format!("opening: {text}")).context("first");
+        assert_eq!(told(&error), format!("first: opening: {text}"));
+    }
 }

@@ -12,8 +12,9 @@ use neuron::sockets::Switchboard;
 use services::access::Network;
 use services::secrets::Sealer;
 use services::statistics::Statistics;
+use services::token::KeysError;
 use services::{Clock, Identity, Parts, Rng};
-use store::embedded::{EmbeddedStore, Options};
+use store::embedded::{EmbeddedStore, OpenError, Options};
 use tokio::net::TcpListener;
 use wire::names::Key;
 
@@ -33,7 +34,11 @@ use crate::turns::{Bounds, Turns};
 
 /// Name of the store's file in the data folder.
 pub(crate) const STORE_FILE: &str = "ganglion.redb";
-const CLUSTER_KEY_FILE: &str = "cluster.key";
+/// Name of the log that the store keeps beside it.
+pub(crate) const LOG_FILE: &str = "ganglion.redb.log";
+pub(crate) const CLUSTER_KEY_FILE: &str = "cluster.key";
+/// Name of a cluster key whose store is not there yet.
+const CLUSTER_KEY_NEW_FILE: &str = "cluster.key.new";
 /// Open connections of private listeners, which a flood of the public ones must not use up.
 const ADMIN_CONNECTIONS: usize = 256;
 /// How often the store's failures and its disk are looked at.
@@ -64,15 +69,15 @@ pub(crate) async fn serve(start: Start) -> Result<()> {
     let dev_keys = is_dev.then(|| dev::Keys::load(&data_dir)).transpose()?;
     let sys_secret = sys_secret(&config, dev_keys.as_ref())?;
 
+    prepare_data_folder(&config)?;
     let options = Options { cache_bytes: config.store.cache.0, ..Options::default() };
     let path = data_dir.join(STORE_FILE);
-    let shown = path.display().to_string();
     let opened = tokio::task::spawn_blocking(move || EmbeddedStore::open(&path, options)).await?;
-    let store = opened.with_context(|| format!("opening {shown}"))?;
+    let store = opened.map_err(|error| not_opened(&data_dir, error))?;
     let store = Arc::new(store);
     let shared = assemble(&mut config, store.clone(), &sys_secret)?;
     let services = &shared.neuron.services;
-    services.load_keys().await?;
+    services.load_keys().await.map_err(|error| not_unsealed(&config, error))?;
     let demo = match dev_keys {
         Some(keys) => Some(keys.demo_account(services, &data_dir).await?),
         None => None,
@@ -218,22 +223,102 @@ fn find_sys_secret(config: &Config, dev_keys: Option<&dev::Keys>) -> Result<Stri
     }
 }
 
-/// The cluster key; made on first start where no file is named.
-fn cluster_key(config: &Config) -> Result<[u8; 32]> {
+/// Looks at what a configuration names: what `serve` would refuse when it starts.
+pub(crate) fn check(config: &Config, is_dev: bool) -> Result<()> {
+    if !is_dev || !config.neuron.sys_secret_file.as_os_str().is_empty() {
+        sys_secret(config, None)?;
+    }
+    if !config.store.cluster_key_file.as_os_str().is_empty() {
+        read_cluster_key(&config.store.cluster_key_file)?;
+    }
+    let tls = &config.tls;
+    for (name, file) in [("tls.cert", &tls.cert), ("tls.key", &tls.key)] {
+        if !file.as_os_str().is_empty() {
+            let opened = std::fs::File::open(file);
+            opened.with_context(|| format!("{name}: reading {}", file.display()))?;
+        }
+    }
+    if !config.listen.https.is_empty() {
+        Tls::new(tls).context("tls.cert and tls.key")?;
+    }
+    Ok(())
+}
+
+/// Where the cluster key is to be found.
+fn cluster_key_file(config: &Config) -> PathBuf {
     let named = &config.store.cluster_key_file;
-    let (file, may_make) = if named.as_os_str().is_empty() {
-        (config.store.data_dir.join(CLUSTER_KEY_FILE), true)
+    if named.as_os_str().is_empty() {
+        config.store.data_dir.join(CLUSTER_KEY_FILE)
     } else {
-        (named.clone(), false)
-    };
-    if may_make && !file.exists() {
+        named.clone()
+    }
+}
+
+/// Makes a cluster key where there is neither a store nor a key, and refuses a data folder in which
+/// one of both is missing: an empty store in the place of a lost one would look like a loss of all data,
+/// and another key opens nothing. The key has another name until the store is there, so that a start
+/// that is cut off in between is not taken for a folder that has lost something.
+pub(crate) fn prepare_data_folder(config: &Config) -> Result<()> {
+    let data_dir = &config.store.data_dir;
+    let (store, log) = (data_dir.join(STORE_FILE), data_dir.join(LOG_FILE));
+    let (key, new_key) = (cluster_key_file(config), data_dir.join(CLUSTER_KEY_NEW_FILE));
+    let is_named = !config.store.cluster_key_file.as_os_str().is_empty();
+    let is_there =
+        |path: &Path| path.try_exists().with_context(|| format!("looking for {}", path.display()));
+    if is_there(&store)? {
+        if is_there(&key)? || (!is_named && is_there(&new_key)?) {
+            return Ok(());
+        }
+        bail!(
+            "the cluster key {} is missing, and the store {} is sealed with it: put it back from where \
+             you keep it, or from the machine where the store was made; none is made beside a store",
+            key.display(),
+            store.display()
+        );
+    }
+    let mut left = vec![&log];
+    if is_named {
+        read_cluster_key(&key)?;
+    } else {
+        left.push(&key);
+    }
+    let mut found = Vec::new();
+    for file in left {
+        if is_there(file)? {
+            found.push(file.display().to_string());
+        }
+    }
+    if !found.is_empty() {
+        let found = found.join(" and ");
+        bail!(
+            "the store {} is missing, and {found} was left: put the store back, or restore a backup; to \
+             begin with an empty store, move {found} away",
+            store.display()
+        );
+    }
+    if !is_named {
         let mut key = [0; 32];
         SystemRng.fill(&mut key);
         let text: String = key.iter().map(|byte| format!("{byte:02x}")).collect();
-        write_secret(&file, &text)?;
-        return Ok(key);
+        write_secret(&new_key, &text)?;
     }
-    let text = std::fs::read_to_string(&file)
+    Ok(())
+}
+
+/// The cluster key of a data folder that is prepared and whose store is open.
+fn cluster_key(config: &Config) -> Result<[u8; 32]> {
+    let file = cluster_key_file(config);
+    if config.store.cluster_key_file.as_os_str().is_empty() && !file.exists() {
+        let new = config.store.data_dir.join(CLUSTER_KEY_NEW_FILE);
+        std::fs::rename(&new, &file)
+            .and_then(|()| std::fs::File::open(&config.store.data_dir)?.sync_all())
+            .with_context(|| format!("making the cluster key {}", file.display()))?;
+    }
+    read_cluster_key(&file)
+}
+
+fn read_cluster_key(file: &Path) -> Result<[u8; 32]> {
+    let text = std::fs::read_to_string(file)
         .with_context(|| format!("reading the cluster key {}", file.display()))?;
     let digits = text.trim();
     let bytes: Option<Vec<u8>> = (0..digits.len() / 2)
@@ -244,8 +329,34 @@ fn cluster_key(config: &Config) -> Result<[u8; 32]> {
         .with_context(|| format!("{} does not hold 64 hexadecimal digits", file.display()))
 }
 
+/// Says which files an opening was about, and what can be done.
+pub(crate) fn not_opened(data_dir: &Path, error: OpenError) -> anyhow::Error {
+    let store = data_dir.join(STORE_FILE);
+    let about = match &error {
+        OpenError::Damaged(_) => {
+            let data_dir = data_dir.display();
+            format!("`ganglion fsck --data-dir {data_dir}` tells more of {}", store.display())
+        }
+        OpenError::LogMissing => {
+            format!("opening {} with {}", store.display(), data_dir.join(LOG_FILE).display())
+        }
+        _ => format!("opening {}", store.display()),
+    };
+    anyhow::Error::new(error).context(about)
+}
+
+fn not_unsealed(config: &Config, error: KeysError) -> anyhow::Error {
+    match error {
+        KeysError::Sealed => anyhow::anyhow!(
+            "{error}: put the key with which the store was made into {}, from where you keep it",
+            cluster_key_file(config).display()
+        ),
+        error => error.into(),
+    }
+}
+
 /// Makes a folder that only its owner may enter; one that is there stays as it is.
-fn make_private_folder(folder: &Path) -> Result<()> {
+pub(crate) fn make_private_folder(folder: &Path) -> Result<()> {
     use std::os::unix::fs::DirBuilderExt as _;
     let made = std::fs::DirBuilder::new().recursive(true).mode(0o700).create(folder);
     made.with_context(|| format!("making the data folder {}", folder.display()))
@@ -297,18 +408,21 @@ impl Bound {
     fn all(shared: &Shared, is_dev: bool) -> Result<Bound> {
         let config = &shared.config;
         let mut bound = Vec::new();
+        let bind = |name: &str, address: &SocketAddr| {
+            listen::bind(*address, is_dev).with_context(|| format!("listen.{name}"))
+        };
         for address in &config.listen.http {
-            bound.push(("http", listen::bind(*address, is_dev)?, Kind::Http));
+            bound.push(("http", bind("http", address)?, Kind::Http));
         }
         if !config.listen.https.is_empty() {
-            let tls = Tls::new(&config.tls)?;
+            let tls = Tls::new(&config.tls).context("tls.cert and tls.key")?;
             for address in &config.listen.https {
-                bound.push(("https", listen::bind(*address, is_dev)?, Kind::Https(tls.clone())));
+                bound.push(("https", bind("https", address)?, Kind::Https(tls.clone())));
             }
             tokio::spawn(tls.follow());
         }
         for address in &config.listen.admin {
-            bound.push(("admin", listen::bind(*address, is_dev)?, Kind::Admin));
+            bound.push(("admin", bind("admin", address)?, Kind::Admin));
         }
         Ok(Bound(bound))
     }

@@ -830,6 +830,7 @@ mod tests {
         let store = EmbeddedStore::open(&folder.join("store"), Options::default())?;
         let mut config = Config::default();
         config.store.data_dir = folder.to_owned();
+        crate::serve::prepare_data_folder(&config)?;
         let shared = crate::serve::assemble(&mut config, Arc::new(store), "secret")?;
         let bucket = kv4::Bucket::sys();
         let caller = Caller {

@@ -44,6 +44,13 @@ fn complaint(output: Output) -> Result<String> {
     Ok(String::from_utf8(output.stderr)?)
 }
 
+/// A start that is to be refused; a neuron that started would run until it is stopped.
+fn start_that_ends(arguments: &[&str]) -> Result<Output> {
+    let mut command = Command::new("timeout");
+    command.arg("30").arg(program()?).arg("serve").args(arguments);
+    command.output().with_context(|| format!("running ganglion serve {arguments:?}"))
+}
+
 #[test]
 fn the_two_commands_that_dev_prints_work_when_pasted() -> Result<()> {
     let log = shared()?.log()?;
@@ -136,6 +143,16 @@ fn a_second_neuron_on_the_same_data_or_port_fails_and_says_so() -> Result<()> {
         complaint(verb(home.path(), &["serve", "--config", &config, "--data-dir", &own], &[])?)?;
     assert!(said.contains(&taken) && said.to_lowercase().contains("in use"), "{said}");
 
+    std::fs::write(
+        &config,
+        format!(
+            "[neuron]\nsys_secret = \"s\"\n[listen]\nhttp = [\"127.0.0.1:0\"]\nadmin = [\"{taken}\"]\n"
+        ),
+    )?;
+    let said =
+        complaint(verb(home.path(), &["serve", "--config", &config, "--data-dir", &own], &[])?)?;
+    assert!(said.contains("listen.admin") && said.contains(&taken), "{said}");
+
     std::fs::write(&config, "[listen]\nhttp = [\"127.0.0.1:0\"]\n")?;
     let said =
         complaint(verb(home.path(), &["serve", "--config", &config, "--data-dir", &own], &[])?)?;
@@ -160,12 +177,7 @@ fn a_secret_that_credentials_could_not_carry_refuses_to_start() -> Result<()> {
         [("", "empty"), (" \n", "empty"), ("a#b", "hold `#`"), ("!a\n", "start with `!`")]
     {
         std::fs::write(&secret, text)?;
-        // A neuron that started would run until it is stopped.
-        let output = Command::new("timeout")
-            .arg("10")
-            .arg(program()?)
-            .args(["serve", "--config", &config, "--data-dir", &data])
-            .output()?;
+        let output = start_that_ends(&["--config", &config, "--data-dir", &data])?;
         let said = complaint(output).with_context(|| format!("{text:?}"))?;
         assert!(said.contains("`$sys`") && said.contains(hint), "{text:?}: {said}");
     }
@@ -217,6 +229,124 @@ fn what_a_neuron_keeps_is_its_owners_alone() -> Result<()> {
     Ok(())
 }
 
+fn names_in(folder: &Path) -> Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in std::fs::read_dir(folder)? {
+        names.push(entry?.file_name().to_string_lossy().into_owned());
+    }
+    names.sort();
+    Ok(names)
+}
+
+/// A start without the key made another one beside the store; a start without the store served an empty
+/// one beside the old key.
+#[test]
+fn a_data_folder_that_has_lost_a_file_is_refused_and_left_as_it_is() -> Result<()> {
+    let mut neuron = Neuron::start()?;
+    let secret = neuron.account("elena")?;
+    neuron.stop()?;
+    let data_dir = neuron.data_dir();
+    let away = TempDir::new()?;
+    let refused = |lost: &[&str], says: &[&str]| -> Result<()> {
+        for name in lost {
+            std::fs::rename(data_dir.join(name), away.path().join(name))?;
+        }
+        let before = names_in(&data_dir)?;
+        let shown = data_dir.display().to_string();
+        let said = complaint(start_that_ends(&["--dev", "--data-dir", &shown])?)
+            .with_context(|| format!("without {lost:?}"))?;
+        for part in says {
+            assert!(said.contains(part), "without {lost:?}: {said}");
+        }
+        assert_eq!(names_in(&data_dir)?, before, "without {lost:?}");
+        for name in lost {
+            std::fs::rename(away.path().join(name), data_dir.join(name))?;
+        }
+        Ok(())
+    };
+    let (store, log, key) = ("ganglion.redb", "ganglion.redb.log", "cluster.key");
+    let place = |name: &str| data_dir.join(name).display().to_string();
+    refused(&[key], &[&place(key), "missing", "where you keep it"])?;
+    refused(&[store], &[&place(store), &place(log), &place(key), "missing", "empty store"])?;
+    refused(&[store, key], &[&place(store), &place(log), "missing"])?;
+    refused(&[store, log], &[&place(store), &place(key), "missing"])?;
+
+    std::fs::rename(data_dir.join(key), away.path().join(key))?;
+    std::fs::write(data_dir.join(key), "07".repeat(32))?;
+    let said = complaint(start_that_ends(&["--dev", "--data-dir", &place("")])?)?;
+    assert!(said.contains("another cluster key") && said.contains(&place(key)), "{said}");
+    std::fs::rename(away.path().join(key), data_dir.join(key))?;
+
+    // With all of it back, it is the neuron that it was.
+    let neuron = neuron.restart()?;
+    let kept = Caller { url: neuron.url(), credentials: format!("elena:{secret}") };
+    assert_eq!(v(kept.get("/_data/p"))?, json!([]));
+    Ok(())
+}
+
+/// The key gets its name after the store is there; a start may be cut off between any two steps.
+#[test]
+fn a_first_start_that_was_cut_off_is_gone_on_with() -> Result<()> {
+    let mut neuron = Neuron::start()?;
+    neuron.stop()?;
+    let place = |name: &str| neuron.data_dir().join(name);
+    std::fs::rename(place("cluster.key"), place("cluster.key.new"))?;
+    let mut neuron = neuron.restart()?;
+    neuron.stop()?;
+    let place = |name: &str| neuron.data_dir().join(name);
+    assert!(place("cluster.key").exists() && !place("cluster.key.new").exists());
+    std::fs::rename(place("cluster.key"), place("cluster.key.new"))?;
+    for name in ["ganglion.redb", "ganglion.redb.log"] {
+        std::fs::remove_file(place(name))?;
+    }
+    let neuron = neuron.restart()?;
+    neuron.account("elena")?;
+    // `dev.json` of the store before is there, and its demo account is made again.
+    let keys: Value = serde_json::from_slice(&std::fs::read(neuron.data_dir().join("dev.json"))?)?;
+    let secret = keys["demo_secret"].as_str().context("the demo's secret")?;
+    let demo = Caller { url: neuron.url(), credentials: format!("demo:{secret}") };
+    assert_eq!(v(demo.get("/_data/p"))?, json!([]));
+    Ok(())
+}
+
+#[test]
+fn a_restore_that_fails_names_the_place_and_leaves_nothing() -> Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let neuron = shared()?;
+    let home = TempDir::new()?;
+    let place = |name: &str| home.path().join(name).display().to_string();
+    let run = |arguments: &[&str]| verb(home.path(), arguments, &[]);
+    let (copy, data, wrong) = (place("copy"), place("a/b"), place("wrong"));
+
+    let said = complaint(run(&["restore", "--data-dir", &data, &copy])?)?;
+    assert!(said.contains(&format!("reading {copy}")) && !said.contains("writing"), "{said}");
+    std::fs::write(&wrong, "not a store")?;
+    let said = complaint(run(&["restore", "--data-dir", &data, &wrong])?)?;
+    assert!(said.contains(&wrong) && !said.contains("fsck"), "{said}");
+    assert_eq!(names_in(home.path())?, ["wrong"], "the folder that was made is gone again");
+
+    let of_neuron = neuron.data_dir().display().to_string();
+    printed(run(&["backup", "--data-dir", &of_neuron, &copy])?)?;
+    let said = complaint(run(&["backup", "--data-dir", &of_neuron, &copy])?)?;
+    assert!(said.contains(&copy) && said.contains("already"), "{said}");
+    let said = printed(run(&["restore", "--data-dir", &data, &copy])?)?;
+    assert!(said.contains(&format!("{data}/cluster.key")), "{said}");
+    assert_eq!(std::fs::metadata(&data)?.permissions().mode() & 0o777, 0o700);
+    let said = complaint(run(&["restore", "--data-dir", &data, &copy])?)?;
+    assert!(said.contains(&format!("{data}/ganglion.redb")) && said.contains("already"), "{said}");
+    // The key of the copied store is elsewhere; none is made in its place.
+    let said = complaint(start_that_ends(&["--dev", "--data-dir", &data])?)?;
+    assert!(said.contains(&format!("{data}/cluster.key")), "{said}");
+    assert!(!Path::new(&data).join("cluster.key").exists());
+
+    std::fs::write(Path::new(&data).join("ganglion.redb"), "not a store")?;
+    let said = complaint(run(&["fsck", "--data-dir", &data])?)?;
+    assert!(said.contains("ganglion.redb") && !said.contains("`ganglion fsck"), "{said}");
+    let said = complaint(run(&["fsck", "--data-dir", &place("none")])?)?;
+    assert_eq!(said.matches("No such file").count(), 1, "{said}");
+    Ok(())
+}
+
 #[test]
 fn the_configuration_is_checked_explained_and_printed() -> Result<()> {
     let home = TempDir::new()?;
@@ -231,7 +361,10 @@ fn the_configuration_is_checked_explained_and_printed() -> Result<()> {
     }
     let file = home.join("ganglion.toml");
     std::fs::write(&file, &reference)?;
-    assert!(printed(config(&["check"], &[])?)?.contains("ganglion.toml"), "the reference is legal");
+    let said = complaint(config(&["check"], &[])?)?;
+    assert!(said.contains("neuron.sys_secret_file"), "all that the reference lacks: {said}");
+    let secret = ("GANGLION_NEURON__SYS_SECRET", "s");
+    assert!(printed(config(&["check"], &[secret])?)?.contains("ganglion.toml"));
 
     let explained =
         printed(config(&["explain", "stats.flush"], &[("GANGLION_STATS__FLUSH", "3s")])?)?;
@@ -245,6 +378,16 @@ fn the_configuration_is_checked_explained_and_printed() -> Result<()> {
         ("[stats]\nflush = 1", "flush"),
         ("[limits]\nbody = \"huge\"", "huge"),
         ("[stats", "not TOML"),
+        ("[neuron]\nsys_secret_file = \"/nope\"", "neuron.sys_secret_file /nope"),
+        ("[neuron]\nsys_secret = \"s\"\n[tls]\ncert = \"/nope\"", "tls.cert"),
+        ("[neuron]\nsys_secret = \"s\"\n[tls]\nkey = \"/nope\"", "tls.key"),
+        (
+            "[neuron]\nsys_secret = \"s\"\n[store]\ncluster_key_file = \"/nope\"",
+            "the cluster key /nope",
+        ),
+        ("[log]\nlevel = \"nonsense===\"", "log.level"),
+        ("[neuron]\nsys_secret = 123", "neuron.sys_secret: expected a text"),
+        ("[limits]\nshare = \"a\"", "limits.share: expected a number"),
         ("[log]\nformat = \"xml\"", "xml"),
         ("[listen]\nhttps = [\"127.0.0.1:0\"]", "tls.cert"),
     ] {
@@ -255,9 +398,37 @@ fn the_configuration_is_checked_explained_and_printed() -> Result<()> {
     std::fs::remove_file(&file)?;
     let said = complaint(config(&["check"], &[("GANGLION_STATS__FLSH", "1s")])?)?;
     assert!(said.contains("`stats.flsh`") && said.contains("`stats.flush`"), "{said}");
+    let said = complaint(config(&["check"], &[("GANGLION_STATS_FLUSH", "1s")])?)?;
+    assert!(said.contains("GANGLION_STATS__FLUSH"), "{said}");
+    let said = printed(config(&["explain", "stats"], &[])?)?;
+    assert!(said.contains("stats.flush = \"15s\""), "{said}");
     let said = complaint(config(&["explain", "limits.bodi"], &[])?)?;
     assert!(said.contains("`limits.body`"), "{said}");
     assert!(complaint(config(&["check", "--config", "none.toml"], &[])?)?.contains("none.toml"));
+    Ok(())
+}
+
+/// The lines of the README are pasted, but for where files go, and up to the start.
+#[test]
+fn what_the_readme_says_to_paste_makes_a_right_configuration() -> Result<()> {
+    let readme = Path::new(env!("CARGO_MANIFEST_DIR")).join("../README.md");
+    let readme = std::fs::read_to_string(readme)?;
+    let (_, section) = readme.split_once("## Run it for real").context("the section")?;
+    let block = section.split("```").nth(1).context("its lines")?;
+    let home = TempDir::new()?;
+    let is_elsewhere =
+        |line: &&str| line.starts_with("install ") || line.contains("ganglion serve");
+    assert_eq!(block.lines().filter(is_elsewhere).count(), 2, "{block}");
+    let kept: Vec<&str> = block.lines().filter(|line| !is_elsewhere(line)).collect();
+    let etc = home.path().join("etc/ganglion").display().to_string();
+    let script = format!(
+        "ganglion() {{ \"$PROGRAM\" \"$@\"; }}\n{}",
+        kept.join("\n").replace("/etc/ganglion", &etc)
+    );
+    let mut pasted = Command::new("sh");
+    pasted.args(["-e", "-c", &script]).env("PROGRAM", program()?).current_dir(home.path());
+    let said = printed(pasted.output()?)?;
+    assert_eq!(said, format!("right: {etc}/ganglion.toml\n"));
     Ok(())
 }
 
@@ -271,6 +442,8 @@ fn the_client_verbs_ask_with_contexts() -> Result<()> {
         v(Ok(serde_json::from_str(&printed(run(arguments)?)?)?))
     };
     assert!(complaint(run(&["get", "/_data"])?)?.contains("context add"), "says what to do");
+    assert!(complaint(run(&["get", "/_ds", "--url", &top.url])?)?.contains("only --user"));
+    assert!(complaint(run(&["get", "/_ds", "--user", "a:b"])?)?.contains("only --url"));
     for (name, account) in [("mine", &top), ("other", &other)] {
         printed(run(&[
             "context",
@@ -303,6 +476,10 @@ fn the_client_verbs_ask_with_contexts() -> Result<()> {
         assert!(value(arguments)?.as_str().is_some_and(|token| token.len() > 40), "{arguments:?}");
     }
 
+    let said = complaint(run(&["get", "nope"])?)?;
+    assert!(said.contains("404") && !said.contains("at line"), "{said}");
+    let said = complaint(run(&["get", "/_ds", "--url", "https://a.example"])?)?;
+    assert!(said.contains("http:// only"), "{said}");
     printed(run(&["context", "remove", "other"])?)?;
     assert!(complaint(run(&["context", "use", "other"])?)?.contains("`other`"));
     assert!(complaint(run(&["get", "/_data", "--context", "other"])?)?.contains("`other`"));

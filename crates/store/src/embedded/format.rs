@@ -71,11 +71,11 @@ pub enum OpenError {
     /// The engine's own file format, below ours.
     #[error("the file is of version {found} of redb's format, which this ganglion does not read")]
     Engine { found: u8 },
-    #[error("not a store, or damaged: {0}; `ganglion fsck` tells more")]
+    #[error("not a store, or damaged: {0}")]
     Damaged(String),
     #[error(
-        "the store was not closed, and its log is not there; the last writes are in it: put the file \
-         `….log` that was beside the store back, or restore a backup"
+        "the store was not closed, and its log is not there; the last writes are in it: put back the file \
+         that was beside the store, of its name and `.log`, or restore a backup"
     )]
     LogMissing,
     #[error(

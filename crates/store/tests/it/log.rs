@@ -473,7 +473,7 @@ fn a_killed_store_is_found_again_with_its_log_only() {
     assert!(matches!(fsck(&killed), Err(OpenError::LogMissing)));
     let error = EmbeddedStore::open(&killed, Options::default()).unwrap_err();
     assert!(matches!(error, OpenError::LogMissing));
-    assert!(error.to_string().contains("put the file `….log`"), "{error}");
+    assert!(error.to_string().contains("of its name and `.log`"), "{error}");
     assert!(!log_of(&killed).exists(), "an opening that is refused makes none");
     fs::copy(log_of(&path), log_of(&killed)).unwrap();
     assert!(fsck(&killed).unwrap().is_clean());
