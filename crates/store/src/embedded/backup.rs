@@ -58,7 +58,7 @@ pub(crate) fn backup(engine: &Engine, to: &Path) -> Result<(), BackupError> {
 /// read; then nothing is left there.
 pub fn restore(from: &Path, to: &Path) -> Result<(), BackupError> {
     let partial = new_partial(to)?;
-    fs::File::open(from).map_err(|error| BackupError::Read(error.to_string()))?;
+    File::open(from).map_err(|error| BackupError::Read(error.to_string()))?;
     copy_file(from, partial.place()).map_err(|error| BackupError::Write(error.to_string()))?;
     let report = fsck(partial.place()).map_err(BackupError::Open)?;
     if !report.is_clean() {
