@@ -888,7 +888,7 @@ fn a_row_has_a_bounded_number_of_fields_and_bytes() -> Result<()> {
     const ROW_BYTES_MAX: usize = 64 << 10;
     // What the row of an account and of an admin holds beside the fields that are given here.
     for (path, own, given) in [
-        ("/_acc/accounts", 12, json!({ "email": "lily@example.org" })),
+        ("/_acc/accounts", 13, json!({ "email": "lily@example.org" })),
         ("/_acc/users/admins", 2, json!({ "password": "password", "role": "admin" })),
     ] {
         let top = account()?;
