@@ -89,7 +89,7 @@ impl Patience {
 #[derive(Debug)]
 pub(crate) struct Answer {
     rest: Bytes,
-    /// Told of each piece, when it is counted.
+    /// Told of each piece, when it goes in pieces.
     connection: Option<Arc<Untaken>>,
 }
 
@@ -120,28 +120,30 @@ impl Answer {
     }
 
     /// One that is counted as its client's; `None` when there is no room for it. What `must_go` is
-    /// counted only.
+    /// counted only. HTTP/1 is given it at once, and writes it at once.
     pub(crate) fn counted(
         bytes: Bytes,
         turns: &Arc<Turns>,
         connection: &Arc<Untaken>,
         address: IpAddr,
+        is_http2: bool,
         must_go: bool,
     ) -> Option<Answer> {
         if bytes.len() <= SMALL_BYTES {
             return Some(Answer::uncounted(bytes));
+        }
+        if connection.bytes.load(Ordering::Relaxed) == 0 {
+            // Before it is counted: the last time may be long ago.
+            connection.moved();
         }
         let held = connection.bytes.fetch_add(bytes.len(), Ordering::Relaxed);
         let Some(counted) = turns.answer(address, held, bytes.len(), must_go) else {
             connection.bytes.fetch_sub(bytes.len(), Ordering::Relaxed);
             return None;
         };
-        if held == 0 {
-            connection.moved();
-        }
         let owner = Counted { bytes, connection: connection.clone(), _counted: counted };
         let rest = Bytes::from_owner(owner);
-        Some(Answer { rest, connection: Some(connection.clone()) })
+        Some(Answer { rest, connection: is_http2.then(|| connection.clone()) })
     }
 }
 

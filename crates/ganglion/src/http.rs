@@ -204,7 +204,8 @@ impl Connection {
         let (parts, body) = response.into_parts();
         let bytes = whole(body).await;
         let Shared { turns, .. } = &*self.shared;
-        match Answer::counted(bytes, turns, self.pace.untaken(), address, must_go) {
+        let (untaken, is_http2) = (self.pace.untaken(), self.pace.is_http2());
+        match Answer::counted(bytes, turns, untaken, address, is_http2, must_go) {
             Some(answer) => hyper::Response::from_parts(parts, answer),
             None => {
                 let why = "too many bytes of answers to this client, or to all, were not taken yet";
@@ -244,8 +245,11 @@ impl Connection {
         }
         if let Some((version, token)) = requests::socket_target(path) {
             // A socket's life is no request: it waits, and leaves its place.
-            let ticket = self.spender.ticket();
-            if ticket.turn(Payer::Address(address), false).await.is_err() {
+            let waited = {
+                let ticket = self.spender.ticket();
+                ticket.turn(Payer::Address(address), true).await.map(drop)
+            };
+            if waited.is_err() {
                 return plain(StatusCode::SERVICE_UNAVAILABLE, BUSY);
             }
             return sockets::upgrade(&self.shared, &self.entered, request, version, token, address)

@@ -27,7 +27,7 @@ pub(crate) struct Pace {
     /// Requests under way.
     under_way: AtomicUsize,
     is_http2: AtomicBool,
-    /// Told of what is written, but for what HTTP/2 says of itself.
+    /// Told of what HTTP/2 writes, but for what it says of itself.
     untaken: Arc<Untaken>,
 }
 
@@ -90,7 +90,8 @@ impl<IO> Paced<IO> {
 
     /// Notes a write that has something of an answer in it.
     fn took(&self, written: &Poll<io::Result<usize>>) {
-        if matches!(written, Poll::Ready(Ok(taken)) if *taken >= ANSWER_BYTES_MIN) {
+        let is_answer = matches!(written, Poll::Ready(Ok(taken)) if *taken >= ANSWER_BYTES_MIN);
+        if is_answer && self.pace.is_http2() {
             self.pace.untaken.moved();
         }
     }
