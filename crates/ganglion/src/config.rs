@@ -166,9 +166,14 @@ sections! {
         connections_per_address: usize = 20_000,
         /// Bytes of a request's body.
         body: Size = Size(1 << 20),
-        /// Bytes of the bodies of all requests under way; of one address a quarter. More are refused
-        /// as overloaded.
+        /// Bytes of the bodies of all requests under way; of one account a quarter. Those of senders
+        /// whose credentials were not proven from their address before are together half of it, and
+        /// of one address an eighth. More are refused as overloaded.
         bodies: Size = Size(256 << 20),
+        /// Bytes of finished answers that clients have not taken yet; of one address a quarter, of
+        /// one connection an eighth, but always one answer. Reads beyond it are refused as
+        /// overloaded.
+        answers: Size = Size(256 << 20),
         /// Bytes of a request's line and headers; at least 8 KiB.
         headers: Size = Size(32 << 10),
         /// How long a client may take to send a request's headers.
@@ -192,9 +197,10 @@ sections! {
         /// Requests of one address in a second, whoever makes them; 0 for no bound. A proxy that is
         /// not in listen.trusted_proxies is one address.
         requests_per_address: u32 = 0,
-        /// Slow password hashes at the same time, each 19 MiB; and how many may wait.
+        /// Slow password hashes at the same time, each with 19 MiB that are kept for the next.
         password_hashes: usize = 2,
-        /// Password hashes that wait; more are refused as overloaded.
+        /// Password hashes that wait, half for new passwords and half for logins; of one account or
+        /// address a quarter. More are refused as overloaded.
         password_waiting: usize = 64,
     }
     /// Signalling.
@@ -340,8 +346,8 @@ impl Config {
                 bail!("signal.urls: `{url}` must not end with a slash");
             }
         }
-        if limits.bodies.0 / 4 < limits.body.0 {
-            bail!("limits.bodies must hold four bodies of limits.body bytes");
+        if limits.bodies.0 / 8 < limits.body.0 {
+            bail!("limits.bodies must hold eight bodies of limits.body bytes");
         }
         if !(limits.share > 0.0 && limits.share <= 1.0) {
             bail!("limits.share is above 0 and at most 1, not {}", limits.share);

@@ -18,11 +18,13 @@ use hyper_util::server::conn::auto;
 use neuron::requests::{Admission as _, AllowOrigin, Payer};
 use neuron::{Neuron, requests};
 use services::access::Network;
+use services::principal;
 use services::sessions::Session;
 use tokio::io::{AsyncRead, AsyncWrite};
 use wire::envelope::{self, Fault};
 use wire::errors::Code;
 
+use crate::answers::{Answer, Patience};
 use crate::config::Config;
 use crate::lifecycle::{Busy, Lifecycle};
 use crate::listen::{Entered, Gate};
@@ -83,6 +85,9 @@ struct Connection {
     pace: Arc<Pace>,
 }
 
+/// Refused as overloaded, in words.
+const BUSY: &str = "too many requests are under way\n";
+
 /// A connection that a listener has let in.
 pub(crate) struct Incoming {
     pub(crate) entered: Entered,
@@ -138,6 +143,7 @@ where
     let mut beginning = std::pin::pin!(beginning);
     let mut stopping = std::pin::pin!(lifecycle.stopping());
     let mut hears_stop = false;
+    let mut patience = Patience::new(connection.pace.untaken().clone(), WRITE_TIME);
     // Not `select!`: what seldom happens is not asked for at every request.
     let ended = std::future::poll_fn(|context| {
         if let Poll::Ready(done) = serving.as_mut().poll(context) {
@@ -148,6 +154,10 @@ where
         {
             return Poll::Ready(End::NeverBegun);
         }
+        // HTTP/1 writes its answer or is stuck in doing so, which the transport sees.
+        if connection.pace.is_http2() && patience.poll_over(context).is_ready() {
+            return Poll::Ready(End::Stuck);
+        }
         // Once is enough to be woken: a task's waker stays the same.
         if !std::mem::replace(&mut hears_stop, true) || lifecycle.is_stopping() {
             return stopping.as_mut().poll(context).map(|()| End::Stopping);
@@ -157,6 +167,7 @@ where
     match connection.spender.metered(ended).await {
         End::Done(done) => log_end(peer, done),
         End::NeverBegun => tracing::debug!(%peer, "no request came"),
+        End::Stuck => tracing::debug!(%peer, "the client takes nothing of its answers"),
         End::Stopping => {
             serving.as_mut().graceful_shutdown();
             log_end(peer, serving.await);
@@ -168,6 +179,7 @@ where
 enum End {
     Done(Result<(), Box<dyn std::error::Error + Send + Sync>>),
     NeverBegun,
+    Stuck,
     Stopping,
 }
 
@@ -178,25 +190,68 @@ fn log_end(peer: IpAddr, done: Result<(), Box<dyn std::error::Error + Send + Syn
 }
 
 impl Connection {
-    async fn handle(self: &Arc<Self>, request: hyper::Request<body::Incoming>) -> HttpResponse {
+    /// Answers a request, if its client takes what it is answered.
+    async fn handle(
+        self: &Arc<Self>,
+        request: hyper::Request<body::Incoming>,
+    ) -> hyper::Response<Answer> {
+        let address = self.address(&request);
+        let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
+        let wants_problem = wants_problem(request.headers());
+        let response = self.respond(request, address).await;
+        // What was written is told: it was done.
+        let must_go = self.is_admin || !is_read;
+        let (parts, body) = response.into_parts();
+        let bytes = whole(body).await;
+        let Shared { turns, .. } = &*self.shared;
+        let (untaken, is_http2) = (self.pace.untaken(), self.pace.is_http2());
+        match Answer::counted(bytes, turns, untaken, address, is_http2, must_go) {
+            Some(answer) => hyper::Response::from_parts(parts, answer),
+            None => {
+                let why = "too many bytes of answers to this client, or to all, were not taken yet";
+                let fault = Fault::with(Code::Overloaded, why);
+                let refused = faulted(&fault, StatusCode::SERVICE_UNAVAILABLE, wants_problem);
+                let (parts, body) = refused.into_parts();
+                hyper::Response::from_parts(parts, Answer::uncounted(whole(body).await))
+            }
+        }
+    }
+
+    async fn respond(
+        self: &Arc<Self>,
+        request: hyper::Request<body::Incoming>,
+        address: IpAddr,
+    ) -> HttpResponse {
         self.has_begun.store(true, Ordering::Relaxed);
         let _under_way = self.pace.begun(request.version());
         let busy = self.shared.lifecycle.busy();
         self.shared.counters.requests.fetch_add(1, Ordering::Relaxed);
         let path = request.uri().path();
+        if let Some(why) = malformed(&request) {
+            let fault = Fault::with(Code::BadRequest, why);
+            let wants_problem = wants_problem(request.headers());
+            return closing(faulted(&fault, StatusCode::BAD_REQUEST, wants_problem));
+        }
         if self.is_admin {
             let response = self.health(request.method(), path).await;
             return response.unwrap_or_else(|| {
                 plain(StatusCode::NOT_FOUND, "metrics, livez, readyz and drainz are here\n")
             });
         }
-        let address = self.address(&request);
         if !self.shared.turns.arrive(address) {
             let fault = Fault::with(Code::TooManyRequests, "this address makes too many requests");
             let status = StatusCode::TOO_MANY_REQUESTS;
             return faulted(&fault, status, wants_problem(request.headers()));
         }
         if let Some((version, token)) = requests::socket_target(path) {
+            // A socket's life is no request: it waits, and leaves its place.
+            let waited = {
+                let ticket = self.spender.ticket();
+                ticket.turn(Payer::Address(address), true).await.map(drop)
+            };
+            if waited.is_err() {
+                return plain(StatusCode::SERVICE_UNAVAILABLE, BUSY);
+            }
             return sockets::upgrade(&self.shared, &self.entered, request, version, token, address)
                 .await;
         }
@@ -207,7 +262,7 @@ impl Connection {
     async fn other(&self, parts: &http::request::Parts, address: IpAddr) -> HttpResponse {
         let ticket = self.spender.ticket();
         let Ok(_turn) = ticket.turn(Payer::Address(address), true).await else {
-            return plain(StatusCode::SERVICE_UNAVAILABLE, "too many requests are under way\n");
+            return plain(StatusCode::SERVICE_UNAVAILABLE, BUSY);
         };
         if let Some(response) = self.health(&parts.method, parts.uri.path()).await {
             return response;
@@ -227,7 +282,7 @@ impl Connection {
         busy: Busy,
     ) -> HttpResponse {
         let (parts, body) = request.into_parts();
-        let (body, counted) = match self.read_body(body, address).await {
+        let (body, counted) = match self.read_body(body, &parts.headers, address).await {
             Ok(read) => read,
             Err(fault) => {
                 self.shared.counters.refused_body.fetch_add(1, Ordering::Relaxed);
@@ -354,6 +409,7 @@ impl Connection {
     async fn read_body(
         &self,
         mut body: body::Incoming,
+        headers: &http::HeaderMap,
         address: IpAddr,
     ) -> Result<(Bytes, Option<BodyBytes>), Fault> {
         if body.is_end_stream() {
@@ -365,7 +421,7 @@ impl Connection {
         if body.size_hint().lower() > limits.body.0 as u64 {
             return Err(too_large());
         }
-        let mut counted = self.shared.turns.body(address);
+        let mut counted = self.shared.turns.body(self.sender(headers, address).await);
         let reading = async {
             let mut first = Bytes::new();
             let mut all = BytesMut::new();
@@ -377,8 +433,8 @@ impl Connection {
                 if first.len() + all.len() + data.len() > limits.body.0 {
                     return Err(too_large());
                 }
-                if !counted.grow(data.len()) {
-                    let why = "too many bytes are being received, of this address or of all";
+                if let Err(of_whom) = counted.grow(data.len()) {
+                    let why = format!("too many bytes {of_whom} are being received");
                     return Err(Fault::with(Code::Overloaded, why));
                 }
                 // Most bodies come in one piece, which is not copied.
@@ -394,6 +450,17 @@ impl Connection {
         match tokio::time::timeout(limits.body_time.0, reading).await {
             Ok(read) => Ok((read?, Some(counted))),
             Err(_) => Err(Fault::with(Code::BadRequest, "the body took too long to arrive")),
+        }
+    }
+
+    /// Who sends a body: an account that these credentials have proven before, or an address.
+    async fn sender(&self, headers: &http::HeaderMap, address: IpAddr) -> Payer {
+        let header = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
+        let Some(header) = header else { return Payer::Address(address) };
+        let services = &self.shared.neuron.services;
+        match principal::proven_before(services, &self.session, header, address).await {
+            Some(caller) => Payer::Account(caller.bucket.clone()),
+            None => Payer::Address(address),
         }
     }
 
@@ -485,6 +552,28 @@ impl Connection {
     }
 }
 
+/// Why a request's head cannot be taken for what it seems to say.
+fn malformed<B>(request: &hyper::Request<B>) -> Option<&'static str> {
+    let headers = request.headers();
+    // RFC 9112 §3.2. What is in front of us may have gone by the other one.
+    let hosts = headers.get_all(header::HOST).iter().count();
+    if hosts > 1 || (hosts == 0 && request.version() == http::Version::HTTP_11) {
+        return Some("a request names one host");
+    }
+    // Left out, it would leave the word to credentials elsewhere in the request.
+    let is_text = |value: &HeaderValue| value.to_str().is_ok();
+    if !headers.get_all(header::AUTHORIZATION).iter().all(is_text) {
+        return Some("`Authorization` is ASCII");
+    }
+    None
+}
+
+/// The bytes of a body that is there as a whole.
+async fn whole(mut body: Full<Bytes>) -> Bytes {
+    let frame = body.frame().await.and_then(Result::ok);
+    frame.and_then(|frame| frame.into_data().ok()).unwrap_or_default()
+}
+
 /// The protocols that a forwarding header names, the client's first.
 fn forwarded_protocols(
     headers: &http::HeaderMap,
@@ -544,4 +633,265 @@ fn faulted(fault: &Fault, status: StatusCode, wants_problem: bool) -> HttpRespon
         headers.insert(header::RETRY_AFTER, HeaderValue::from(seconds));
     }
     response
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+    use std::time::Duration;
+
+    use base64::Engine as _;
+    use store::embedded::{EmbeddedStore, Options};
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
+    use tokio::time::{Instant, timeout};
+
+    use super::*;
+
+    const SYS_SECRET: &str = "sys-secret";
+    /// A page of some size that needs no store.
+    const PAGE: &str = "/openapi.json";
+    // RFC 9113 §6.
+    const HEADERS: u8 = 1;
+    const SETTINGS: u8 = 4;
+    const PING: u8 = 6;
+    const WINDOW_UPDATE: u8 = 8;
+    const ACK: u8 = 1;
+    const END_STREAM_AND_HEADERS: u8 = 5;
+    /// `:status: 200` (RFC 7541, appendix A).
+    const OK: u8 = 0x88;
+
+    /// A neuron that listens nowhere.
+    struct Stage {
+        shared: Arc<Shared>,
+        _folder: tempfile::TempDir,
+    }
+
+    impl Stage {
+        fn new(change: impl FnOnce(&mut Config)) -> Stage {
+            let folder = tempfile::TempDir::new().expect("a folder");
+            let mut config = Config::default();
+            config.store.data_dir = folder.path().to_owned();
+            change(&mut config);
+            let store = EmbeddedStore::open(&folder.path().join("store"), Options::default());
+            let store = Arc::new(store.expect("a store"));
+            let shared = crate::serve::assemble(&mut config, store, SYS_SECRET).expect("a neuron");
+            let shared = Shared { pages: Pages::new(None, []), ..shared };
+            Stage { shared: Arc::new(shared), _folder: folder }
+        }
+
+        fn connect(&self, from: u8) -> DuplexStream {
+            let (io, peer) = tokio::io::duplex(64 << 10);
+            let entered = self.shared.gate.enter(address(from)).expect("room");
+            let spender = Spender::new(self.shared.turns.clone());
+            let incoming = Incoming { entered, spender, is_tls: false, is_admin: false };
+            tokio::spawn(serve_connection(self.shared.clone(), io, incoming));
+            peer
+        }
+
+        /// Sends a request's head without its last line, and reads all that comes.
+        async fn ask(&self, from: u8, head: &[u8]) -> String {
+            let mut connection = self.connect(from);
+            connection.write_all(head).await.expect("it is taken");
+            let end = b"connection: close\r\n\r\n";
+            connection.write_all(end).await.expect("it is taken");
+            let mut answer = Vec::new();
+            connection.read_to_end(&mut answer).await.expect("an answer");
+            String::from_utf8(answer).expect("text")
+        }
+    }
+
+    fn address(last: u8) -> IpAddr {
+        IpAddr::from(Ipv4Addr::new(192, 0, 2, last))
+    }
+
+    fn authorization() -> String {
+        let basic = base64::engine::general_purpose::STANDARD.encode(format!("$sys:{SYS_SECRET}"));
+        format!("authorization: Basic {basic}\r\n")
+    }
+
+    /// What needs no proof used to be free of its address's share.
+    #[tokio::test]
+    async fn whatever_nobody_in_particular_asks_for_takes_the_turn_of_its_address() {
+        let stage = Stage::new(|config| {
+            config.limits.requests_at_once = 1;
+            config.limits.requests_waiting = 0;
+        });
+        let spender = Spender::new(stage.shared.turns.clone());
+        let ticket = spender.ticket();
+        let mut held = Some(ticket.turn(Payer::Address(address(1)), true).await.expect("a turn"));
+        for is_held in [true, false] {
+            for line in [
+                "OPTIONS /_data/p",
+                "PATCH /_data/p",
+                "GET /v2/token",
+                "GET /signal/list",
+                "GET /_data",
+                "GET /",
+            ] {
+                let head = format!("{line} HTTP/1.1\r\nhost: a\r\n");
+                let answer = stage.ask(1, head.as_bytes()).await;
+                let is_refused = answer.contains("overloaded") || answer.contains(BUSY);
+                assert_eq!(is_refused, is_held, "{line}: {answer}");
+            }
+            held.take();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_head_that_can_be_read_in_two_ways_is_refused() {
+        let stage = Stage::new(|_| {});
+        let of_query = format!("GET /_conf?ident=$sys&secret={SYS_SECRET} HTTP/1.1\r\nhost: a\r\n");
+        for (head, is_refused) in [
+            ("GET / HTTP/1.1\r\n".to_owned(), true),
+            ("GET / HTTP/1.1\r\nhost: a\r\nhost: b\r\n".to_owned(), true),
+            ("GET / HTTP/1.0\r\nhost: a\r\nhost: a\r\n".to_owned(), true),
+            (format!("{of_query}authorization: Basic \u{e9}\r\n"), true),
+            ("GET / HTTP/1.1\r\nhost: a\r\n".to_owned(), false),
+            ("GET / HTTP/1.0\r\n".to_owned(), false),
+            (of_query, false),
+        ] {
+            let answer = stage.ask(1, head.as_bytes()).await;
+            let status = answer.split(' ').nth(1);
+            assert_eq!(status, Some(if is_refused { "400" } else { "200" }), "{head}: {answer}");
+        }
+    }
+
+    /// A few addresses that finish no body used to stop everybody's.
+    #[tokio::test]
+    async fn who_has_logged_in_before_can_send_bodies_whatever_strangers_hold() {
+        let stage = Stage::new(|_| {});
+        let bodies = stage.shared.config.limits.bodies.0;
+        let held = [1, 2, 3, 4].map(|from| {
+            let mut body = stage.shared.turns.body(Payer::Address(address(from)));
+            assert_eq!(body.grow(bodies / 8), Ok(()));
+            body
+        });
+        let body = "{\"k\":\"a\",\"v\":1}";
+        let head = |line: &str, length: usize| {
+            let credentials = authorization();
+            format!("{line} HTTP/1.1\r\nhost: a\r\n{credentials}content-length: {length}\r\n")
+        };
+        let put = async || {
+            let mut connection = stage.connect(9);
+            let head = head("PUT /_data/p", body.len());
+            let request = format!("{head}connection: close\r\n\r\n{body}");
+            connection.write_all(request.as_bytes()).await.expect("it is taken");
+            let mut answer = String::new();
+            connection.read_to_string(&mut answer).await.expect("an answer");
+            answer
+        };
+        let refused = put().await;
+        assert!(refused.contains("of all who have not logged in before"), "{refused}");
+        assert!(stage.ask(9, head("GET /_data", 0).as_bytes()).await.contains("\"s\":\"ok\""));
+        let written = put().await;
+        assert!(written.contains("\"s\":\"ok\""), "{written}");
+        drop(held);
+    }
+
+    /// An HTTP/2 client by hand, whose streams' windows are shut until it opens one.
+    struct Client(DuplexStream);
+
+    impl Client {
+        async fn connect(stage: &Stage, from: u8) -> Client {
+            let mut client = Client(stage.connect(from));
+            client.0.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.expect("it is taken");
+            // INITIAL_WINDOW_SIZE is 0.
+            client.send(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]).await;
+            client
+        }
+
+        async fn send(&mut self, kind: u8, flags: u8, stream: u8, payload: &[u8]) {
+            let length = u8::try_from(payload.len()).expect("short frames");
+            let head = [0, 0, length, kind, flags, 0, 0, 0, stream];
+            // It may have hung up.
+            let _ = self.0.write_all(&[&head[..], payload].concat()).await;
+        }
+
+        /// Asks for the page.
+        async fn ask(&mut self, stream: u8) {
+            let length = u8::try_from(PAGE.len()).expect("a short path");
+            // GET, http, and literals without indexing for `:path` and `:authority`.
+            let fields = [&[0x82, 0x86, 0x04, length], PAGE.as_bytes(), &[0x01, 1, b'a']].concat();
+            self.send(HEADERS, END_STREAM_AND_HEADERS, stream, &fields).await;
+        }
+
+        /// The next frame that is not about the connection; `None` at the end.
+        async fn next(&mut self) -> Option<(u8, Vec<u8>)> {
+            loop {
+                let mut head = [0; 9];
+                self.0.read_exact(&mut head).await.ok()?;
+                let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
+                let mut payload = vec![0; length];
+                self.0.read_exact(&mut payload).await.ok()?;
+                match (head[3], head[4] & ACK) {
+                    (PING, 0) => self.send(PING, ACK, 0, &payload).await,
+                    (SETTINGS, 0) => self.send(SETTINGS, ACK, 0, &[]).await,
+                    (kind, _) if head[5..] != [0; 4] => return Some((kind, payload)),
+                    _ => {}
+                }
+            }
+        }
+
+        /// Whether the next answer is the page.
+        async fn is_answered(&mut self) -> bool {
+            loop {
+                let (kind, payload) = self.next().await.expect("an answer");
+                if kind == HEADERS {
+                    return payload[0] == OK;
+                }
+            }
+        }
+    }
+
+    /// Finished answers used to stay for ever where nobody took them.
+    #[tokio::test(start_paused = true)]
+    async fn an_http2_client_that_takes_nothing_of_its_answers_is_cut() {
+        let stage = Stage::new(|_| {});
+        let mut client = Client::connect(&stage, 1).await;
+        client.ask(1).await;
+        assert!(client.is_answered().await);
+        // It takes some, and again, each time late.
+        let step = WRITE_TIME - Duration::from_secs(1);
+        for _ in 0..3 {
+            assert!(timeout(step, client.next()).await.is_err(), "there is no window");
+            client.send(WINDOW_UPDATE, 0, 1, &2_000_u32.to_be_bytes()).await;
+            assert_eq!(client.next().await.expect("it is not cut").1.len(), 2_000);
+        }
+        let begun = Instant::now();
+        let end = timeout(WRITE_TIME * 3, client.next()).await.expect("it is cut");
+        assert!(end.is_none());
+        assert_eq!(begun.elapsed().as_secs(), WRITE_TIME.as_secs());
+        while stage.shared.turns.answer_bytes() > 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    /// One connection used to hold a gigabyte of finished answers.
+    #[tokio::test]
+    async fn answers_that_are_not_taken_are_bounded_and_others_have_theirs() {
+        let whole = Stage::new(|_| {}).ask(1, b"GET /openapi.json HTTP/1.1\r\nhost: a\r\n").await;
+        let (_, page) = whole.split_once("\r\n\r\n").expect("a body");
+        let stage = Stage::new(|config| config.limits.answers.0 = 20 * page.len());
+        let mut clients = Vec::new();
+        let mut answered = Vec::new();
+        for _ in 0..3 {
+            let mut client = Client::connect(&stage, 1).await;
+            for stream in [1, 3, 5] {
+                client.ask(stream).await;
+                answered.push(client.is_answered().await);
+            }
+            clients.push(client);
+        }
+        let (yes, no) = (true, false);
+        // An eighth of a connection is two and a half, a quarter of an address five.
+        assert_eq!(answered, [yes, yes, no, yes, yes, no, yes, no, no]);
+        assert_eq!(stage.shared.turns.answer_bytes(), 5 * page.len());
+        let mut other = Client::connect(&stage, 2).await;
+        other.ask(1).await;
+        assert!(other.is_answered().await, "another address");
+        drop((clients, other));
+        while stage.shared.turns.answer_bytes() > 0 {
+            tokio::task::yield_now().await;
+        }
+    }
 }

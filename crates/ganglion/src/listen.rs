@@ -7,7 +7,6 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use anyhow::{Context, Result};
-use neuron::requests::{Admission as _, Payer};
 use tokio::net::{TcpListener, TcpStream};
 
 use crate::http::{self, Incoming, Shared};
@@ -56,7 +55,7 @@ impl Gate {
         self.all.load(Ordering::Relaxed)
     }
 
-    fn enter(self: &Arc<Self>, address: IpAddr) -> Option<Entered> {
+    pub(crate) fn enter(self: &Arc<Self>, address: IpAddr) -> Option<Entered> {
         let mut by_address = self.by_address.lock().unwrap_or_else(PoisonError::into_inner);
         let customer = customer(address);
         let of_address = by_address.entry(customer).or_default();
@@ -169,11 +168,9 @@ async fn serve(stream: TcpStream, entered: Entered, kind: Kind, shared: Arc<Shar
         Kind::Https(tls) => {
             let spender = &connection.spender;
             let handshake = async {
-                // A handshake is dear, and nobody in particular asks for it: it waits for the share of
-                // its address, and holds nothing while it lasts.
-                let turn = spender.ticket().turn(Payer::Address(peer), false).await;
-                drop(turn.map_err(|_| "overloaded")?);
-                tls.acceptor().accept(stream).await.map_err(|error| error.to_string())
+                // A handshake is dear, and nobody in particular asks for it.
+                spender.handshake(peer).await;
+                tls.acceptor().accept(stream).await
             };
             match tokio::time::timeout(HANDSHAKE_TIME, spender.metered(handshake)).await {
                 Ok(Ok(stream)) => {

@@ -3,6 +3,7 @@
 //! This file reads the command line. The neuron is put together in `serve.rs`.
 
 mod alarm;
+mod answers;
 mod client;
 mod config;
 mod control;

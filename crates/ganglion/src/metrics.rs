@@ -41,6 +41,16 @@ pub(crate) fn render(shared: &Shared) -> String {
         "Bytes of the bodies of requests under way.",
         shared.turns.body_bytes(),
     );
+    out.counter(
+        "http_answers_refused_total",
+        "Reads refused because too many bytes of answers were not taken yet.",
+        load(&turns.answers_refused),
+    );
+    out.gauge(
+        "http_answer_bytes",
+        "Bytes of answers that were not taken yet.",
+        shared.turns.answer_bytes(),
+    );
     out.gauge(
         "http_requests_under_way",
         "Requests that are being answered.",

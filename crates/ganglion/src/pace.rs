@@ -14,6 +14,11 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
+use crate::answers::Untaken;
+
+/// Less than this in one write is what HTTP/2 says of itself: pings, windows, settings.
+const ANSWER_BYTES_MIN: usize = 1 << 10;
+
 /// What a connection's requests tell its transport.
 #[derive(Debug, Default)]
 pub(crate) struct Pace {
@@ -22,6 +27,8 @@ pub(crate) struct Pace {
     /// Requests under way.
     under_way: AtomicUsize,
     is_http2: AtomicBool,
+    /// Told of what HTTP/2 writes, but for what it says of itself.
+    untaken: Arc<Untaken>,
 }
 
 impl Pace {
@@ -35,8 +42,17 @@ impl Pace {
         UnderWay(self.clone())
     }
 
+    /// What the client has not taken yet.
+    pub(crate) fn untaken(&self) -> &Arc<Untaken> {
+        &self.untaken
+    }
+
+    pub(crate) fn is_http2(&self) -> bool {
+        self.is_http2.load(Ordering::Relaxed)
+    }
+
     fn is_paced(&self) -> bool {
-        self.under_way.load(Ordering::Relaxed) == 0 && !self.is_http2.load(Ordering::Relaxed)
+        self.under_way.load(Ordering::Relaxed) == 0 && !self.is_http2()
     }
 }
 
@@ -70,6 +86,14 @@ impl<IO> Paced<IO> {
         write_time: Duration,
     ) -> Paced<IO> {
         Paced { io, pace, head_time, write_time, deadline: None, write_deadline: None }
+    }
+
+    /// Notes a write that has something of an answer in it.
+    fn took(&self, written: &Poll<io::Result<usize>>) {
+        let is_answer = matches!(written, Poll::Ready(Ok(taken)) if *taken >= ANSWER_BYTES_MIN);
+        if is_answer && self.pace.is_http2() {
+            self.pace.untaken.moved();
+        }
     }
 
     /// Passes on what a write came to, unless it has been stuck for too long.
@@ -146,6 +170,7 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Paced<IO> {
         bytes: &[u8],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.io).poll_write(context, bytes);
+        self.took(&written);
         self.written(context, written)
     }
 
@@ -164,6 +189,7 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Paced<IO> {
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let written = Pin::new(&mut self.io).poll_write_vectored(context, slices);
+        self.took(&written);
         self.written(context, written)
     }
 

@@ -178,6 +178,7 @@ pub(crate) fn assemble(
         workers: workers(),
         share: limits.share,
         bodies: limits.bodies.0,
+        answers: limits.answers.0,
         account_rate: limits.requests_per_account,
         address_rate: limits.requests_per_address,
     };

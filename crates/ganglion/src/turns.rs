@@ -29,8 +29,20 @@ const COMPANY_TICKS: u32 = 3;
 /// and a mistyped password do not.
 const STRANGER_CALLS: u64 = 50;
 
-/// Part of all bodies' bytes that those of one address may take: one in so many.
-const BODIES_OF_ADDRESS: usize = 4;
+/// Part of all bodies' bytes that those of one account may take: one in so many.
+const BODIES_OF_ACCOUNT: usize = 4;
+
+/// The same of one address, for those who have not proven anything yet.
+const BODIES_OF_ADDRESS: usize = 8;
+
+/// The same of all of those together: who has proven to be an account finds room whatever they hold.
+const BODIES_OF_STRANGERS: usize = 2;
+
+/// Part of the bytes of all answers that those of one address may take: one in so many.
+const ANSWERS_OF_ADDRESS: usize = 4;
+
+/// The same of one connection.
+const ANSWERS_OF_CONNECTION: usize = 8;
 
 /// Time that a payer may save up and spend at once, in ns: about what the alarm is late by. What it
 /// spends at once is what somebody else may have to wait for.
@@ -54,6 +66,8 @@ pub(crate) struct Bounds {
     pub(crate) share: f64,
     /// Bytes of all requests' bodies.
     pub(crate) bodies: usize,
+    /// Bytes of all answers that were not taken yet.
+    pub(crate) answers: usize,
     /// Requests of one account in a second; 0 for no bound.
     pub(crate) account_rate: u32,
     /// Requests of one address in a second, whoever makes them; 0 for no bound.
@@ -69,6 +83,8 @@ pub(crate) struct Counters {
     pub(crate) over_rate: AtomicU64,
     /// Waited for their payer's share of time.
     pub(crate) delayed: AtomicU64,
+    /// Reads refused because too many bytes of answers were not taken.
+    pub(crate) answers_refused: AtomicU64,
 }
 
 /// The turns of every payer.
@@ -88,6 +104,10 @@ pub(crate) struct Turns {
     next_number: AtomicU32,
     /// Bytes of the bodies of requests under way.
     bodies: AtomicUsize,
+    /// Those of them whose senders have not proven anything.
+    bodies_of_strangers: AtomicUsize,
+    /// Bytes of answers that were not taken yet.
+    answers: AtomicUsize,
     /// What a write costs the store's own thread, in ns of its time.
     write_ns: AtomicU64,
     pub(crate) counters: Counters,
@@ -109,6 +129,10 @@ struct Account {
     calls: AtomicU64,
     /// Bytes of its requests' bodies.
     bodies: AtomicUsize,
+    /// Bytes of answers that it has not taken yet.
+    answers: AtomicUsize,
+    /// Held by the TLS handshake that waits for its payer's share, in front of all others.
+    handshake: Semaphore,
     /// When its share of the workers' time allows the next request.
     share: Due,
     /// When its rate does.
@@ -163,6 +187,8 @@ impl Turns {
             last: AtomicU64::new(0),
             next_number: AtomicU32::new(1),
             bodies: AtomicUsize::new(0),
+            bodies_of_strangers: AtomicUsize::new(0),
+            answers: AtomicUsize::new(0),
             write_ns: AtomicU64::new(0),
             counters: Counters::default(),
             alarm,
@@ -174,9 +200,42 @@ impl Turns {
         self.now.fetch_add(1, Ordering::Relaxed);
     }
 
-    /// Begins to count the bytes of a body that an address sends.
-    pub(crate) fn body(self: &Arc<Self>, address: IpAddr) -> BodyBytes {
-        BodyBytes { turns: self.clone(), of: self.account(stranger(address)), bytes: 0 }
+    /// Begins to count the bytes of a body that somebody sends: an account that has proven itself
+    /// before, or else an address.
+    pub(crate) fn body(self: &Arc<Self>, sender: Payer) -> BodyBytes {
+        BodyBytes { turns: self.clone(), of: self.account(counted_as(sender)), bytes: 0 }
+    }
+
+    /// Counts an answer that an address is given over a connection that holds `of_connection` bytes
+    /// before it. `None` when there is no room; one answer there is always room for, and one that
+    /// `must_go` is counted only.
+    pub(crate) fn answer(
+        self: &Arc<Self>,
+        address: IpAddr,
+        of_connection: usize,
+        bytes: usize,
+        must_go: bool,
+    ) -> Option<AnswerBytes> {
+        let of = self.account(stranger(address));
+        let max = self.bounds.answers;
+        let has_room = |held: usize, max: usize| held == 0 || held.saturating_add(bytes) <= max;
+        let of_address = of.answers.fetch_add(bytes, Ordering::Relaxed);
+        let of_all = self.answers.fetch_add(bytes, Ordering::Relaxed);
+        // From here on it is counted, and dropped if there is no room.
+        let counted = AnswerBytes { turns: self.clone(), of, bytes };
+        let fits = has_room(of_connection, max / ANSWERS_OF_CONNECTION)
+            && has_room(of_address, max / ANSWERS_OF_ADDRESS)
+            && has_room(of_all, max);
+        if !fits && !must_go {
+            self.counters.answers_refused.fetch_add(1, Ordering::Relaxed);
+            return None;
+        }
+        Some(counted)
+    }
+
+    /// Bytes of answers that were not taken yet.
+    pub(crate) fn answer_bytes(&self) -> usize {
+        self.answers.load(Ordering::Relaxed)
     }
 
     /// Bytes of the bodies of requests under way.
@@ -219,8 +278,7 @@ impl Turns {
     /// Notes who calls, and thereby whether others call as well.
     fn meet(&self, account: &Account) {
         let now = self.now.load(Ordering::Relaxed);
-        let is_stranger = matches!(account.payer, Payer::Address(_));
-        if is_stranger && account.call(now) < STRANGER_CALLS {
+        if account.is_stranger() && account.call(now) < STRANGER_CALLS {
             return;
         }
         let this = u64::from(account.number) << 32 | u64::from(now);
@@ -250,6 +308,8 @@ impl Turns {
             gate: Arc::new(Semaphore::new(1)),
             calls: AtomicU64::new(0),
             bodies: AtomicUsize::new(0),
+            answers: AtomicUsize::new(0),
+            handshake: Semaphore::new(1),
             waiting: AtomicUsize::new(0),
             share: Due::default(),
             rate: Due::default(),
@@ -262,6 +322,7 @@ impl Turns {
         let now = self.now_ns();
         account.running.available_permits() < self.bounds.at_once
             || account.bodies.load(Ordering::Relaxed) > 0
+            || account.answers.load(Ordering::Relaxed) > 0
             || !account.share.wait(now).is_zero()
             || !account.rate.wait(now).is_zero()
     }
@@ -276,13 +337,24 @@ pub(crate) struct BodyBytes {
 }
 
 impl BodyBytes {
-    /// Counts more bytes; `false` when there is no room for them.
-    pub(crate) fn grow(&mut self, more: usize) -> bool {
-        let max = self.turns.bounds.bodies;
+    /// Counts more bytes, unless there is no room for them: then it says of whom there are too many.
+    pub(crate) fn grow(&mut self, more: usize) -> Result<(), &'static str> {
+        let (turns, max) = (&self.turns, self.turns.bounds.bodies);
         self.bytes += more;
-        let of_address = self.of.bodies.fetch_add(more, Ordering::Relaxed) + more;
-        let of_all = self.turns.bodies.fetch_add(more, Ordering::Relaxed) + more;
-        of_address <= max / BODIES_OF_ADDRESS && of_all <= max
+        let of_payer = self.of.bodies.fetch_add(more, Ordering::Relaxed) + more;
+        let of_all = turns.bodies.fetch_add(more, Ordering::Relaxed) + more;
+        if self.of.is_stranger() {
+            let of_strangers = turns.bodies_of_strangers.fetch_add(more, Ordering::Relaxed) + more;
+            if of_payer > max / BODIES_OF_ADDRESS {
+                return Err("of this address, before a login,");
+            }
+            if of_strangers > max / BODIES_OF_STRANGERS {
+                return Err("of all who have not logged in before");
+            }
+        } else if of_payer > max / BODIES_OF_ACCOUNT {
+            return Err("of this account");
+        }
+        if of_all > max { Err("of all together") } else { Ok(()) }
     }
 }
 
@@ -290,10 +362,32 @@ impl Drop for BodyBytes {
     fn drop(&mut self) {
         self.of.bodies.fetch_sub(self.bytes, Ordering::Relaxed);
         self.turns.bodies.fetch_sub(self.bytes, Ordering::Relaxed);
+        if self.of.is_stranger() {
+            self.turns.bodies_of_strangers.fetch_sub(self.bytes, Ordering::Relaxed);
+        }
+    }
+}
+
+/// Bytes of an answer, counted until this is dropped.
+#[derive(Debug)]
+pub(crate) struct AnswerBytes {
+    turns: Arc<Turns>,
+    of: Arc<Account>,
+    bytes: usize,
+}
+
+impl Drop for AnswerBytes {
+    fn drop(&mut self) {
+        self.of.answers.fetch_sub(self.bytes, Ordering::Relaxed);
+        self.turns.answers.fetch_sub(self.bytes, Ordering::Relaxed);
     }
 }
 
 impl Account {
+    fn is_stranger(&self) -> bool {
+        matches!(self.payer, Payer::Address(_))
+    }
+
     /// Counts a call at a tick; how many there were in it before.
     fn call(&self, now: u32) -> u64 {
         let next = |calls: u64| {
@@ -377,6 +471,28 @@ impl Spender {
     pub(crate) fn ticket(&self) -> Ticket<'_> {
         Ticket { spender: self, lane: Mutex::new(None) }
     }
+
+    /// Waits until an address may have a TLS handshake: one after another, each until its address's
+    /// share is due as it comes to the front. It takes none of the places that the address's requests
+    /// run and wait in, or who fills those would keep every neighbour of his out.
+    pub(crate) async fn handshake(&self, address: IpAddr) {
+        let turns = &self.turns;
+        let account = self.account(stranger(address));
+        turns.meet(&account);
+        if !turns.is_in_company() {
+            return;
+        }
+        let _in_front = account.handshake.acquire().await.expect("it is never closed");
+        let wait = account.share.wait(turns.now_ns());
+        if !wait.is_zero() {
+            turns.counters.delayed.fetch_add(1, Ordering::Relaxed);
+        }
+        // Whatever its neighbours spend meanwhile: they would keep it waiting for ever.
+        let due = Instant::now() + wait;
+        while turns.is_in_company() && Instant::now() < due {
+            turns.alarm.sleep_until(due.min(Instant::now() + WAIT_STEP)).await;
+        }
+    }
 }
 
 impl Ticket<'_> {
@@ -400,8 +516,7 @@ impl Admission for Ticket<'_> {
         let turns = &self.spender.turns;
         let Bounds { waiting, account_rate, .. } = turns.bounds;
         let is_account = matches!(payer, Payer::Account(_));
-        let payer = if let Payer::Address(address) = payer { stranger(address) } else { payer };
-        let account = self.spender.account(payer);
+        let account = self.spender.account(counted_as(payer));
         if is_account && account_rate != 0 && !account.rate.take(turns.now_ns(), account_rate) {
             turns.counters.over_rate.fetch_add(1, Ordering::Relaxed);
             return Err(Refused::OverRate(account_rate));
@@ -435,9 +550,17 @@ impl Admission for Ticket<'_> {
     }
 }
 
+/// The payer as which somebody is counted.
+fn counted_as(payer: Payer) -> Payer {
+    match payer {
+        Payer::Address(address) => stranger(address),
+        account @ Payer::Account(_) => account,
+    }
+}
+
 /// A payer that is no account. Of an IPv6 address its /64 counts, which is what one customer is
 /// given.
-fn stranger(address: IpAddr) -> Payer {
+pub(crate) fn stranger(address: IpAddr) -> Payer {
     Payer::Address(match address {
         IpAddr::V6(address) => {
             Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into()
@@ -457,7 +580,8 @@ mod tests {
         waiting: 2,
         workers: 2,
         share: 0.5,
-        bodies: 100,
+        bodies: 200,
+        answers: 160,
         account_rate: 0,
         address_rate: 0,
     };
@@ -573,26 +697,89 @@ mod tests {
         assert!(turns.is_in_company(), "that is more than probes");
     }
 
+    fn address(last: u8) -> IpAddr {
+        IpAddr::from(Ipv4Addr::new(192, 0, 2, last))
+    }
+
     #[tokio::test]
-    async fn bodies_have_room_of_one_address_and_of_all() {
+    async fn bodies_have_room_of_one_sender_and_of_all() {
         let turns = turns(BOUNDS);
-        let [a, b] = [1, 2].map(|last| IpAddr::from(Ipv4Addr::new(192, 0, 2, last)));
-        let mut first = turns.body(a);
-        assert!(first.grow(20) && first.grow(5));
-        let mut second = turns.body(a);
-        assert!(!second.grow(1), "a quarter is one address's");
-        assert!(turns.body(b).grow(25));
+        let stranger = |last| turns.body(Payer::Address(address(last)));
+        let mut first = stranger(1);
+        assert!(first.grow(20).is_ok() && first.grow(5).is_ok());
+        let mut second = stranger(1);
+        assert_eq!(second.grow(1), Err("of this address, before a login,"), "an eighth");
         drop((first, second));
+        let mut of_account = turns.body(payer(1));
+        assert_eq!(of_account.grow(50), Ok(()));
+        assert_eq!(turns.body(payer(1)).grow(1), Err("of this account"), "a quarter");
+        drop(of_account);
         assert_eq!(turns.body_bytes(), 0);
-        assert!(turns.body(a).grow(25));
-        let held: Vec<_> = (0..5u8)
-            .map(|last| {
-                let mut body = turns.body(IpAddr::from(Ipv4Addr::new(192, 0, 2, last)));
-                (body.grow(24), body)
-            })
-            .collect();
-        let room: Vec<_> = held.iter().map(|(room, _)| *room).collect();
-        assert_eq!(room, [true, true, true, true, false]);
+    }
+
+    /// Strangers used to be able to stop every request that has a body.
+    #[tokio::test]
+    async fn strangers_leave_half_of_the_room_for_bodies_to_those_who_are_known() {
+        let turns = turns(BOUNDS);
+        let mut held = Vec::new();
+        for last in 0..40 {
+            let mut body = turns.body(Payer::Address(address(last)));
+            if body.grow(10).is_ok() {
+                held.push(body);
+            }
+        }
+        assert_eq!(held.len(), 10);
+        let refused = turns.body(Payer::Address(address(99))).grow(1);
+        assert_eq!(refused, Err("of all who have not logged in before"));
+        let mut of_accounts = [1, 2].map(|number| turns.body(payer(number)));
+        assert!(of_accounts.iter_mut().all(|body| body.grow(50).is_ok()));
+        assert_eq!(turns.body(payer(3)).grow(1), Err("of all together"));
+        drop((held, of_accounts));
+        assert_eq!(turns.body(Payer::Address(address(99))).grow(25), Ok(()));
+        assert_eq!(turns.body_bytes(), 0, "all was given back");
+    }
+
+    #[tokio::test]
+    async fn answers_have_room_of_one_connection_of_one_address_and_of_all() {
+        let turns = turns(BOUNDS);
+        let answer = |last, held, bytes| turns.answer(address(last), held, bytes, false);
+        let lone = answer(1, 0, 1000).expect("one answer goes whatever its size");
+        assert!(answer(2, 0, 1).is_none(), "there is no room at all");
+        drop(lone);
+        let first = answer(1, 0, 10).expect("room");
+        let second = answer(1, 10, 10).expect("an eighth of a connection");
+        assert!(answer(1, 20, 1).is_none(), "no more of it");
+        let third = answer(1, 0, 20).expect("a quarter of an address");
+        assert!(answer(1, 0, 1).is_none(), "no more of it");
+        let others: Vec<_> = (2..=4).filter_map(|last| answer(last, 0, 40)).collect();
+        assert_eq!(others.len(), 3);
+        assert!(answer(5, 0, 1).is_none(), "no more of all");
+        let written = turns.answer(address(5), 0, 7, true).expect("what was done is told");
+        assert_eq!(turns.answer_bytes(), 167);
+        drop((first, second, third, others, written));
+        assert_eq!(turns.answer_bytes(), 0);
+        assert_eq!(turns.counters.answers_refused.load(Ordering::Relaxed), 4);
+    }
+
+    /// A flood of pages used to refuse every handshake of its address.
+    #[tokio::test]
+    async fn a_handshake_waits_for_its_share_and_not_behind_requests() {
+        let turns = turns(Bounds { at_once: 1, waiting: 0, ..BOUNDS });
+        let (one, other) = (Spender::new(turns.clone()), Spender::new(turns.clone()));
+        call(&one, payer(1)).await;
+        call(&one, payer(2)).await;
+        assert!(turns.is_in_company());
+        let ticket = one.ticket();
+        let _held = ticket.turn(Payer::Address(ADDRESS), true).await.expect("the first");
+        let refused = other.ticket().turn(Payer::Address(ADDRESS), true).await;
+        assert_eq!(refused.err(), Some(Refused::Overloaded));
+        other.handshake(ADDRESS).await;
+        // Half of two workers for 40 ms.
+        other.charge(Duration::from_millis(40));
+        let begun = Instant::now();
+        Spender::new(turns.clone()).handshake(ADDRESS).await;
+        assert!(begun.elapsed() >= Duration::from_millis(20), "{:?}", begun.elapsed());
+        assert_eq!(turns.counters.delayed.load(Ordering::Relaxed), 1);
     }
 
     #[test]

@@ -143,6 +143,9 @@ impl Neuron {
     ) -> Option<Response> {
         let target = Target::of(request.path)?;
         if request.method == "OPTIONS" {
+            if let Err(fault) = turn(admission, Payer::Address(request.address), true).await {
+                return Some(refuse(&fault, true));
+            }
             let mut response = Response::new(204, None, String::new());
             response.is_preflight = true;
             return Some(response);
@@ -349,7 +352,13 @@ async fn admit<A: Admission>(
     may_wait: bool,
 ) -> Result<Admitted<A::Turn>, Denied> {
     let denied = |fault| Denied { fault, allow_origin: AllowOrigin::Everybody, real_status };
-    let method = method(request.method).map_err(denied)?;
+    let method = match method(request.method) {
+        Ok(method) => method,
+        Err(fault) => {
+            turn(admission, Payer::Address(request.address), true).await.map_err(denied)?;
+            return Err(denied(fault));
+        }
+    };
     let (login, params) = match prove(services, request).await {
         Ok(proven) => proven,
         Err(fault) => {
@@ -463,6 +472,7 @@ async fn legacy_request(
     let mut allow_origin = AllowOrigin::Everybody;
     let done = async {
         if route == Route::SignalList {
+            let _turn = turn(admission, Payer::Address(request.address), true).await?;
             let params = Params::read(request.query, request.body).unwrap_or_default();
             let Request { authority, is_tls, .. } = *request;
             return Ok(legacy::signal_list(services, authority, is_tls, &params));

@@ -176,11 +176,11 @@ async fn create_account(
     }
     let secret = chosen.clone().unwrap_or_else(|| secrets::random_uuid(&*services.rng));
     let secret_hash = match &chosen {
-        Some(chosen) => hash(services, chosen).await?,
+        Some(chosen) => hash(services, &call.caller.bucket, chosen).await?,
         None => secrets::hash_random(&secret),
     };
     let password_hash = match &password {
-        Some(password) => Json::string(&hash(services, password).await?),
+        Some(password) => Json::string(&hash(services, &call.caller.bucket, password).await?),
         None => Json::null(),
     };
 
@@ -287,14 +287,14 @@ async fn merge_account(
     changes.remove(CREATED_MS);
     if changes.remove("password").is_some() {
         let hashed = match password(details)? {
-            Some(password) => Json::string(&hash(services, &password).await?),
+            Some(password) => Json::string(&hash(services, &call.caller.bucket, &password).await?),
             None => Json::null(),
         };
         changes.set("password", hashed);
     }
     changes.remove("secret");
     if let Some(secret) = secret(details)? {
-        changes.set("secret", Json::string(&hash(services, &secret).await?));
+        changes.set("secret", Json::string(&hash(services, &call.caller.bucket, &secret).await?));
     }
     let merged = merge(services, call, node, key, |row| {
         let kept = row.get("email").cloned();
@@ -436,7 +436,8 @@ async fn put_admin(services: &Services, call: &Call<'_>, node: &Node) -> Result<
         return Err(Code::RequirePassword.into());
     }
     if let Some(password) = &given {
-        details.set("password", Json::string(&hash(services, password).await?));
+        details
+            .set("password", Json::string(&hash(services, &call.caller.bucket, password).await?));
     } else {
         details.remove("password");
     }
@@ -475,10 +476,10 @@ async fn put_admin(services: &Services, call: &Call<'_>, node: &Node) -> Result<
     Ok(Answer { v: row.to_json().as_str().to_owned(), ver: Some(head.ver), no_store: true })
 }
 
-async fn hash(services: &Services, password: &str) -> Result<String, Fault> {
+async fn hash(services: &Services, of: &Bucket, password: &str) -> Result<String, Fault> {
     services
         .passwords
-        .hash(password.to_owned())
+        .hash(of, password.to_owned())
         .await
         .ok_or_else(|| Fault::with(Code::Overloaded, "too many passwords are being hashed"))
 }

@@ -64,10 +64,18 @@ pub trait Rng: Send + Sync {
 
 /// Slow hashing of secrets that people choose, done where it holds nobody up.
 ///
-/// Both answers are `None` when too many wait already.
+/// Both answers are `None` when too many wait already, of the same account or address or of all.
 pub trait Passwords: Send + Sync {
-    fn hash(&self, password: String) -> BoxFuture<'_, Option<String>>;
-    fn verify(&self, password: String, hash: String) -> BoxFuture<'_, Option<bool>>;
+    /// Hashes a password that account `of` sets.
+    fn hash(&self, of: &Bucket, password: String) -> BoxFuture<'_, Option<String>>;
+    /// Compares a password that somebody at `from` logs in to account `of` with.
+    fn verify(
+        &self,
+        of: &Bucket,
+        from: IpAddr,
+        password: String,
+        hash: String,
+    ) -> BoxFuture<'_, Option<bool>>;
 }
 
 /// Who is on which path right now; signalling behind a narrow door.

@@ -151,6 +151,22 @@ pub async fn from_header(
     session.log_in(services, proof, Some(header), address)
 }
 
+/// The caller whom the same header has proven before, from the same address, and still does; `None`
+/// where that would take more than to remember.
+pub async fn proven_before(
+    services: &Services,
+    session: &Session,
+    header: &str,
+    address: IpAddr,
+) -> Option<Arc<Caller>> {
+    if let Some(login) = session.known(header, address) {
+        return login.still_holds(services).await.ok()?.then(|| login.caller().clone());
+    }
+    let digest = services.proven.digest(&[header], address);
+    let proof = services.proven.known(services, &digest).await.ok()??;
+    Some(proof.caller.clone())
+}
+
 /// Finds the caller of an ident and secret that came as parameters, and notes his login on the
 /// connection.
 ///
@@ -214,7 +230,7 @@ async fn prove_limited(
         let why = format!("too many failed logins from this address; try again in {seconds} s");
         return Err(Fault::with(Code::TooManyRequests, why).retry_after(seconds));
     }
-    match prove(services, credentials).await {
+    match prove(services, credentials, address).await {
         Ok(Some(proof)) => {
             services.failures.refund(address, account);
             Ok(proof)
@@ -234,7 +250,11 @@ async fn prove_limited(
 }
 
 /// Checks credentials against the rows; `None` when they do not hold.
-async fn prove(services: &Services, credentials: &Credentials) -> Result<Option<Proof>, Fault> {
+async fn prove(
+    services: &Services,
+    credentials: &Credentials,
+    address: IpAddr,
+) -> Result<Option<Proof>, Fault> {
     let mut rows = Vec::new();
     let seen = AtomicU64::new(services.account_changes.count());
     // `$sys` owns the top accounts as they own theirs: `$sys#elena` is elena herself.
@@ -277,9 +297,11 @@ async fn prove(services: &Services, credentials: &Credentials) -> Result<Option<
         if credentials.by_parent { (parent_hash, &parent_bucket) } else { (own_hash, &bucket) };
     let ident = sub.as_ref().unwrap_or(&account);
     let (proves, who, role) = match &credentials.secret {
-        Secret::Account(secret) => {
-            (verify(services, secret, &hash).await?, Arc::from(ident.as_str()), Role::Owner)
-        }
+        Secret::Account(secret) => (
+            verify(services, secret, &hash, &bucket, address).await?,
+            Arc::from(ident.as_str()),
+            Role::Owner,
+        ),
         Secret::Admin { key, password } => {
             let Ok(key) = Key::parse(key) else { return Ok(None) };
             let node = Node::new(secret_bucket.clone(), layer(LAYER), path(ADMINS_PATH));
@@ -287,7 +309,7 @@ async fn prove(services: &Services, credentials: &Credentials) -> Result<Option<
                 // As slow as a wrong password: who is an admin is not told by the time it takes.
                 static NOBODY: LazyLock<String> =
                     LazyLock::new(|| secrets::hash_chosen("nobody", [0; 16]));
-                verify(services, password, &NOBODY).await?;
+                verify(services, password, &NOBODY, &bucket, address).await?;
                 return Ok(None);
             };
             let Ok(admin) = head.value.read::<AdminRow>() else { return Ok(None) };
@@ -295,7 +317,7 @@ async fn prove(services: &Services, credentials: &Credentials) -> Result<Option<
                 return Ok(None);
             }
             let who = Arc::from(key.as_str());
-            (verify(services, password, &admin.password).await?, who, Role::Admin)
+            (verify(services, password, &admin.password, &bucket, address).await?, who, Role::Admin)
         }
     };
     let Some(payer) = Bucket::account(&account, None) else { return Ok(None) };
@@ -328,13 +350,19 @@ async fn row(
     Ok(head)
 }
 
-async fn verify(services: &Services, secret: &str, stored: &str) -> Result<bool, Fault> {
+async fn verify(
+    services: &Services,
+    secret: &str,
+    stored: &str,
+    of: &Bucket,
+    from: IpAddr,
+) -> Result<bool, Fault> {
     if !secrets::is_slow(stored) {
         return Ok(secrets::verify_random(secret, stored));
     }
     services
         .passwords
-        .verify(secret.to_owned(), stored.to_owned())
+        .verify(of, from, secret.to_owned(), stored.to_owned())
         .await
         .ok_or_else(|| Fault::with(Code::Overloaded, "too many logins are being checked"))
 }

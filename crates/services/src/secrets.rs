@@ -18,6 +18,17 @@ const ARGON2_LANES: u32 = 1;
 const SALT_BYTES: usize = 16;
 const HASH_BYTES: usize = 32;
 
+/// What a slow hash works in, kept for the next one: given back and taken anew each time, it would
+/// stay with the process many times over.
+#[derive(Default)]
+pub struct Memory(Vec<Block>);
+
+impl std::fmt::Debug for Memory {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Memory(…)")
+    }
+}
+
 /// A secret as it is stored when it was made by us: 122 random bits need no slow hash.
 pub fn hash_random(secret: &str) -> String {
     format!("sha256:{}", URL_SAFE_NO_PAD.encode(digest(&SHA256, secret.as_bytes())))
@@ -38,24 +49,35 @@ pub fn verify_random(secret: &str, stored: &str) -> bool {
 /// Hashes a secret that a person chose: `argon2id:<salt>:<hash>`. Takes tens of milliseconds and
 /// 19 MiB: callers bound how many run at once.
 pub fn hash_chosen(password: &str, salt: [u8; SALT_BYTES]) -> String {
-    let hash = argon2id(password, &salt);
+    hash_chosen_in(&mut Memory::default(), password, salt)
+}
+
+/// [`hash_chosen`] in memory that is there already.
+pub fn hash_chosen_in(memory: &mut Memory, password: &str, salt: [u8; SALT_BYTES]) -> String {
+    let hash = argon2id(memory, password, &salt);
     format!("argon2id:{}:{}", URL_SAFE_NO_PAD.encode(salt), URL_SAFE_NO_PAD.encode(hash))
 }
 
 /// Compares with a hash of [`hash_chosen`]; as slow as making one.
 pub fn verify_chosen(password: &str, stored: &str) -> bool {
-    let mut parts = stored.split(':').skip(1).map(|part| URL_SAFE_NO_PAD.decode(part));
-    let (Some(Ok(salt)), Some(Ok(expected))) = (parts.next(), parts.next()) else { return false };
-    verify_slices_are_equal(&argon2id(password, &salt), &expected).is_ok()
+    verify_chosen_in(&mut Memory::default(), password, stored)
 }
 
-fn argon2id(password: &str, salt: &[u8]) -> [u8; HASH_BYTES] {
+/// [`verify_chosen`] in memory that is there already.
+pub fn verify_chosen_in(memory: &mut Memory, password: &str, stored: &str) -> bool {
+    let mut parts = stored.split(':').skip(1).map(|part| URL_SAFE_NO_PAD.decode(part));
+    let (Some(Ok(salt)), Some(Ok(expected))) = (parts.next(), parts.next()) else { return false };
+    verify_slices_are_equal(&argon2id(memory, password, &salt), &expected).is_ok()
+}
+
+fn argon2id(memory: &mut Memory, password: &str, salt: &[u8]) -> [u8; HASH_BYTES] {
     let params = Params::new(ARGON2_MEMORY_KIB, ARGON2_PASSES, ARGON2_LANES, Some(HASH_BYTES))
         .expect("constant parameters are legal");
-    let mut memory = vec![Block::default(); params.block_count()];
+    // Its first pass writes every block, whatever was there.
+    memory.0.resize(params.block_count(), Block::default());
     let mut hash = [0; HASH_BYTES];
     Argon2::new(Algorithm::Argon2id, Version::V0x13, params)
-        .hash_password_into_with_memory(password.as_bytes(), salt, &mut hash, &mut memory)
+        .hash_password_into_with_memory(password.as_bytes(), salt, &mut hash, &mut memory.0)
         .expect("salt and output lengths are legal");
     hash
 }
@@ -121,4 +143,20 @@ pub fn random_uuid(rng: &dyn Rng) -> String {
         text.push_str(&format!("{byte:02x}"));
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_hash_does_not_depend_on_what_its_memory_held() {
+        let mut memory = Memory::default();
+        let first = hash_chosen_in(&mut memory, "password", [1; SALT_BYTES]);
+        hash_chosen_in(&mut memory, "another", [2; SALT_BYTES]);
+        assert_eq!(hash_chosen_in(&mut memory, "password", [1; SALT_BYTES]), first);
+        assert!(verify_chosen_in(&mut memory, "password", &first));
+        assert!(!verify_chosen_in(&mut memory, "another", &first));
+        assert!(verify_chosen("password", &first));
+    }
 }

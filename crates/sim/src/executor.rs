@@ -249,7 +249,7 @@ impl Rng for Machine {
 
 /// Hashes at once what would take a real neuron long; takes virtual time for it.
 impl Passwords for Machine {
-    fn hash(&self, password: String) -> BoxFuture<'_, Option<String>> {
+    fn hash(&self, _: &kv4::Bucket, password: String) -> BoxFuture<'_, Option<String>> {
         Box::pin(async move {
             self.pause(Duration::from_millis(50)).await;
             // Marked as a slow hash, so that services give it back to `verify`.
@@ -257,7 +257,13 @@ impl Passwords for Machine {
         })
     }
 
-    fn verify(&self, password: String, hash: String) -> BoxFuture<'_, Option<bool>> {
+    fn verify(
+        &self,
+        _: &kv4::Bucket,
+        _: std::net::IpAddr,
+        password: String,
+        hash: String,
+    ) -> BoxFuture<'_, Option<bool>> {
         Box::pin(async move {
             self.pause(Duration::from_millis(50)).await;
             let hash = hash.strip_prefix("argon2id:").unwrap_or_default();

@@ -481,6 +481,38 @@ fn guesses_at_the_same_time_are_as_few_as_those_one_after_another() -> Result<()
     Ok(())
 }
 
+/// Each slow hash used to leave its 19 MiB with whichever thread had made it.
+#[test]
+fn slow_hashes_leave_no_memory_behind() -> Result<()> {
+    const CALLERS: usize = 16;
+    const CALLS: usize = 4;
+    /// Two hashes' memory at a time, and what the connections take.
+    const GROWN_MAX_KIB: u64 = 96 << 10;
+    // Of its own: what it takes of memory is nobody else's doing.
+    let neuron = Neuron::start()?;
+    let top = Account::new(&neuron)?;
+    let address = neuron.address("http")?;
+    let before = neuron.rss_kib()?;
+    let set = |caller: usize| -> Result<()> {
+        let mut client = http::Client::connect(&address, &top.credentials)?;
+        let admin = json!({ "k": format!("a{caller}"), "v": { "password": "password" } });
+        for _ in 0..CALLS {
+            let answer = client.call("PUT", "/_acc/users/admins", &admin.to_string())?;
+            ensure!(matches!(answer.word(), "" | "overloaded" | "no_key"), "{answer:?}");
+        }
+        Ok(())
+    };
+    let set = &set;
+    std::thread::scope(|scope| {
+        let threads: Vec<_> = (0..CALLERS).map(|at| scope.spawn(move || set(at))).collect();
+        threads.into_iter().try_for_each(|thread| thread.join().expect("no panic"))
+    })?;
+    let grown = neuron.rss_kib()?.saturating_sub(before);
+    println!("RSS grew by {grown} KiB");
+    ensure!(grown < GROWN_MAX_KIB, "{grown} KiB");
+    Ok(())
+}
+
 #[test]
 fn no_secret_is_in_the_log_the_store_or_an_answer() -> Result<()> {
     let mut neuron = Neuron::start_with(&[("GANGLION_LOG__LEVEL", "trace")], &[])?;

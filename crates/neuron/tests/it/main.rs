@@ -221,14 +221,20 @@ impl Rng for SystemRng {
 struct Hashing(Arc<Semaphore>);
 
 impl Passwords for Hashing {
-    fn hash(&self, password: String) -> BoxFuture<'_, Option<String>> {
+    fn hash(&self, _: &kv4::Bucket, password: String) -> BoxFuture<'_, Option<String>> {
         Box::pin(async move {
             let _turn = self.0.acquire().await.ok()?;
             Some(secrets::hash_chosen(&password, [3; 16]))
         })
     }
 
-    fn verify(&self, password: String, hash: String) -> BoxFuture<'_, Option<bool>> {
+    fn verify(
+        &self,
+        _: &kv4::Bucket,
+        _: std::net::IpAddr,
+        password: String,
+        hash: String,
+    ) -> BoxFuture<'_, Option<bool>> {
         Box::pin(async move { Some(secrets::verify_chosen(&password, &hash)) })
     }
 }
