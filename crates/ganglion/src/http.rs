@@ -674,6 +674,7 @@ mod tests {
             change(&mut config);
             let store = EmbeddedStore::open(&folder.path().join("store"), Options::default());
             let store = Arc::new(store.expect("a store"));
+            crate::serve::prepare_data_folder(&config).expect("a folder for it");
             let shared = crate::serve::assemble(&mut config, store, SYS_SECRET).expect("a neuron");
             let shared = Shared { pages: Pages::new(None, []), ..shared };
             Stage { shared: Arc::new(shared), _folder: folder }
