@@ -453,13 +453,13 @@ impl Connection {
         }
     }
 
-    /// Who sends a body: an account that these credentials have proven before, or an address.
+    /// Who pays for a body: the account of credentials that were proven before, or an address.
     async fn sender(&self, headers: &http::HeaderMap, address: IpAddr) -> Payer {
         let header = headers.get(header::AUTHORIZATION).and_then(|value| value.to_str().ok());
         let Some(header) = header else { return Payer::Address(address) };
         let services = &self.shared.neuron.services;
         match principal::proven_before(services, &self.session, header, address).await {
-            Some(caller) => Payer::Account(caller.bucket.clone()),
+            Some(caller) => Payer::Account(caller.payer.clone()),
             None => Payer::Address(address),
         }
     }

@@ -6,8 +6,10 @@
 //! leave one worker to the others; and an account that has used its share of the workers' time waits
 //! until it is due again. Time is metered where it is spent, in the polls of a connection, so it
 //! includes reading, parsing, proving and writing; of a write, what the store's thread spends on one
-//! comes to it. Whoever cannot prove to be an account takes the
-//! turns of his address.
+//! comes to it. Whoever cannot prove to be an account takes the turns of his address.
+//!
+//! Beside time, payers have room: for the bytes of bodies that they send, and of answers that they do
+//! not take. Not here: how those are read and written (`http`, `answers`).
 
 use std::net::{IpAddr, Ipv6Addr};
 use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};

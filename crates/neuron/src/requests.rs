@@ -270,7 +270,9 @@ async fn service_request(
                 };
                 // A refusal takes its turn as well: it is not to be had for nothing.
                 let turn = turn(admission, Payer::Account(caller.payer.clone()), true).await?;
-                seen.map(|()| Some(turn))?
+                seen?;
+                look_again(services, request, &admitted.login).await?;
+                Some(turn)
             }
         };
         carry_out(services, service, &call, request).await
@@ -316,15 +318,25 @@ async fn enter<'a>(
     request: &Request<'_>,
     login: &Login,
 ) -> Result<Entered<'a>, Fault> {
-    let bucket = &login.caller().bucket;
-    let entered = services.writing.enter(bucket);
-    if !login.still_holds(services).await? {
-        let (again, _) = prove(services, request).await?;
-        if again.caller().bucket != *bucket {
-            return Err(Code::Unauthorized.into());
-        }
-    }
+    let entered = services.writing.enter(&login.caller().bucket);
+    look_again(services, request, login).await?;
     Ok(entered)
+}
+
+/// Looks whether a caller who has waited is still who he was when he was proven.
+async fn look_again(
+    services: &Arc<Services>,
+    request: &Request<'_>,
+    login: &Login,
+) -> Result<(), Fault> {
+    if login.still_holds(services).await? {
+        return Ok(());
+    }
+    let (again, _) = prove(services, request).await?;
+    match again.caller().bucket == login.caller().bucket {
+        true => Ok(()),
+        false => Err(Code::Unauthorized.into()),
+    }
 }
 
 /// A request that is refused before a service sees it.

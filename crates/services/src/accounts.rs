@@ -176,11 +176,11 @@ async fn create_account(
     }
     let secret = chosen.clone().unwrap_or_else(|| secrets::random_uuid(&*services.rng));
     let secret_hash = match &chosen {
-        Some(chosen) => hash(services, &call.caller.bucket, chosen).await?,
+        Some(chosen) => hash(services, &call.caller.payer, chosen).await?,
         None => secrets::hash_random(&secret),
     };
     let password_hash = match &password {
-        Some(password) => Json::string(&hash(services, &call.caller.bucket, password).await?),
+        Some(password) => Json::string(&hash(services, &call.caller.payer, password).await?),
         None => Json::null(),
     };
 
@@ -287,14 +287,14 @@ async fn merge_account(
     changes.remove(CREATED_MS);
     if changes.remove("password").is_some() {
         let hashed = match password(details)? {
-            Some(password) => Json::string(&hash(services, &call.caller.bucket, &password).await?),
+            Some(password) => Json::string(&hash(services, &call.caller.payer, &password).await?),
             None => Json::null(),
         };
         changes.set("password", hashed);
     }
     changes.remove("secret");
     if let Some(secret) = secret(details)? {
-        changes.set("secret", Json::string(&hash(services, &call.caller.bucket, &secret).await?));
+        changes.set("secret", Json::string(&hash(services, &call.caller.payer, &secret).await?));
     }
     let merged = merge(services, call, node, key, |row| {
         let kept = row.get("email").cloned();
@@ -436,8 +436,7 @@ async fn put_admin(services: &Services, call: &Call<'_>, node: &Node) -> Result<
         return Err(Code::RequirePassword.into());
     }
     if let Some(password) = &given {
-        details
-            .set("password", Json::string(&hash(services, &call.caller.bucket, password).await?));
+        details.set("password", Json::string(&hash(services, &call.caller.payer, password).await?));
     } else {
         details.remove("password");
     }

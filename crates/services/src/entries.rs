@@ -453,7 +453,7 @@ fn limit(call: &Call<'_>) -> Result<usize, Fault> {
     }
 }
 
-/// How many reads of each bucket wait for a version.
+/// How many reads wait for a version, by the bucket of who pays for them.
 #[derive(Debug, Default)]
 pub(crate) struct Awaiting(Mutex<HashMap<Bucket, usize>>);
 
@@ -498,7 +498,7 @@ pub(crate) async fn wait_for_version(
         .parse()
         .map_err(|_| Fault::with(Code::BadRequest, "`at` is not a `_ver_` of this system"))?;
     let key = key(call)?.ok_or_else(|| Fault::with(Code::BadName, "`at` needs `k`"))?;
-    let Some(_awaits) = services.awaiting.begin(&node.bucket) else {
+    let Some(_awaits) = services.awaiting.begin(&call.caller.payer) else {
         let why = format!("{AT_WAITING_MAX} reads of this account wait for a version already");
         return Err(Fault::with(Code::Overloaded, why));
     };

@@ -273,6 +273,7 @@ async fn prove(
         }
     };
     let Some(bucket) = Bucket::account(&account, sub.as_ref()) else { return Ok(None) };
+    let Some(payer) = Bucket::account(&account, None) else { return Ok(None) };
 
     // Every account on the way must exist and be active.
     let mut own_hash = services.proven.sys_hash.clone();
@@ -298,7 +299,7 @@ async fn prove(
     let ident = sub.as_ref().unwrap_or(&account);
     let (proves, who, role) = match &credentials.secret {
         Secret::Account(secret) => (
-            verify(services, secret, &hash, &bucket, address).await?,
+            verify(services, secret, &hash, &payer, address).await?,
             Arc::from(ident.as_str()),
             Role::Owner,
         ),
@@ -309,7 +310,7 @@ async fn prove(
                 // As slow as a wrong password: who is an admin is not told by the time it takes.
                 static NOBODY: LazyLock<String> =
                     LazyLock::new(|| secrets::hash_chosen("nobody", [0; 16]));
-                verify(services, password, &NOBODY, &bucket, address).await?;
+                verify(services, password, &NOBODY, &payer, address).await?;
                 return Ok(None);
             };
             let Ok(admin) = head.value.read::<AdminRow>() else { return Ok(None) };
@@ -317,10 +318,9 @@ async fn prove(
                 return Ok(None);
             }
             let who = Arc::from(key.as_str());
-            (verify(services, password, &admin.password, &bucket, address).await?, who, Role::Admin)
+            (verify(services, password, &admin.password, &payer, address).await?, who, Role::Admin)
         }
     };
-    let Some(payer) = Bucket::account(&account, None) else { return Ok(None) };
     let caller = Caller { account, sub, bucket, payer, who, role };
     Ok(proves.then(|| Proof { caller: Arc::new(caller), rows, seen }))
 }

@@ -14,6 +14,8 @@ use super::{Stage, Way};
 
 /// Reads of one account that wait at a time.
 const AT_WAITING_MAX: usize = 256;
+/// Longer than a password takes to be proven, in a debug build.
+const SECOND: Duration = Duration::from_secs(1);
 /// Longer than a request takes that need not wait.
 const LONG: Duration = Duration::from_secs(20);
 
@@ -64,6 +66,11 @@ async fn a_read_that_waits_for_a_version_holds_no_turn_and_so_many_may_wait() {
     }
     let surplus = timeout(LONG, late()).await.unwrap();
     assert_eq!(surplus["v"], "overloaded");
+    let body = json!({ "k": "rose", "v": { "email": "rose@example.org" } });
+    let rose = stage.ok(&elena, "PUT", "/_acc/accounts", body).await;
+    let rose = format!("elena#rose:{}", rose["secret"].as_str().unwrap());
+    let hers = stage.call(&rose, "GET", &format!("/_data/p?k=a&at={ver}"), Value::Null).await;
+    assert_eq!(hers["v"], "overloaded", "sub-accounts wait in their account's places");
     let (lily, _) = stage.account("lily").await;
     let seen = stage.call(&lily, "GET", &format!("/_conf?k=strict&at={ver}x"), Value::Null).await;
     assert_eq!(seen["v"], "bad_request", "others are not refused");
@@ -75,4 +82,24 @@ async fn a_read_that_waits_for_a_version_holds_no_turn_and_so_many_may_wait() {
     for read in waiting {
         assert_eq!(timeout(LONG, read).await.unwrap()["s"], "ok");
     }
+}
+
+/// He was let in while he was one.
+#[tokio::test]
+async fn an_admin_who_is_removed_while_his_read_waits_reads_nothing() {
+    let stage = Stage::new().await;
+    let (elena, _) = stage.account("elena").await;
+    let body = json!({ "k": "ann", "v": { "password": "password" } });
+    stage.ok(&elena, "PUT", "/_acc/users/admins", body).await;
+    let put = |key: &'static str| stage.ok(&elena, "PUT", "/_data/p", json!({ "k": key, "v": {} }));
+    put("a").await;
+    put("b").await;
+    let ver = put("b").await["_ver_"].as_str().unwrap().to_owned();
+    stage.clock.is_still.store(true, SeqCst);
+    let target = format!("/_data/p?k=a&at={ver}");
+    let mut late = Box::pin(stage.call("elena:ann#password", "GET", &target, Value::Null));
+    timeout(SECOND, &mut late).await.expect_err("it waits");
+    stage.ok(&elena, "DELETE", "/_acc/users/admins?k=ann", Value::Null).await;
+    put("a").await;
+    assert_eq!(timeout(LONG, late).await.unwrap()["v"], "unauthorized");
 }
