@@ -162,8 +162,7 @@ fn a_development_certificate_needs_no_files() -> Result<()> {
     Ok(())
 }
 
-/// Over TLS, the first frame of a WebSocket used to be taken for the beginning of a request's head,
-/// and the connection was cut when that head did not come.
+/// The first frame of a WebSocket is not the beginning of a request's head.
 #[test]
 fn a_socket_outlives_the_time_for_a_requests_head() -> Result<()> {
     const HEADER_TIME: Duration = Duration::from_secs(1);
@@ -267,7 +266,7 @@ fn only_trusted_proxies_say_who_the_client_is() -> Result<()> {
     Ok(())
 }
 
-/// `_host` used to hand out `ws://` to pages that a proxy had served by TLS, which browsers refuse.
+/// Browsers refuse `ws://` to a page that came by TLS.
 #[test]
 fn a_trusted_proxy_says_that_its_client_speaks_tls() -> Result<()> {
     let credentials = format!("$sys:{SYS_SECRET}");
@@ -445,8 +444,8 @@ fn send_and_go(neuron: &Neuron, credentials: &str, request: &str, body: &str) ->
     Ok(())
 }
 
-/// A client that hangs up used to cut its request off between two steps: an account's row was gone
-/// and its data was not, for the next owner of the name to find.
+/// Cut off between two steps, it would leave an account's data without its row, for the next owner of
+/// the name to find.
 #[test]
 fn what_a_client_began_is_finished_when_it_hangs_up() -> Result<()> {
     let neuron = Neuron::start()?;
@@ -492,7 +491,7 @@ fn a_request_that_was_hung_up_on_is_not_carried_out_again() -> Result<()> {
     Ok(())
 }
 
-/// Two creations of one name used to race: the slower one dropped what the first owner had written.
+/// The slower one must not drop what the first owner has written.
 #[test]
 fn creations_of_one_name_do_not_harm_each_other() -> Result<()> {
     let neuron = Neuron::start()?;
@@ -522,7 +521,7 @@ fn creations_of_one_name_do_not_harm_each_other() -> Result<()> {
     Ok(())
 }
 
-/// Statistics of an account that was deleted used to be flushed into its successor's bucket.
+/// What is still to be flushed of the one is nothing of the other.
 #[test]
 fn an_account_does_not_inherit_the_figures_of_an_earlier_one() -> Result<()> {
     let neuron = Neuron::start_with(&[("GANGLION_STATS__FLUSH", "300ms")], &[])?;

@@ -366,8 +366,7 @@ fn the_second_generation_finds_its_way() -> Result<()> {
     Ok(())
 }
 
-/// The neuron used to look at a socket's queue only between two writes, so that a reader without
-/// haste stayed in its room for as long as it took a byte every 20 seconds.
+/// A reader without haste takes a byte now and then, so that no single write ever takes too long.
 #[test]
 fn a_reader_that_does_not_keep_up_leaves_its_room_at_once() -> Result<()> {
     let stage = Stage::with(&[("GANGLION_SIGNAL__QUEUE", "256KiB")])?;
@@ -442,8 +441,7 @@ fn a_flood_of_pings_by_one_who_does_not_read_is_cut_and_counted() -> Result<()> 
     Ok(())
 }
 
-/// The names of a full room may be longer than a queue; the next one to come used to be closed as
-/// too slow before a byte was sent, again and again.
+/// The names of a full room may be longer than a queue: that does not make who hears them too slow.
 #[test]
 fn a_newcomer_hears_of_more_names_than_its_queue_holds() -> Result<()> {
     let stage =

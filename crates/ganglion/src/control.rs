@@ -131,7 +131,7 @@ mod tests {
 
     use super::*;
 
-    /// The socket used to be there for a moment before it was its owner's alone.
+    /// There is no moment in which somebody else could open it.
     #[tokio::test]
     async fn the_socket_is_its_owners_from_when_it_is_there() -> Result<()> {
         let folder = tempfile::TempDir::new()?;

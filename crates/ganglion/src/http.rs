@@ -710,7 +710,7 @@ mod tests {
         format!("authorization: Basic {basic}\r\n")
     }
 
-    /// What needs no proof used to be free of its address's share.
+    /// What needs no proof is not free of its address's share.
     #[tokio::test]
     async fn whatever_nobody_in_particular_asks_for_takes_the_turn_of_its_address() {
         let stage = Stage::new(|config| {
@@ -757,7 +757,7 @@ mod tests {
         }
     }
 
-    /// A few addresses that finish no body used to stop everybody's.
+    /// A few addresses that finish no body stop nobody else's.
     #[tokio::test]
     async fn who_has_logged_in_before_can_send_bodies_whatever_strangers_hold() {
         let stage = Stage::new(|_| {});
@@ -844,7 +844,6 @@ mod tests {
         }
     }
 
-    /// Finished answers used to stay for ever where nobody took them.
     #[tokio::test(start_paused = true)]
     async fn an_http2_client_that_takes_nothing_of_its_answers_is_cut() {
         let stage = Stage::new(|_| {});
@@ -867,7 +866,6 @@ mod tests {
         }
     }
 
-    /// One connection used to hold a gigabyte of finished answers.
     #[tokio::test]
     async fn answers_that_are_not_taken_are_bounded_and_others_have_theirs() {
         let whole = Stage::new(|_| {}).ask(1, b"GET /openapi.json HTTP/1.1\r\nhost: a\r\n").await;

@@ -581,7 +581,7 @@ mod tests {
 
     use super::*;
 
-    /// A key that was written half before the machine went down used to be all there was.
+    /// A machine that goes down half-way leaves the old key, and never a half of one.
     #[test]
     fn a_secret_is_replaced_as_a_whole() -> Result<()> {
         let folder = tempfile::TempDir::new()?;

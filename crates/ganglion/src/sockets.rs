@@ -715,7 +715,7 @@ mod tests {
         assert_eq!(queue.closing(), Some(Closing::Told(CloseCode::KICKED, "kicked")));
     }
 
-    /// A socket that was admitted before the stop and opened after it used to be told nothing.
+    /// It was admitted before the stop.
     #[test]
     fn a_socket_that_opens_after_all_were_closed_is_closed() {
         let table = SocketTable::new(10);
@@ -883,8 +883,7 @@ mod tests {
         Ok(frame)
     }
 
-    /// A revocation that came between the look at a token and the joining of its socket used to find
-    /// nobody to close.
+    /// A revocation between the look at a token and the joining of its socket finds nobody to close.
     #[tokio::test]
     async fn what_was_taken_back_while_a_socket_joins_opens_nothing() -> Result<()> {
         let folder = tempfile::TempDir::new()?;

@@ -218,7 +218,7 @@ mod tests {
         }
     }
 
-    /// One account that set passwords, or many who guessed, used to refuse everybody's login.
+    /// One account that sets passwords, or many who guess, keep nobody else from logging in.
     #[tokio::test]
     async fn who_waits_for_passwords_leaves_room_to_others() {
         let pool = PasswordPool::new(1, 16);

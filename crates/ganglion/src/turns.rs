@@ -719,7 +719,6 @@ mod tests {
         assert_eq!(turns.body_bytes(), 0);
     }
 
-    /// Strangers used to be able to stop every request that has a body.
     #[tokio::test]
     async fn strangers_leave_half_of_the_room_for_bodies_to_those_who_are_known() {
         let turns = turns(BOUNDS);
@@ -763,7 +762,7 @@ mod tests {
         assert_eq!(turns.counters.answers_refused.load(Ordering::Relaxed), 4);
     }
 
-    /// A flood of pages used to refuse every handshake of its address.
+    /// A flood of pages refuses no handshake of its address.
     #[tokio::test]
     async fn a_handshake_waits_for_its_share_and_not_behind_requests() {
         let turns = turns(Bounds { at_once: 1, waiting: 0, ..BOUNDS });

@@ -446,7 +446,7 @@ fn guessing_is_stopped_at_the_address_that_guesses_and_nowhere_else() -> Result<
     Ok(())
 }
 
-/// Guesses that were made at the same time used to be counted when all of them had been looked at.
+/// A guess is counted before it is looked at.
 #[test]
 fn guesses_at_the_same_time_are_as_few_as_those_one_after_another() -> Result<()> {
     /// Failures of an address at an account, and how long until it may make another.
@@ -481,7 +481,7 @@ fn guesses_at_the_same_time_are_as_few_as_those_one_after_another() -> Result<()
     Ok(())
 }
 
-/// Each slow hash used to leave its 19 MiB with whichever thread had made it.
+/// Each needs 19 MiB, whichever thread makes it.
 #[test]
 fn slow_hashes_leave_no_memory_behind() -> Result<()> {
     const CALLERS: usize = 16;
