@@ -11,7 +11,7 @@ use std::task::Poll;
 use bytes::{Bytes, BytesMut};
 use http::header::{self, HeaderName, HeaderValue};
 use http::{Method, StatusCode};
-use http_body_util::{BodyExt as _, Full};
+use http_body_util::BodyExt as _;
 use hyper::body::{self, Body as _};
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
@@ -34,7 +34,7 @@ use crate::pages::Pages;
 use crate::sockets::{self, SocketTable};
 use crate::turns::{BodyBytes, Spender, Turns};
 
-type HttpResponse = hyper::Response<Full<Bytes>>;
+type HttpResponse = hyper::Response<Bytes>;
 
 /// How long a client may take no byte of an answer.
 const WRITE_TIME: std::time::Duration = std::time::Duration::from_secs(30);
@@ -201,8 +201,7 @@ impl Connection {
         let response = self.respond(request, address).await;
         // What was written is told: it was done.
         let must_go = self.is_admin || !is_read;
-        let (parts, body) = response.into_parts();
-        let bytes = whole(body).await;
+        let (parts, bytes) = response.into_parts();
         let Shared { turns, .. } = &*self.shared;
         let (untaken, is_http2) = (self.pace.untaken(), self.pace.is_http2());
         match Answer::counted(bytes, turns, untaken, address, is_http2, must_go) {
@@ -211,8 +210,7 @@ impl Connection {
                 let why = "too many bytes of answers to this client, or to all, were not taken yet";
                 let fault = Fault::with(Code::Overloaded, why);
                 let refused = faulted(&fault, StatusCode::SERVICE_UNAVAILABLE, wants_problem);
-                let (parts, body) = refused.into_parts();
-                hyper::Response::from_parts(parts, Answer::uncounted(whole(body).await))
+                refused.map(Answer::uncounted)
             }
         }
     }
@@ -358,7 +356,7 @@ impl Connection {
 
     fn reply(&self, response: requests::Response, method: &Method) -> HttpResponse {
         let body = if method == Method::HEAD { Bytes::new() } else { Bytes::from(response.body) };
-        let mut reply = hyper::Response::new(Full::new(body));
+        let mut reply = hyper::Response::new(body);
         *reply.status_mut() =
             StatusCode::from_u16(response.status).unwrap_or(StatusCode::INTERNAL_SERVER_ERROR);
         let headers = reply.headers_mut();
@@ -568,12 +566,6 @@ fn malformed<B>(request: &hyper::Request<B>) -> Option<&'static str> {
     None
 }
 
-/// The bytes of a body that is there as a whole.
-async fn whole(mut body: Full<Bytes>) -> Bytes {
-    let frame = body.frame().await.and_then(Result::ok);
-    frame.and_then(|frame| frame.into_data().ok()).unwrap_or_default()
-}
-
 /// The protocols that a forwarding header names, the client's first.
 fn forwarded_protocols(
     headers: &http::HeaderMap,
@@ -602,7 +594,7 @@ fn parse_hop(hop: &str) -> Option<IpAddr> {
 
 /// A text answer.
 pub(crate) fn plain(status: StatusCode, text: impl Into<String>) -> HttpResponse {
-    let mut response = hyper::Response::new(Full::new(Bytes::from(text.into())));
+    let mut response = hyper::Response::new(Bytes::from(text.into()));
     *response.status_mut() = status;
     let content_type = HeaderValue::from_static("text/plain; charset=utf-8");
     response.headers_mut().insert(header::CONTENT_TYPE, content_type);
@@ -624,7 +616,7 @@ fn faulted(fault: &Fault, status: StatusCode, wants_problem: bool) -> HttpRespon
         true => ("application/problem+json", envelope::problem(fault)),
         false => ("application/json", envelope::error(fault)),
     };
-    let mut response = hyper::Response::new(Full::new(Bytes::from(body)));
+    let mut response = hyper::Response::new(Bytes::from(body));
     *response.status_mut() = status;
     let headers = response.headers_mut();
     headers.insert(header::CONTENT_TYPE, HeaderValue::from_static(content_type));

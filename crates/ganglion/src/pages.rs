@@ -8,7 +8,6 @@ use std::net::{IpAddr, SocketAddr};
 
 use bytes::Bytes;
 use http::{HeaderValue, Method, StatusCode, header};
-use http_body_util::Full;
 
 const INDEX: &str = include_str!("../../../web/demo/index.html");
 const DEMO_CSS: &str = include_str!("../../../web/demo/demo.css");
@@ -76,10 +75,7 @@ impl Pages {
     }
 
     /// The answer to a request for a page; `None` when there is none at its path.
-    pub(crate) fn answer(
-        &self,
-        request: &http::request::Parts,
-    ) -> Option<hyper::Response<Full<Bytes>>> {
+    pub(crate) fn answer(&self, request: &http::request::Parts) -> Option<hyper::Response<Bytes>> {
         let path = request.uri.path();
         let path = if path == "/" { path } else { path.trim_end_matches('/') };
         let (_, page) = self.pages.iter().find(|(known, _)| *known == path)?;
@@ -121,13 +117,13 @@ fn demo_page(content_type: &'static str, text: &str) -> Page {
 }
 
 impl Page {
-    fn response(&self, method: &Method) -> hyper::Response<Full<Bytes>> {
+    fn response(&self, method: &Method) -> hyper::Response<Bytes> {
         let body = match *method {
             Method::GET => self.body.clone(),
             Method::HEAD => Bytes::new(),
             _ => return crate::http::plain(StatusCode::METHOD_NOT_ALLOWED, "GET this\n"),
         };
-        let mut response = hyper::Response::new(Full::new(body));
+        let mut response = hyper::Response::new(body);
         let mut set = |name, value| {
             response.headers_mut().insert(name, HeaderValue::from_static(value));
         };

@@ -17,7 +17,6 @@ use std::time::Duration;
 use base64::Engine as _;
 use bytes::{Buf, Bytes};
 use http::{HeaderValue, Method, StatusCode, header};
-use http_body_util::Full;
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use hyper_util::server::conn::auto::upgrade::downcast;
@@ -218,7 +217,7 @@ pub(crate) async fn upgrade(
     _version: u8,
     token: String,
     address: IpAddr,
-) -> hyper::Response<Full<Bytes>> {
+) -> hyper::Response<Bytes> {
     let Some(accept) = accept_key(&request) else {
         return plain(StatusCode::UPGRADE_REQUIRED, "this is a WebSocket (RFC 6455, version 13)\n");
     };
@@ -237,7 +236,7 @@ pub(crate) async fn upgrade(
             Err(_) => tracing::debug!(%address, "upgrade took too long"),
         }
     });
-    let mut response = hyper::Response::new(Full::new(Bytes::new()));
+    let mut response = hyper::Response::new(Bytes::new());
     *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
     let headers = response.headers_mut();
     headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
