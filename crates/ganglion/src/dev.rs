@@ -6,6 +6,7 @@ use std::path::Path;
 
 use anyhow::{Context, Result, bail};
 use serde::{Deserialize, Serialize};
+use services::precondition::Precondition;
 use services::principal::{Caller, Role};
 use services::{Call, Method, Service, Services};
 use wire::errors::Code;
@@ -88,8 +89,7 @@ async fn make_demo_account(services: &Services, known: Option<&str>) -> Result<S
             method,
             path: wire::names::Path::parse("/accounts")?,
             params: &params,
-            if_match: None,
-            must_be_new: false,
+            precondition: Precondition::Unsaid,
             address: std::net::Ipv4Addr::LOCALHOST.into(),
             authority: "",
             is_tls: false,

@@ -46,6 +46,8 @@ pub enum Condition {
     Any,
     /// The entry is not live.
     Absent,
+    /// The entry is live, at whatever version.
+    Present,
     /// The entry is live at exactly this version.
     At(Ver),
     /// The entry is live and there was no version to compare: refused as `_ver_missing` if it is,
@@ -94,7 +96,7 @@ pub fn decide(write: &Write, newest: Option<&Version>) -> Result<Version, WriteE
         (Condition::At(ver), Some(version)) if version.ver != ver => {
             return Err(WriteError::Conflict);
         }
-        (Condition::At(_), None) => return Err(WriteError::Conflict),
+        (Condition::At(_) | Condition::Present, None) => return Err(WriteError::Conflict),
         _ => {}
     }
     let (value, keys) = match &write.op {

@@ -12,6 +12,7 @@ use services::access::{self, Wish};
 use services::idempotency::{self, Begun};
 use services::legacy::{self, Route};
 use services::logs::Level;
+use services::precondition::{self, Precondition};
 use services::principal::{self, Caller};
 use services::sessions::{self, Login, Session};
 use services::statistics::Measured;
@@ -246,6 +247,8 @@ async fn service_request(
         let path =
             Path::from_url(rest).map_err(|error| Fault::with(error.code(), error.to_string()))?;
         let (method, params) = (admitted.method, &admitted.params);
+        let Request { if_match, if_none_match, .. } = *request;
+        let precondition = Precondition::of_headers(method, if_match, if_none_match)?;
         let wish = Wish { service, method, path: &path, erase: params.flag("erase") };
         let allowed = access::decide(services, caller, request.address, wish).await;
         let call = Call {
@@ -253,10 +256,7 @@ async fn service_request(
             method,
             path,
             params,
-            if_match: request
-                .if_match
-                .map(|tag| tag.trim().trim_start_matches("W/").trim_matches('"')),
-            must_be_new: request.if_none_match == Some("*"),
+            precondition,
             address: request.address,
             authority: request.authority,
             is_tls: request.is_tls,
@@ -275,13 +275,22 @@ async fn service_request(
                 Some(turn)
             }
         };
-        carry_out(services, service, &call, request).await
+        let answer = carry_out(services, service, &call, request).await?;
+        let is_read = method == Method::Get;
+        match &call.precondition {
+            said @ Precondition::OneOf(_) if is_read && !said.holds(answer.ver) => {
+                Err(Code::VersionConflict.into())
+            }
+            _ => Ok(answer),
+        }
     }
     .await;
     tell(services, request, &admitted, service, admitted.method, entered.is_some(), &done).await;
     drop(entered);
     let mut response = match done {
-        Ok(answer) => accept(answer, request.if_none_match),
+        Ok(answer) => {
+            accept(answer, request.if_none_match.filter(|_| admitted.method == Method::Get))
+        }
         Err(fault) => refuse(&fault, admitted.real_status),
     };
     response.allow_origin = admitted.allow_origin;
@@ -300,7 +309,9 @@ async fn carry_out(
         return services::call(services, service, call).await;
     };
     let parts = [request.method, request.path, request.query].map(str::as_bytes).into_iter();
-    let parts: Vec<&[u8]> = parts.chain([request.body]).collect();
+    let conditions = [request.if_match, request.if_none_match];
+    let conditions = conditions.into_iter().map(|said| said.unwrap_or_default().as_bytes());
+    let parts: Vec<&[u8]> = parts.chain(conditions).chain([request.body]).collect();
     match idempotency::begin(services, call.caller, key, &parts).await? {
         Begun::Done(answer) => Ok(answer),
         Begun::New(guard) => {
@@ -497,6 +508,9 @@ async fn legacy_request(
         allow_origin = admitted.allow_origin.clone();
         // A GET of these may write too.
         let _entered = enter(services, request, &admitted.login).await?;
+        let Request { if_match, if_none_match, .. } = *request;
+        Precondition::of_headers(admitted.method, if_match, if_none_match)?
+            .is_unsaid("a route of v1 and v2")?;
         let is_listing = admitted.method == Method::Get && !adds;
         let path = legacy::path(route, is_listing, &admitted.params)?;
         let service = match route {
@@ -514,8 +528,7 @@ async fn legacy_request(
             method,
             path,
             params: &params,
-            if_match: None,
-            must_be_new: false,
+            precondition: Precondition::Unsaid,
             address: request.address,
             authority: request.authority,
             is_tls: request.is_tls,
@@ -542,14 +555,15 @@ async fn legacy_request(
     response
 }
 
-fn accept(answer: Answer, if_none_match: Option<&str>) -> Response {
-    let etag = answer.ver.map(|ver| format!("\"{ver}\""));
-    let is_known = match (&etag, if_none_match) {
-        (Some(etag), Some(known)) => {
-            known.split(',').any(|tag| tag.trim().trim_start_matches("W/") == etag)
-        }
+/// Answers a success; to a reader who has it already by name, with its version alone.
+fn accept(answer: Answer, known: Option<&str>) -> Response {
+    let ver = answer.ver.map(|ver| ver.to_string());
+    let is_known = match (&ver, known.map(str::trim)) {
+        (Some(_), Some("*")) => true,
+        (Some(ver), Some(known)) => precondition::entity_tags(known).any(|tag| tag == ver),
         _ => false,
     };
+    let etag = ver.map(|ver| format!("\"{ver}\""));
     let mut response = if is_known {
         Response::new(304, None, String::new())
     } else {

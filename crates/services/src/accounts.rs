@@ -17,6 +17,7 @@ use wire::json::{Json, Members};
 use wire::names::{Ident, Key, Layer};
 
 use crate::entries::{self, Found};
+use crate::precondition::Precondition;
 use crate::writing::Writing;
 use crate::{Answer, Call, Closing, Method, Services, layer, secrets, store_fault, write_fault};
 
@@ -129,12 +130,17 @@ async fn put_account(services: &Services, call: &Call<'_>, node: &Node) -> Resul
     let key = entries::key(call)?.ok_or(Code::BadUsername)?;
     let ident =
         Ident::parse(key.as_str()).map_err(|error| Fault::with(error.code(), error.to_string()))?;
-    let details = details(call)?;
+    let (details, precondition) = details(call)?;
     let live = services.kv.get(node, &key).await.map_err(store_fault)?;
     match (call.method, live) {
-        (Method::Post, Some(_)) => merge_account(services, call, node, &key, &details).await,
+        (Method::Post, Some(_)) if precondition != Precondition::Absent => {
+            merge_account(services, call, node, &key, &details, &precondition).await
+        }
         (_, Some(_)) => Err(Code::UsernameExists.into()),
-        (_, None) => create_account(services, call, node, &key, &ident, details).await,
+        (_, None) if precondition.holds(None) => {
+            create_account(services, call, node, &key, &ident, details).await
+        }
+        (_, None) => Err(Code::VersionConflict.into()),
     }
 }
 
@@ -196,7 +202,7 @@ async fn create_account(
     ] {
         row.set(name, details.remove(name).unwrap_or(default));
     }
-    for (name, value) in details.iter().filter(|(name, _)| *name != "_ver_") {
+    for (name, value) in details.iter() {
         row.set(name, value.clone());
     }
     row.set("email", Json::string(&email));
@@ -276,13 +282,13 @@ async fn merge_account(
     node: &Node,
     key: &Key,
     details: &Members,
+    precondition: &Precondition,
 ) -> Result<Answer, Fault> {
     if details.get("username").is_some() {
         return Err(Code::UsernameIsImmutable.into());
     }
     active(details)?;
     let mut changes = details.clone();
-    changes.remove("_ver_");
     changes.remove("created");
     changes.remove(CREATED_MS);
     if changes.remove("password").is_some() {
@@ -296,7 +302,7 @@ async fn merge_account(
     if let Some(secret) = secret(details)? {
         changes.set("secret", Json::string(&hash(services, &call.caller.payer, &secret).await?));
     }
-    let merged = merge(services, call, node, key, |row| {
+    let merged = merge(services, call, node, key, precondition, |row| {
         let kept = row.get("email").cloned();
         if changes.get("email").is_some_and(|email| Some(email) != kept.as_ref()) {
             return Err(Code::EmailIsImmutable.into());
@@ -323,11 +329,15 @@ async fn merge(
     call: &Call<'_>,
     node: &Node,
     key: &Key,
+    precondition: &Precondition,
     change: impl Fn(&mut Members) -> Result<(), Fault>,
 ) -> Result<Head, Fault> {
     for _ in 0..MERGE_ATTEMPTS {
         let head = services.kv.get(node, key).await.map_err(store_fault)?;
         let head = head.ok_or(Code::NotFound)?;
+        if !precondition.holds(Some(head.ver)) {
+            return Err(Code::VersionConflict.into());
+        }
         let mut row = head.value.members().unwrap_or_default();
         let before = row.clone();
         change(&mut row)?;
@@ -360,6 +370,7 @@ async fn delete_account(
     call: &Call<'_>,
     node: &Node,
 ) -> Result<Answer, Fault> {
+    let precondition = entries::precondition(call)?;
     let key = match entries::find(services, call, node).await? {
         Found::Entry(head) => head.key.clone(),
         Found::Nothing => return Err(Code::NotFound.into()),
@@ -370,7 +381,7 @@ async fn delete_account(
     let _removal = bucket_of(call, &key).map(|own| services.writing.remove(own));
     // The row goes last: whatever ends this half-way leaves an account that cannot log in and can
     // be deleted again, never data that the next owner of the name would find.
-    merge(services, call, node, &key, |row| {
+    merge(services, call, node, &key, &precondition, |row| {
         row.set("active", Json::from(serde_json::Value::Bool(false)));
         Ok(())
     })
@@ -427,8 +438,7 @@ async fn put_admin(services: &Services, call: &Call<'_>, node: &Node) -> Result<
             "a login cannot hold `#` or `:` or start with `!` or `$`",
         ));
     }
-    let mut details = details(call)?;
-    details.remove("_ver_");
+    let (mut details, precondition) = details(call)?;
     active(&details)?;
     let given = password(&details)?;
     let live = services.kv.get(node, &key).await.map_err(store_fault)?;
@@ -440,8 +450,9 @@ async fn put_admin(services: &Services, call: &Call<'_>, node: &Node) -> Result<
     } else {
         details.remove("password");
     }
-    let head = if live.is_some() && call.method == Method::Post {
-        merge(services, call, node, &key, |row| {
+    let is_merge = call.method == Method::Post && precondition != Precondition::Absent;
+    let head = if live.is_some() && is_merge {
+        merge(services, call, node, &key, &precondition, |row| {
             for (name, value) in details.iter() {
                 row.set(name, value.clone());
             }
@@ -461,7 +472,7 @@ async fn put_admin(services: &Services, call: &Call<'_>, node: &Node) -> Result<
         let write = Write {
             entry: node.entry(key.clone()),
             op: Op::Put { value: details.to_json(), keys: Default::default() },
-            condition: Condition::Any,
+            condition: precondition.condition(live.map(|head| head.ver))?,
             who: call.caller.who.clone(),
             stamp: services.stamp(),
         };
@@ -483,14 +494,16 @@ async fn hash(services: &Services, of: &Bucket, password: &str) -> Result<String
         .ok_or_else(|| Fault::with(Code::Overloaded, "too many passwords are being hashed"))
 }
 
-/// The fields that a call gives, as many as a row may have.
-fn details(call: &Call<'_>) -> Result<Members, Fault> {
+/// The fields that a call gives, as many as a row may have, and what it says of the row's version.
+fn details(call: &Call<'_>) -> Result<(Members, Precondition), Fault> {
     let details = call.params.json("v").and_then(|v| v.members());
-    let details = details.ok_or(Code::RequireAccountDetails)?;
+    let mut details = details.ok_or(Code::RequireAccountDetails)?;
+    let ver = details.remove("_ver_");
+    let precondition = entries::precondition(call)?.and(Precondition::of_ver(ver.as_ref())?)?;
     if details.len() > FIELDS_MAX {
         return Err(too_many_fields());
     }
-    Ok(details)
+    Ok((details, precondition))
 }
 
 fn is_too_large(row: &Members) -> bool {

@@ -16,6 +16,7 @@ use wire::json::{Json, push_string};
 use wire::names::{Key, Layer};
 use wire::timegroup::TimeGroup;
 
+use crate::precondition::Precondition;
 use crate::{Answer, Call, Closing, Services, accounts, store_fault, write_fault};
 
 /// Most rows in one answer of a listing or a series; `limit` asks for fewer.
@@ -28,8 +29,6 @@ const DELETE_AT_ONCE: usize = 500;
 const AT_DEADLINE: Duration = Duration::from_secs(5);
 /// Reads of one account that wait so at a time.
 const AT_WAITING_MAX: usize = 256;
-/// `_ver_` that overwrites whatever there is, even where updates are strict.
-const FORCE: &str = "_splat_";
 /// Names of the secondary keys, in the order of [`SecondaryKeys`].
 const SECONDARY: [&str; 3] = ["k2", "k3", "k4"];
 
@@ -258,12 +257,9 @@ pub async fn put_value(
     node: &Node,
     put: Put,
 ) -> Result<Answer, Fault> {
-    let (value, given) = split_ver(put.value);
-    let given = match given {
-        Some(given) => Some(given),
-        None => given_ver(call),
-    };
-    let condition = condition(services, call, node, given.as_deref()).await?;
+    let (value, ver) = split_ver(put.value)?;
+    let precondition = precondition(call)?.and(Precondition::of_ver(ver.as_ref())?)?;
+    let condition = condition(services, call, &node.entry(put.key.clone()), &precondition).await?;
     let write = Write {
         entry: node.entry(put.key),
         op: Op::Put { value, keys: key_changes(call)? },
@@ -276,42 +272,42 @@ pub async fn put_value(
 }
 
 /// Takes `_ver_` out of an object.
-fn split_ver(value: Json) -> (Json, Option<String>) {
-    let Some(mut members) = value.members() else { return (value, None) };
-    match members.remove("_ver_") {
-        None => (value, None),
-        // `null` and the empty string are how some clients say that they have none.
-        Some(ver) => (members.to_json(), ver.to_text().filter(|text| !text.is_empty())),
+fn split_ver(value: Json) -> Result<(Json, Option<Json>), Fault> {
+    if !value.is_object() {
+        return Ok((value, None));
     }
+    let mut members = value.members().ok_or_else(|| {
+        Fault::with(Code::BadRequest, "a name among the members of `v` is no Unicode text")
+    })?;
+    Ok(match members.remove("_ver_") {
+        None => (value, None),
+        Some(ver) => (members.to_json(), Some(ver)),
+    })
 }
 
-/// The version that a call names outside its value.
-fn given_ver(call: &Call<'_>) -> Option<String> {
-    // `If-Match: *` asks for no version in particular.
-    let of_header = call.if_match.filter(|tag| *tag != "*").map(Cow::Borrowed);
-    let given = call.params.text("_ver_").or(of_header).filter(|text| !text.is_empty());
-    given.map(Cow::into_owned)
+/// What a call says of the version that it is about, outside its value.
+pub(crate) fn precondition(call: &Call<'_>) -> Result<Precondition, Fault> {
+    call.precondition.clone().and(Precondition::of_ver(call.params.json("_ver_").as_ref())?)
 }
 
 async fn condition(
     services: &Services,
     call: &Call<'_>,
-    node: &Node,
-    given: Option<&str>,
+    entry: &Entry,
+    precondition: &Precondition,
 ) -> Result<Condition, Fault> {
-    if call.must_be_new {
-        return Ok(Condition::Absent);
-    }
-    match given {
-        Some(FORCE) => Ok(Condition::Any),
-        // A text that no neuron gave cannot be the newest version of anything.
-        Some(text) => text.parse().map(Condition::At).map_err(|_| Code::VersionConflict.into()),
-        None => {
+    match precondition {
+        Precondition::Unsaid => {
             let bucket = &call.caller.bucket;
             let settings = services.settings.of(&services.kv, bucket).await.map_err(store_fault)?;
-            let strict = settings.at(&node.path, "strict").unwrap_or(false);
+            let strict = settings.at(&entry.node.path, "strict").unwrap_or(false);
             Ok(if strict { Condition::AbsentOrVerMissing } else { Condition::Any })
         }
+        Precondition::OneOf(vers) if vers.len() > 1 => {
+            let live = services.kv.get(&entry.node, &entry.key).await.map_err(store_fault)?;
+            precondition.condition(live.map(|head| head.ver))
+        }
+        said => said.condition(None),
     }
 }
 
@@ -320,7 +316,9 @@ async fn condition(
 /// # Errors
 /// `not_found` for a key that is not there; `version_conflict` for a stale `_ver_`.
 pub async fn delete(services: &Services, call: &Call<'_>, node: &Node) -> Result<Answer, Fault> {
+    let precondition = precondition(call)?;
     if call.params.flag("erase") {
+        precondition.is_unsaid("`erase`")?;
         let key = match find(services, call, node).await? {
             Found::Entry(head) => head.key.clone(),
             _ => key(call)?.ok_or_else(|| Fault::with(Code::BadName, "`erase` needs `k`"))?,
@@ -331,10 +329,7 @@ pub async fn delete(services: &Services, call: &Call<'_>, node: &Node) -> Result
     match find(services, call, node).await? {
         Found::Nothing => Err(Code::NotFound.into()),
         Found::Entry(head) => {
-            let condition = match given_ver(call).as_deref() {
-                None | Some(FORCE) => Condition::Any,
-                Some(text) => Condition::At(text.parse().map_err(|_| Code::VersionConflict)?),
-            };
+            let condition = precondition.condition(Some(head.ver))?;
             let write = deletion(services, call, node.entry(head.key.clone()), condition);
             services.kv.write(write).await.map_err(write_fault)?;
             Ok(Answer::number(1))
@@ -344,6 +339,7 @@ pub async fn delete(services: &Services, call: &Call<'_>, node: &Node) -> Result
             Fault::with(Code::BadName, "a key is named that is none; leave it out for all keys"),
         ),
         Found::NotAsked => {
+            precondition.is_unsaid("a deletion of a path")?;
             let keys = services.kv.keys(node).await.map_err(store_fault)?;
             Ok(Answer::number(delete_keys(services, call, node, &keys).await?))
         }

@@ -22,7 +22,7 @@ use wire::json::Json;
 use wire::names::{Key, Path};
 
 use crate::logs::Level;
-use crate::principal::Caller;
+use crate::principal::{Caller, Role};
 use crate::{Answer, Services, ending, layer, store_fault};
 
 pub(crate) const LAYER: &str = "*idem";
@@ -94,7 +94,9 @@ struct Row {
     until_s: u64,
 }
 
-/// Looks a key up. `parts` are what makes two requests the same: method, path, query, body.
+/// Looks a key up, of those that the caller himself has used: an admin who is named as his account
+/// is not its owner. `parts` are what makes two requests the same: method, path, query, conditions,
+/// body.
 ///
 /// # Errors
 /// `idempotency_conflict` when the key was used for another request, `locked` while that is under
@@ -112,8 +114,12 @@ pub async fn begin<'a>(
         ));
     }
     let fingerprint = hash(parts);
-    let key =
-        Key::parse(&hash(&[caller.who.as_bytes(), key.as_bytes()])).expect("base64 is a legal key");
+    let role: &[u8] = match caller.role {
+        Role::Owner => b"owner",
+        Role::Admin => b"admin",
+    };
+    let key = hash(&[role, caller.who.as_bytes(), key.as_bytes()]);
+    let key = Key::parse(&key).expect("base64 is a legal key");
     let bucket = caller.bucket.clone();
     {
         let mut state = services.idempotent.state();

@@ -119,7 +119,12 @@ pub async fn call(
 
 /// The same call as a PUT: v2 asks for tokens by GET and POST.
 fn as_put<'a>(call: &Call<'a>) -> Call<'a> {
-    Call { method: Method::Put, path: call.path.clone(), ..*call }
+    Call {
+        method: Method::Put,
+        path: call.path.clone(),
+        precondition: call.precondition.clone(),
+        ..*call
+    }
 }
 
 /// Lists, adds or removes domains, applications and rooms.

@@ -16,10 +16,12 @@ mod ending;
 pub mod entries;
 mod host;
 pub mod idempotency;
+mod joining;
 pub mod legacy;
 pub mod limits;
 pub mod logs;
 pub mod namespace;
+pub mod precondition;
 pub mod principal;
 pub mod secrets;
 pub mod sessions;
@@ -46,6 +48,7 @@ use wire::names::{Layer, Path};
 use wire::params::Params;
 
 use crate::access::Rules;
+use crate::precondition::Precondition;
 use crate::principal::Caller;
 use crate::secrets::Sealer;
 use crate::settings::Settings;
@@ -187,6 +190,7 @@ pub struct Services {
     pub sessions: sessions::Sessions,
     pub proven: principal::Proven,
     pub failures: limits::Failures,
+    pub(crate) joining: joining::Joining,
     pub keys: token::Keys,
     pub graces: token::Graces,
     pub idempotent: Arc<idempotency::Idempotent>,
@@ -249,6 +253,7 @@ impl Services {
             sessions: sessions::Sessions::default(),
             proven,
             failures: limits::Failures::default(),
+            joining: joining::Joining::default(),
             keys: token::Keys::default(),
             graces: token::Graces::default(),
             idempotent,
@@ -343,6 +348,18 @@ impl Service {
         Service::ALL.into_iter().find(|service| service.name() == name)
     }
 
+    /// Whether a write may name the version that it is about.
+    fn takes_preconditions(self) -> bool {
+        matches!(
+            self,
+            Service::Accounts
+                | Service::Authorization
+                | Service::Configuration
+                | Service::Data
+                | Service::Namespace
+        )
+    }
+
     /// The prefix without its underscore; also the first segment of `api:3` statistics.
     pub fn name(self) -> &'static str {
         match self {
@@ -370,10 +387,8 @@ pub struct Call<'a> {
     pub method: Method,
     pub path: Path,
     pub params: &'a Params,
-    /// The version of an `If-Match` header.
-    pub if_match: Option<&'a str>,
-    /// `If-None-Match: *`: a write only makes what is not there.
-    pub must_be_new: bool,
+    /// What the headers say of the version that it is about.
+    pub precondition: Precondition,
     /// The client's, which rules are about.
     pub address: IpAddr,
     /// `host:port` as the client wrote it, and whether it came by TLS.
@@ -412,6 +427,9 @@ impl Answer {
 pub async fn call(services: &Services, service: Service, call: &Call<'_>) -> Result<Answer, Fault> {
     if !service.offers(call.method) {
         return Err(entries::no_method(call));
+    }
+    if call.method != Method::Get && !service.takes_preconditions() {
+        call.precondition.is_unsaid(&format!("_{}", service.name()))?;
     }
     match service {
         Service::Accounts => accounts::call(services, call).await,

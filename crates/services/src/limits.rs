@@ -27,55 +27,101 @@ pub struct Failures {
 struct Tokens {
     left: f64,
     at_s: f64,
+    /// Of those that were taken, how many may still come back.
+    pending: u32,
+}
+
+/// Why an attempt may not be looked at.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Charge {
+    /// Others are being looked at that may turn out to be right, and leave room then.
+    Later,
+    /// Too many failed: seconds to wait.
+    Never(u64),
+}
+
+/// An attempt that is being looked at. It failed, unless somebody says that it was right.
+#[derive(Debug)]
+pub struct Attempt<'a> {
+    failures: &'a Failures,
+    keys: [(Key, Rate); 2],
+    was_right: bool,
 }
 
 impl Failures {
     /// Takes one attempt of an address at an account, before it is looked at, so that attempts made
-    /// at the same time count too; [`Failures::refund`] gives it back when it was right.
+    /// at the same time count too.
     ///
     /// # Errors
-    /// Seconds to wait when none is left.
-    pub fn charge(&self, address: IpAddr, account: &str, now_micros: u64) -> Result<(), u64> {
+    /// None is left.
+    pub fn charge(
+        &self,
+        address: IpAddr,
+        account: &str,
+        now_micros: u64,
+    ) -> Result<Attempt<'_>, Charge> {
         let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
         let now_s = now_micros as f64 / 1e6;
         make_room(&mut buckets, now_s);
         let keys = keys(address, account);
-        let mut wait_s = None;
+        let mut refused = None;
         for (key, (burst, refill_s)) in &keys {
-            let tokens = buckets.entry(key.clone()).or_insert(Tokens { left: *burst, at_s: now_s });
+            let full = Tokens { left: *burst, at_s: now_s, pending: 0 };
+            let tokens = buckets.entry(key.clone()).or_insert(full);
             *tokens = tokens.refilled(now_s, *burst, *refill_s);
-            if tokens.left < 1.0 {
+            if tokens.left + f64::from(tokens.pending) < 1.0 {
                 let seconds = ((1.0 - tokens.left) * refill_s).ceil().max(1.0) as u64;
-                wait_s = wait_s.max(Some(seconds));
+                let wait = match refused {
+                    Some(Charge::Never(others)) => seconds.max(others),
+                    _ => seconds,
+                };
+                refused = Some(Charge::Never(wait));
+            } else if tokens.left < 1.0 {
+                refused = refused.or(Some(Charge::Later));
             }
         }
-        if let Some(wait_s) = wait_s {
-            return Err(wait_s);
+        if let Some(refused) = refused {
+            return Err(refused);
         }
         for (key, _) in &keys {
             if let Some(tokens) = buckets.get_mut(key) {
                 tokens.left -= 1.0;
+                tokens.pending += 1;
             }
         }
-        Ok(())
+        drop(buckets);
+        Ok(Attempt { failures: self, keys, was_right: false })
     }
+}
 
-    /// Gives back what a right attempt was charged.
-    pub fn refund(&self, address: IpAddr, account: &str) {
-        let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
-        for (key, (burst, _)) in keys(address, account) {
-            if let Some(tokens) = buckets.get_mut(&key) {
-                tokens.left = (tokens.left + 1.0).min(burst);
+impl Attempt<'_> {
+    /// It was no failure.
+    pub fn right(mut self) {
+        self.was_right = true;
+    }
+}
+
+impl Drop for Attempt<'_> {
+    fn drop(&mut self) {
+        let mut buckets = self.failures.buckets.lock().unwrap_or_else(PoisonError::into_inner);
+        for (key, (burst, _)) in &self.keys {
+            if let Some(tokens) = buckets.get_mut(key) {
+                tokens.pending = tokens.pending.saturating_sub(1);
+                if self.was_right {
+                    tokens.left = (tokens.left + 1.0).min(*burst);
+                }
             }
         }
     }
 }
 
 type Key = (IpAddr, Option<String>);
+/// The burst, and seconds to refill one.
+type Rate = (f64, f64);
 
-/// The two buckets of an attempt, with their burst and seconds to refill one. An IPv6 address counts
+/// The two buckets of an attempt, and how they fill. An IPv6 address counts
 /// as its /64, which is what one customer is given.
-fn keys(address: IpAddr, account: &str) -> [(Key, (f64, f64)); 2] {
+fn keys(address: IpAddr, account: &str) -> [(Key, Rate); 2] {
     let address = match address {
         IpAddr::V6(address) => IpAddr::V6((u128::from(address) & !u128::from(u64::MAX)).into()),
         address => address,
@@ -96,7 +142,8 @@ fn make_room(buckets: &mut HashMap<Key, Tokens>, now_s: f64) {
                 Some(_) => (ACCOUNT_BURST, ACCOUNT_REFILL_S),
                 None => (ADDRESS_BURST, ADDRESS_REFILL_S),
             };
-            tokens.refilled(now_s, burst, refill_s).left < burst * keep_below
+            let tokens = tokens.refilled(now_s, burst, refill_s);
+            tokens.pending > 0 || tokens.left < burst * keep_below
         });
         keep_below -= 0.25;
     }
@@ -106,6 +153,8 @@ impl Tokens {
     fn refilled(self, now_s: f64, burst: f64, refill_s: f64) -> Tokens {
         // Time that passed, or that the clock was set back by: nobody waits until it catches up.
         let gained = (now_s - self.at_s).abs() / refill_s;
-        Tokens { left: (self.left + gained).min(burst), at_s: now_s }
+        // What may come back finds its room.
+        let room = burst - f64::from(self.pending);
+        Tokens { left: (self.left + gained).min(room), at_s: now_s, ..self }
     }
 }

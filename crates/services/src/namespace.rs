@@ -10,6 +10,7 @@ use wire::errors::Code;
 use wire::json::{Json, push_string};
 use wire::names::{Key, Path};
 
+use crate::precondition::Precondition;
 use crate::{Answer, Call, Method, Services, entries, layer, store_fault, write_fault};
 
 pub(crate) const LAYER: &str = "*ns";
@@ -40,6 +41,10 @@ pub(crate) async fn create(
     if path.is_root() {
         return Err(Fault::with(Code::BadSegment, "name a path below the root"));
     }
+    // A path is only ever made: `If-None-Match: *` says no more than that.
+    if entries::precondition(call)? != Precondition::Absent {
+        entries::precondition(call)?.is_unsaid("the making of a path")?;
+    }
     let value = call.params.json("v").filter(Json::is_object);
     let write = Write {
         entry: node(&call.caller.bucket, path).entry(key()),
@@ -67,6 +72,7 @@ pub(crate) async fn remove(
     call: &Call<'_>,
     path: &Path,
 ) -> Result<u64, Fault> {
+    entries::precondition(call)?.is_unsaid("a deletion of paths")?;
     let bucket = &call.caller.bucket;
     let paths = services.kv.paths(bucket, &layer(LAYER), path).await.map_err(store_fault)?;
     let found: Vec<Entry> = paths.iter().map(|(path, _)| node(bucket, path).entry(key())).collect();

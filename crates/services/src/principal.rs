@@ -7,6 +7,7 @@
 use std::net::IpAddr;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
 use aws_lc_rs::digest::{Context, SHA256};
 use kv4::store::StoreError;
@@ -17,12 +18,17 @@ use wire::errors::Code;
 use wire::names::{Ident, Key, percent_decode};
 
 use crate::accounts::{ACCOUNTS_PATH, ADMINS_PATH, AccountRow, AdminRow, LAYER};
+use crate::limits::{Attempt, Charge};
 use crate::logs::Level;
 use crate::sessions::{Login, Session};
 use crate::{Rng, Services, layer, path, secrets, store_fault};
 
 /// Proofs remembered; beyond it half are forgotten.
 const PROOFS_MAX: usize = 50_000;
+
+/// How long an attempt waits for those before it, and how often it looks.
+const ATTEMPT_WAIT: Duration = Duration::from_secs(5);
+const ATTEMPT_LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// Who made a request, and whose data it is about.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -197,8 +203,11 @@ async fn proof(
     }
     let credentials =
         credentials().map_err(|error| Fault::with(error.code(), error.to_string()))?;
-    let proof = prove_limited(services, &credentials, address).await?;
-    Ok(services.proven.remember(digest, proof))
+    let look = async {
+        let proof = prove_limited(services, &credentials, address).await?;
+        Ok(services.proven.remember(digest, proof))
+    };
+    services.joining.join(digest, look).await
 }
 
 impl Proof {
@@ -224,29 +233,45 @@ async fn prove_limited(
     credentials: &Credentials,
     address: IpAddr,
 ) -> Result<Proof, Fault> {
-    let account = &credentials.account;
-    let charged = services.failures.charge(address, account, services.clock.now_micros());
-    if let Err(seconds) = charged {
-        let why = format!("too many failed logins from this address; try again in {seconds} s");
-        return Err(Fault::with(Code::TooManyRequests, why).retry_after(seconds));
-    }
+    let attempt = attempt(services, &credentials.account, address).await?;
     match prove(services, credentials, address).await {
         Ok(Some(proof)) => {
-            services.failures.refund(address, account);
+            attempt.right();
             Ok(proof)
         }
         Ok(None) => {
             services.logs.note(&Bucket::sys(), Level::Warn, || {
-                let account: String = account.chars().take(64).collect();
+                let account: String = credentials.account.chars().take(64).collect();
                 format!("failed login as {account:?} from {address}")
             });
             Err(Fault::new(Code::Unauthorized))
         }
         Err(fault) => {
-            services.failures.refund(address, account);
+            attempt.right();
             Err(fault)
         }
     }
+}
+
+/// Takes one of the attempts that an address has, or waits until those before it are looked at.
+async fn attempt<'a>(
+    services: &'a Services,
+    account: &str,
+    address: IpAddr,
+) -> Result<Attempt<'a>, Fault> {
+    let looks = ATTEMPT_WAIT.as_millis() / ATTEMPT_LOOK_EVERY.as_millis();
+    for _ in 0..looks {
+        match services.failures.charge(address, account, services.clock.now_micros()) {
+            Ok(attempt) => return Ok(attempt),
+            Err(Charge::Later) => services.clock.sleep(ATTEMPT_LOOK_EVERY).await,
+            Err(Charge::Never(seconds)) => {
+                let why =
+                    format!("too many failed logins from this address; try again in {seconds} s");
+                return Err(Fault::with(Code::TooManyRequests, why).retry_after(seconds));
+            }
+        }
+    }
+    Err(Fault::with(Code::Overloaded, "too many logins are being checked"))
 }
 
 /// Checks credentials against the rows; `None` when they do not hold.

@@ -137,6 +137,7 @@ pub struct WriteStep {
 pub enum ConditionStep {
     Any,
     Absent,
+    Present,
     AtNewest,
     AtOther,
     AbsentOrVerMissing,
@@ -193,6 +194,7 @@ fn write_step() -> impl Strategy<Value = WriteStep> {
     let condition = prop_oneof![
         6 => Just(ConditionStep::Any),
         1 => Just(ConditionStep::Absent),
+        1 => Just(ConditionStep::Present),
         1 => Just(ConditionStep::AtNewest),
         1 => Just(ConditionStep::AtOther),
         1 => Just(ConditionStep::AbsentOrVerMissing),
@@ -384,6 +386,7 @@ impl WriteStep {
             condition: match self.condition {
                 ConditionStep::Any => Condition::Any,
                 ConditionStep::Absent => Condition::Absent,
+                ConditionStep::Present => Condition::Present,
                 ConditionStep::AtNewest => Condition::At(ver.unwrap_or(other)),
                 ConditionStep::AtOther => Condition::At(other),
                 ConditionStep::AbsentOrVerMissing => Condition::AbsentOrVerMissing,

@@ -103,7 +103,10 @@ fn read_body(body: &[u8]) -> Result<Members, ParamsError> {
     }
     match Json::parse(text) {
         // A body that is not an object (`null` is sent by real clients) carries no parameters.
-        Ok(json) => Ok(json.members().unwrap_or_default()),
+        Ok(json) if !json.is_object() => Ok(Members::default()),
+        Ok(json) => json.members().ok_or_else(|| {
+            ParamsError::BadBody(JsonError::Syntax("a name that is no Unicode text".to_owned()))
+        }),
         Err(error) if text.starts_with(['{', '[', '"']) || !text.contains('=') => {
             Err(ParamsError::BadBody(error))
         }

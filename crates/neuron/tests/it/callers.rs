@@ -31,7 +31,8 @@ async fn the_top_account_pays_for_its_sub_accounts() {
     let paid = Mutex::new(Vec::new());
     for credentials in [&elena, &lily] {
         let session = &Session::default();
-        let way = Way { admission: &Noting(&paid), idempotency_key: None, session };
+        let noting = Noting(&paid);
+        let way = Way::new(&noting, session);
         let answer = stage.send(credentials, "GET", "/_data", Value::Null, way).await;
         assert_eq!(answer["s"], "ok");
     }

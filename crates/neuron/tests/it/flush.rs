@@ -205,7 +205,8 @@ async fn what_is_told_of_an_account_after_its_end_is_nobodys() {
         let (elena, bucket) = stage.account("elena").await;
         let turn = Notify::new();
         let session = &Session::default();
-        let way = Way { admission: &Held(&turn), idempotency_key: None, session };
+        let held = Held(&turn);
+        let way = Way::new(&held, session);
         let mut late = Box::pin(stage.send(&elena, "GET", "/_data", Value::Null, way));
         timeout(Duration::from_millis(100), &mut late).await.expect_err("its turn is not now");
         stage.ok(SYS, "DELETE", "/_acc/accounts?k=elena", Value::Null).await;

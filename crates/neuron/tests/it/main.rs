@@ -5,8 +5,10 @@
 #![allow(clippy::unwrap_used)]
 
 mod callers;
+mod conditions;
 mod flush;
 mod listing;
+mod logins;
 mod reading;
 mod retention;
 mod sessions;
@@ -49,6 +51,8 @@ struct Stage {
     disk: Disk,
     /// Passwords that may be hashed.
     hashes: Arc<Semaphore>,
+    /// Passwords that were verified.
+    looks: Arc<AtomicU64>,
 }
 
 impl Stage {
@@ -59,6 +63,7 @@ impl Stage {
         let clock = Arc::new(SetClock::default());
         let stats = Arc::new(Statistics::default());
         let hashes = Arc::new(Semaphore::new(1));
+        let looks = Arc::new(AtomicU64::new(0));
         let rooms = Arc::new(Switchboard::new(
             Key::parse("host:neuron").unwrap(),
             signal::Limits::default(),
@@ -78,7 +83,7 @@ impl Stage {
             kv: Kv4::new(Arc::new(store), views),
             clock: clock.clone(),
             rng: Arc::new(SystemRng),
-            passwords: Arc::new(Hashing(hashes.clone())),
+            passwords: Arc::new(Hashing { may_hash: hashes.clone(), looks: looks.clone() }),
             rooms: rooms.clone(),
             identity,
             sealer: Sealer::new(&[7; 32]),
@@ -87,7 +92,7 @@ impl Stage {
         };
         let neuron = Neuron::new(parts, rooms);
         neuron.services.load_keys().await.unwrap();
-        Stage { neuron, clock, disk, hashes }
+        Stage { neuron, clock, disk, hashes, looks }
     }
 
     /// A call with credentials; its envelope.
@@ -105,7 +110,7 @@ impl Stage {
         idempotency_key: Option<&str>,
     ) -> Value {
         let session = &Session::default();
-        let way = Way { admission: &Everybody, idempotency_key, session };
+        let way = Way { idempotency_key, ..Way::new(&Everybody, session) };
         self.send(credentials, method, target, body, way).await
     }
 
@@ -118,11 +123,28 @@ impl Stage {
         body: Value,
         way: Way<'_, impl Admission>,
     ) -> Value {
-        let Way { admission, idempotency_key, session } = way;
+        let body = if body.is_null() { String::new() } else { body.to_string() };
+        self.send_bytes(credentials, method, target, body.as_bytes(), way).await
+    }
+
+    /// A call whose body is no JSON of this test's own.
+    async fn raw(&self, credentials: &str, method: &str, target: &str, body: &[u8]) -> Value {
+        let session = &Session::default();
+        self.send_bytes(credentials, method, target, body, Way::new(&Everybody, session)).await
+    }
+
+    async fn send_bytes(
+        &self,
+        credentials: &str,
+        method: &str,
+        target: &str,
+        body: &[u8],
+        way: Way<'_, impl Admission>,
+    ) -> Value {
+        let Way { admission, idempotency_key, if_match, if_none_match, session } = way;
         let basic = base64::engine::general_purpose::STANDARD.encode(credentials);
         let authorization = format!("Basic {basic}");
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
-        let body = if body.is_null() { String::new() } else { body.to_string() };
         let request = Request {
             method,
             path,
@@ -130,14 +152,14 @@ impl Stage {
             authorization: Some(&authorization),
             accept: None,
             origin: None,
-            if_match: None,
-            if_none_match: None,
+            if_match,
+            if_none_match,
             idempotency_key,
             authority: "localhost",
             is_tls: false,
             address: IpAddr::V4(Ipv4Addr::LOCALHOST),
             session,
-            body: body.as_bytes(),
+            body,
         };
         let response = self.neuron.request(&request, admission).await.expect("a path of the API");
         serde_json::from_str(&response.body).unwrap()
@@ -163,7 +185,15 @@ impl Stage {
 struct Way<'a, A> {
     admission: &'a A,
     idempotency_key: Option<&'a str>,
+    if_match: Option<&'a str>,
+    if_none_match: Option<&'a str>,
     session: &'a Session,
+}
+
+impl<'a, A> Way<'a, A> {
+    fn new(admission: &'a A, session: &'a Session) -> Way<'a, A> {
+        Way { admission, idempotency_key: None, if_match: None, if_none_match: None, session }
+    }
 }
 
 /// A clock that stands still until it is set.
@@ -218,12 +248,16 @@ impl Rng for SystemRng {
 }
 
 /// Hashes where it is asked, when it may.
-struct Hashing(Arc<Semaphore>);
+struct Hashing {
+    may_hash: Arc<Semaphore>,
+    /// How many passwords were verified.
+    looks: Arc<AtomicU64>,
+}
 
 impl Passwords for Hashing {
     fn hash(&self, _: &kv4::Bucket, password: String) -> BoxFuture<'_, Option<String>> {
         Box::pin(async move {
-            let _turn = self.0.acquire().await.ok()?;
+            let _turn = self.may_hash.acquire().await.ok()?;
             Some(secrets::hash_chosen(&password, [3; 16]))
         })
     }
@@ -235,7 +269,14 @@ impl Passwords for Hashing {
         password: String,
         hash: String,
     ) -> BoxFuture<'_, Option<bool>> {
-        Box::pin(async move { Some(secrets::verify_chosen(&password, &hash)) })
+        Box::pin(async move {
+            self.looks.fetch_add(1, SeqCst);
+            // Others come meanwhile.
+            for _ in 0..100 {
+                tokio::task::yield_now().await;
+            }
+            Some(secrets::verify_chosen(&password, &hash))
+        })
     }
 }
 

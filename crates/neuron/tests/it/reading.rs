@@ -50,8 +50,8 @@ async fn a_read_that_waits_for_a_version_holds_no_turn_and_so_many_may_wait() {
     let get = |target: String| {
         let (stage, elena, admission) = (&stage, &elena, &turns);
         async move {
-            let way = Way { admission, idempotency_key: None, session: &Session::default() };
-            stage.send(elena, "GET", &target, Value::Null, way).await
+            let session = &Session::default();
+            stage.send(elena, "GET", &target, Value::Null, Way::new(admission, session)).await
         }
     };
     let late = || get(format!("/_data/p?k=a&at={ver}"));

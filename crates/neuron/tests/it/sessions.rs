@@ -9,7 +9,7 @@ use super::{Everybody, Stage, Way};
 const CALLERS_MAX: usize = 8;
 
 async fn call(stage: &Stage, session: &Session, who: &str, method: &str, target: &str) -> Value {
-    let way = Way { admission: &Everybody, idempotency_key: None, session };
+    let way = Way::new(&Everybody, session);
     stage.send(who, method, target, Value::Null, way).await
 }
 

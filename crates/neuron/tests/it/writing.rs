@@ -44,7 +44,7 @@ async fn a_request_whose_turn_comes_after_the_end_of_its_account_writes_nothing(
             let turn = Notify::new();
             let held = Held(&turn);
             let session = &Session::default();
-            let way = Way { admission: &held, idempotency_key: None, session };
+            let way = Way::new(&held, session);
             let mut late = Box::pin(stage.send(&credentials, put, target, body, way));
             timeout(MOMENT, &mut late).await.expect_err("its turn is not now");
             assert_eq!(end(&stage, &name, method).await["s"], "ok", "{name}");

@@ -15,5 +15,5 @@ fn nobody_is_shut_out_until_a_clock_that_was_set_back_catches_up() {
     let ahead = 30 * HOUR_MICROS;
     while failures.charge(address, "elena", ahead).is_ok() {}
     let back = ahead - 5 * HOUR_MICROS;
-    assert_eq!(failures.charge(address, "elena", back + 60 * SECOND_MICROS), Ok(()));
+    assert!(failures.charge(address, "elena", back + 60 * SECOND_MICROS).is_ok());
 }
