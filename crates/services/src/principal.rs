@@ -424,31 +424,26 @@ fn idents(bucket: &Bucket) -> Option<(Ident, Option<Ident>)> {
     (Bucket::account(&top, sub.as_ref())? == *bucket).then_some((top, sub))
 }
 
-/// Whether an account, and the one above it, may log in and is the one that was there at a time:
-/// a name that was given anew does not inherit its predecessor's tokens.
+/// Since when an account, and the one above it, are those that they are, in milliseconds since 1970:
+/// a name that was given anew does not inherit its predecessor's tokens. `None` where one of them is
+/// not there, or may not log in.
 ///
 /// # Errors
 /// The store's.
-pub async fn is_active(
+pub async fn active_since(
     services: &Services,
     account: &Ident,
     sub: Option<&Ident>,
-    made_ms: u64,
-) -> Result<bool, Fault> {
+) -> Result<Option<u64>, Fault> {
     if account.is_sys() {
-        return Ok(true);
+        return Ok(Some(0));
     }
     let mut rows = Vec::new();
     let Some(top) = account_row(services, &Bucket::sys(), account, &mut rows).await? else {
-        return Ok(false);
+        return Ok(None);
     };
-    let mut created_ms = top.created_ms();
-    if let Some(sub) = sub {
-        let Some(owner) = Bucket::account(account, None) else { return Ok(false) };
-        let Some(row) = account_row(services, &owner, sub, &mut rows).await? else {
-            return Ok(false);
-        };
-        created_ms = created_ms.max(row.created_ms());
-    }
-    Ok(created_ms <= made_ms)
+    let Some(sub) = sub else { return Ok(Some(top.created_ms())) };
+    let Some(owner) = Bucket::account(account, None) else { return Ok(None) };
+    let row = account_row(services, &owner, sub, &mut rows).await?;
+    Ok(row.map(|row| row.created_ms().max(top.created_ms())))
 }

@@ -6,6 +6,7 @@
 //! account's bucket, by token id or by identity and path.
 
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError, RwLock};
 
 use aws_lc_rs::{digest, hmac};
@@ -47,6 +48,8 @@ const GRACE_S: u64 = 300;
 /// How long after its token's last day a revocation is kept, in seconds: a clock that jumps ahead by
 /// less, and is set right again, lets no revoked token in.
 const KEPT_AFTER_S: u64 = 7 * 86_400;
+/// How far ahead of this neuron's clock the one that made a token may be, in milliseconds.
+const AHEAD_MS: u64 = 1000;
 /// Connected tokens remembered for that.
 const GRACES_MAX: usize = 200_000;
 /// What a row token starts with; a compact one starts with `A`, its version.
@@ -72,6 +75,22 @@ impl Keys {
             aws_lc_rs::constant_time::verify_slices_are_equal(&tag.as_ref()[..MAC_BYTES], mac)
                 .is_ok()
         })
+    }
+}
+
+/// The newest moment at which a token of this process begins to hold: one that was made before the
+/// clock was set back is older than a revocation after that.
+#[derive(Debug, Default)]
+pub(crate) struct Moments(AtomicU64);
+
+impl Moments {
+    fn note(&self, ms: u64) -> u64 {
+        self.0.fetch_max(ms, Ordering::Relaxed);
+        ms
+    }
+
+    fn newest(&self, now_ms: u64) -> u64 {
+        self.0.load(Ordering::Relaxed).max(now_ms)
     }
 }
 
@@ -220,14 +239,18 @@ async fn claims(services: &Services, call: &Call<'_>) -> Result<Claims, Fault> {
             )
         })?,
     };
+    let (account, sub) = (&call.caller.account, call.caller.sub.as_ref());
+    let bucket = &call.caller.bucket;
+    let since_ms = since(services, account, sub, bucket, &identity, &call.path).await?;
+    let since_ms = since_ms.ok_or(Code::Unauthorized)?;
     Ok(Claims {
         id: u64::from_be_bytes(services.random()),
-        account: call.caller.account.clone(),
-        sub: call.caller.sub.clone(),
+        account: account.clone(),
+        sub: sub.cloned(),
         identity,
         path: (!call.path.is_root()).then(|| call.path.clone()),
         grants,
-        not_before_ms: now_micros / 1000,
+        not_before_ms: services.moments.note(since_ms.max(now_micros / 1000)),
         expires_s: if expire_s == 0 { 0 } else { now_micros / 1_000_000 + expire_s },
         key_id: 0,
     })
@@ -287,11 +310,7 @@ async fn issue(services: &Services, claims: &Claims) -> Result<String, Fault> {
 pub async fn verify(services: &Services, text: &str) -> Result<Verified, Fault> {
     let refuse = |why: &str| Fault::with(Code::Unauthorized, why);
     let claims = read(services, text).await?.ok_or_else(|| refuse("the token is not valid"))?;
-    let now_micros = services.clock.now_micros();
-    let now_s = now_micros / 1_000_000;
-    if claims.not_before_ms > now_micros / 1000 + 1000 {
-        return Err(refuse("the token does not hold yet"));
-    }
+    let now_s = services.now_s();
     let is_over = claims.expires_s != 0 && claims.expires_s <= now_s;
     if is_over && !services.graces.holds(claims.id, now_s) {
         return Err(refuse("the token has expired"));
@@ -303,17 +322,48 @@ pub async fn verify(services: &Services, text: &str) -> Result<Verified, Fault> 
     Ok(verified)
 }
 
-/// Whether what a verified token stands on still holds: its account, and that it was not revoked.
+/// Whether what a verified token stands on still holds: its account, that it is not of a time to
+/// come, and that it was not revoked.
 async fn hold(services: &Services, verified: &Verified) -> Result<(), Fault> {
     let Verified { claims, bucket } = verified;
     let (account, sub) = (&claims.account, claims.sub.as_ref());
-    if !principal::is_active(services, account, sub, claims.not_before_ms).await? {
-        return Err(Fault::with(Code::Unauthorized, "the token's account is not active"));
+    let at = claims.path.clone().unwrap_or_else(Path::root);
+    let since_ms = since(services, account, sub, bucket, &claims.identity, &at).await?;
+    let since_ms = since_ms
+        .ok_or_else(|| Fault::with(Code::Unauthorized, "the token's account is not active"))?;
+    if claims.not_before_ms < since_ms {
+        return Err(Fault::with(Code::Unauthorized, "the token has been revoked"));
+    }
+    let now_ms = services.clock.now_micros() / 1000;
+    if claims.not_before_ms > since_ms.max(now_ms + AHEAD_MS) {
+        return Err(Fault::with(Code::Unauthorized, "the token does not hold yet"));
     }
     if is_revoked(services, bucket, claims).await? {
         return Err(Fault::with(Code::Unauthorized, "the token has been revoked"));
     }
     Ok(())
+}
+
+/// From when on a token is one of this account and user, in milliseconds since 1970: not their
+/// predecessors', nor revoked as a user's at the root or the token's path. It may be ahead of a clock
+/// that was set back, and tokens are made to hold all the same. `None` for an account that may not
+/// log in.
+async fn since(
+    services: &Services,
+    account: &Ident,
+    sub: Option<&Ident>,
+    bucket: &Bucket,
+    identity: &str,
+    at: &Path,
+) -> Result<Option<u64>, Fault> {
+    let Some(mut since_ms) = principal::active_since(services, account, sub).await? else {
+        return Ok(None);
+    };
+    for at in [&Path::root(), at] {
+        let revoked_ms = user_revoked(services, bucket, identity, at).await?;
+        since_ms = since_ms.max(revoked_ms.map_or(0, |revoked_ms| revoked_ms + 1));
+    }
+    Ok(Some(since_ms))
 }
 
 /// Looks again at a socket that has joined: what changed between its verification and its joining
@@ -446,6 +496,7 @@ fn revoked_node(bucket: &Bucket, at: &Path) -> Option<Node> {
     Some(Node::new(bucket.clone(), layer(LAYER), at))
 }
 
+/// Whether this very token was revoked.
 async fn is_revoked(services: &Services, bucket: &Bucket, claims: &Claims) -> Result<bool, Fault> {
     for end_s in [0, claims.expires_s] {
         let node = revoked_id_node(bucket, end_s);
@@ -453,7 +504,7 @@ async fn is_revoked(services: &Services, bucket: &Bucket, claims: &Claims) -> Re
             return Ok(true);
         }
     }
-    is_user_revoked(services, bucket, claims, &Path::root()).await
+    Ok(false)
 }
 
 /// Whether the tokens of a claim's user were revoked at a path after this one was made.
@@ -463,19 +514,28 @@ async fn is_user_revoked(
     claims: &Claims,
     at: &Path,
 ) -> Result<bool, Fault> {
-    let Some(key) = who_key(&claims.identity) else { return Ok(false) };
-    let Some(node) = revoked_node(bucket, at) else { return Ok(false) };
+    let revoked_ms = user_revoked(services, bucket, &claims.identity, at).await?;
+    Ok(revoked_ms.is_some_and(|revoked_ms| claims.not_before_ms <= revoked_ms))
+}
+
+/// When the tokens of a user were last revoked at a path, in milliseconds since 1970.
+async fn user_revoked(
+    services: &Services,
+    bucket: &Bucket,
+    identity: &str,
+    at: &Path,
+) -> Result<Option<u64>, Fault> {
+    let Some(key) = who_key(identity) else { return Ok(None) };
+    let Some(node) = revoked_node(bucket, at) else { return Ok(None) };
     let head = services.kv.get(&node, &key).await.map_err(store_fault)?;
     let revoked = head.and_then(|head| head.value.read::<Revoked>().ok());
-    Ok(revoked.is_some_and(|revoked| claims.not_before_ms <= revoked.not_before_ms))
+    Ok(revoked.map(|revoked| revoked.not_before_ms))
 }
 
 /// `DELETE ?id=` (an id or the token itself) or `?k=`: all tokens of an identity, on the path of the
 /// call or, at the root, on every path.
 async fn revoke(services: &Services, call: &Call<'_>) -> Result<Answer, Fault> {
     let bucket = &call.caller.bucket;
-    let now_micros = services.clock.now_micros();
-    let now_ms = now_micros / 1000;
     if let Some(text) = call.params.text("id") {
         let known = read(services, &text).await?;
         let own = |claims: &Claims| {
@@ -506,8 +566,9 @@ async fn revoke(services: &Services, call: &Call<'_>) -> Result<Answer, Fault> {
         return Err(Fault::with(Code::BadName, "name the token by `id` or its user by `k`"));
     };
     let key = who_key(&identity).ok_or(Code::BadName)?;
+    let now_ms = services.clock.now_micros() / 1000;
     // For good: a token without an end may be among them.
-    let row = Revoked { not_before_ms: now_ms, until_s: 0 };
+    let row = Revoked { not_before_ms: services.moments.newest(now_ms), until_s: 0 };
     let node = revoked_node(bucket, &call.path).ok_or(Code::BadSegment)?;
     put_revocation(services, &node, key, row, &call.caller.who).await?;
     let name = percent_encode(&identity);

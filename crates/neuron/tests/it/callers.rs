@@ -93,3 +93,23 @@ async fn a_token_of_a_deleted_account_is_none_of_the_next_one_of_its_name() {
     let fault = services::token::verify(services, token).await.expect_err("of another account");
     assert_eq!(fault.code.as_str(), "unauthorized");
 }
+
+/// An account, or a user's revocation, may be of a time that the clock has still to come to.
+#[tokio::test]
+async fn a_token_holds_that_was_made_while_the_clock_was_behind() {
+    let stage = Stage::new().await;
+    let (elena, _) = stage.account("elena").await;
+    let services = &stage.neuron.services;
+    let token = async |name: &str| {
+        let body = json!({ "k": name, "expire": 600 });
+        let made = stage.ok(&elena, "PUT", "/_token", body).await;
+        made.as_str().unwrap().to_owned()
+    };
+    let ahead = token("ann").await;
+    stage.clock.set_back_s(3600);
+    assert!(services::token::verify(services, &token("bob").await).await.is_ok());
+    stage.ok(&elena, "DELETE", "/_token?k=ann", Value::Null).await;
+    assert!(services::token::verify(services, &token("ann").await).await.is_ok());
+    stage.clock.advance_s(3600);
+    assert!(services::token::verify(services, &ahead).await.is_err(), "revoked is revoked");
+}
