@@ -116,12 +116,27 @@ impl Kv4 {
     /// # Errors
     /// The store's, when it has to be asked.
     pub async fn keys(&self, node: &Node) -> Result<Vec<Key>, StoreError> {
+        self.keys_after(node, None, usize::MAX).await
+    }
+
+    /// At most `limit` live keys of a node after one of them, in order.
+    ///
+    /// # Errors
+    /// The store's, when it has to be asked.
+    pub async fn keys_after(
+        &self,
+        node: &Node,
+        after: Option<&Key>,
+        limit: usize,
+    ) -> Result<Vec<Key>, StoreError> {
         if let Some(table) = self.table(node).await? {
-            return Ok(table.iter().map(|head| head.key.clone()).collect());
+            let is_after = |head: &&Arc<Head>| after.is_none_or(|after| head.key > *after);
+            return Ok(table.iter().filter(is_after).take(limit).map(|h| h.key.clone()).collect());
         }
         let mut keys: Vec<Key> = Vec::new();
         loop {
-            let page = self.store.keys(node, keys.last(), KEYS_PAGE).await?;
+            let asked = KEYS_PAGE.min(limit - keys.len());
+            let page = self.store.keys(node, keys.last().or(after), asked).await?;
             let is_last = page.len() < KEYS_PAGE;
             keys.extend(page);
             if is_last {

@@ -8,7 +8,7 @@ use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 
 use kv4::Bucket;
-use services::access::{self, Wish};
+use services::access;
 use services::idempotency::{self, Begun};
 use services::legacy::{self, Route};
 use services::logs::Level;
@@ -16,7 +16,6 @@ use services::precondition::{self, Precondition};
 use services::principal::{self, Caller};
 use services::sessions::{self, Login, Session};
 use services::statistics::Measured;
-use services::writing::Entered;
 use services::{Answer, Call, Method, Service, Services, layer_of};
 use wire::envelope::{self, Fault};
 use wire::errors::Code;
@@ -152,6 +151,7 @@ impl Neuron {
             return Some(response);
         }
         Some(match target {
+            Target::SignalList => signal_list(&self.services, request, admission).await,
             Target::Legacy(route, adds) => {
                 legacy_request(&self.services, request, admission, route, adds).await
             }
@@ -164,6 +164,7 @@ impl Neuron {
 
 enum Target<'a> {
     Legacy(Route, bool),
+    SignalList,
     /// The service, and what of the URL's path follows it.
     Service(Service, &'a str),
 }
@@ -176,7 +177,11 @@ impl<'a> Target<'a> {
         if first.starts_with('_') {
             return Service::of_prefix(&first).map(|service| Target::Service(service, rest));
         }
-        let route = Route::of(&format!("/{}", unescaped(path)?));
+        let path = format!("/{}", unescaped(path)?);
+        if legacy::is_signal_list(&path) {
+            return Some(Target::SignalList);
+        }
+        let route = Route::of(&path);
         route.map(|(route, adds)| Target::Legacy(route, adds))
     }
 }
@@ -238,59 +243,55 @@ async fn service_request(
             Ok(admitted) => admitted,
             Err(denied) => return denied.response(),
         };
-    let caller = admitted.login.caller();
+    let login = &admitted.login;
+    let method = admitted.method;
     let mut entered = None;
     let done = async {
-        if admitted.method != Method::Get {
-            entered = Some(enter(services, request, &admitted.login).await?);
-        }
-        let path =
-            Path::from_url(rest).map_err(|error| Fault::with(error.code(), error.to_string()))?;
-        let (method, params) = (admitted.method, &admitted.params);
+        let path = Path::from_url(rest)?;
         let Request { if_match, if_none_match, .. } = *request;
-        let precondition = Precondition::of_headers(method, if_match, if_none_match)?;
-        let wish = Wish { service, method, path: &path, erase: params.flag("erase") };
-        let allowed = access::decide(services, caller, request.address, wish).await;
         let call = Call {
-            caller,
+            caller: login.caller(),
             method,
             path,
-            params,
-            precondition,
+            params: &admitted.params,
+            precondition: Precondition::of_headers(method, if_match, if_none_match)?,
             address: request.address,
             authority: request.authority,
             is_tls: request.is_tls,
         };
-        let _turn = match (&admitted.turn, allowed) {
-            (Some(_), allowed) => allowed.map(|()| None)?,
-            (None, allowed) => {
-                let seen = match allowed {
+        let _turn = match admitted.turn {
+            Some(_) => None,
+            None => {
+                let seen = match access::decide(services, service, &call).await {
                     Ok(()) => services::wait(services, service, &call).await,
                     Err(fault) => Err(fault),
                 };
                 // A refusal takes its turn as well: it is not to be had for nothing.
-                let turn = turn(admission, Payer::Account(caller.payer.clone()), true).await?;
+                let payer = Payer::Account(call.caller.payer.clone());
+                let turn = turn(admission, payer, true).await?;
                 seen?;
-                look_again(services, request, &admitted.login).await?;
                 Some(turn)
             }
         };
+        // Whoever ends the account waits for what has entered.
+        if method != Method::Get {
+            entered = Some(services.writing.enter(&call.caller.bucket));
+        }
+        look_again(services, request, login).await?;
+        access::decide(services, service, &call).await?;
         let answer = carry_out(services, service, &call, request).await?;
-        let is_read = method == Method::Get;
         match &call.precondition {
-            said @ Precondition::OneOf(_) if is_read && !said.holds(answer.ver) => {
+            said @ Precondition::OneOf(_) if method == Method::Get && !said.holds(answer.ver) => {
                 Err(Code::VersionConflict.into())
             }
             _ => Ok(answer),
         }
     }
     .await;
-    tell(services, request, &admitted, service, admitted.method, entered.is_some(), &done).await;
+    tell(services, request, &admitted, service, method, entered.is_some(), &done).await;
     drop(entered);
     let mut response = match done {
-        Ok(answer) => {
-            accept(answer, request.if_none_match.filter(|_| admitted.method == Method::Get))
-        }
+        Ok(answer) => accept(answer, request.if_none_match.filter(|_| method == Method::Get)),
         Err(fault) => refuse(&fault, admitted.real_status),
     };
     response.allow_origin = admitted.allow_origin;
@@ -322,19 +323,8 @@ async fn carry_out(
     }
 }
 
-/// Lets a request write. It may have waited since its caller was proven: from here on whoever ends
-/// the account waits for it, so the account is looked at once more.
-async fn enter<'a>(
-    services: &'a Arc<Services>,
-    request: &Request<'_>,
-    login: &Login,
-) -> Result<Entered<'a>, Fault> {
-    let entered = services.writing.enter(&login.caller().bucket);
-    look_again(services, request, login).await?;
-    Ok(entered)
-}
-
-/// Looks whether a caller who has waited is still who he was when he was proven.
+/// Looks whether a caller is still who he was when he was proven: he may have waited since, for his
+/// turn or for a version.
 async fn look_again(
     services: &Arc<Services>,
     request: &Request<'_>,
@@ -401,8 +391,7 @@ async fn admit<A: Admission>(
         }
     };
     let settings = services.settings.of(&services.kv, bucket).await;
-    let settings =
-        settings.map_err(|error| denied(Fault::with(Code::StoreUnavailable, error.to_string())))?;
+    let settings = settings.map_err(|error| denied(services::store_fault(error)))?;
     let real_status = real_status || settings.at(&Path::root(), "real_status").unwrap_or(false);
     let is_logged = settings.at(&Path::root(), "debug_log").unwrap_or(false);
     let origins = settings.at::<Vec<String>>(&Path::root(), "cors_origins");
@@ -492,66 +481,92 @@ async fn legacy_request(
     route: Route,
     adds: bool,
 ) -> Response {
-    let mut allow_origin = AllowOrigin::Everybody;
-    let done = async {
-        if route == Route::SignalList {
-            let _turn = turn(admission, Payer::Address(request.address), true).await?;
-            let params = Params::read(request.query, request.body).unwrap_or_default();
-            let Request { authority, is_tls, .. } = *request;
-            return Ok(legacy::signal_list(services, authority, is_tls, &params));
+    let Request { authority, is_tls, address, .. } = *request;
+    let admitted = match admit(services, request, admission, false, false).await {
+        Ok(admitted) => admitted,
+        Err(denied) => {
+            let mut response = legacy_refuse(&denied.fault);
+            response.allow_origin = denied.allow_origin;
+            return response;
         }
-        let admitted = admit(services, request, admission, false, false).await;
-        let admitted = admitted.map_err(|denied| {
-            allow_origin = denied.allow_origin;
-            denied.fault
-        })?;
-        allow_origin = admitted.allow_origin.clone();
-        // A GET of these may write too.
-        let _entered = enter(services, request, &admitted.login).await?;
-        let Request { if_match, if_none_match, .. } = *request;
-        Precondition::of_headers(admitted.method, if_match, if_none_match)?
-            .is_unsaid("a route of v1 and v2")?;
+    };
+    let service = match route {
+        Route::Token => Service::Token,
+        Route::Ice => Service::Turn,
+        _ => Service::Namespace,
+    };
+    let method = if adds { Method::Put } else { admitted.method };
+    // A GET of these may write too.
+    let entered = services.writing.enter(&admitted.login.caller().bucket);
+    let done = async {
+        look_again(services, request, &admitted.login).await?;
+        unconditional(request, admitted.method)?;
         let is_listing = admitted.method == Method::Get && !adds;
         let path = legacy::path(route, is_listing, &admitted.params)?;
-        let service = match route {
-            Route::Token => Service::Token,
-            Route::Ice => Service::Turn,
-            _ => Service::Namespace,
-        };
         let params = legacy::params(route, admitted.params.clone());
-        let method = if adds { Method::Put } else { admitted.method };
-        let caller = admitted.login.caller();
-        let wish = Wish { service, method, path: &path, erase: false };
-        access::decide(services, caller, request.address, wish).await?;
         let call = Call {
-            caller,
+            caller: admitted.login.caller(),
             method,
             path,
             params: &params,
             precondition: Precondition::Unsaid,
-            address: request.address,
-            authority: request.authority,
-            is_tls: request.is_tls,
+            address,
+            authority,
+            is_tls,
         };
-        let done = legacy::call(services, route, &call, adds).await;
-        tell(services, request, &admitted, service, method, true, &done).await;
-        done
+        access::decide(services, service, &call).await?;
+        legacy::call(services, route, &call, adds).await
     }
     .await;
+    tell(services, request, &admitted, service, method, true, &done).await;
+    drop(entered);
     let mut response = match done {
-        Ok(data) => {
-            let mut response = Response::new(200, Some(JSON), envelope::legacy_ok(&data));
-            response.no_store = true;
-            response
-        }
-        Err(fault) => {
-            let status = if fault.code.is_always_real() { fault.code.status() } else { 200 };
-            let mut response = Response::new(status, Some(JSON), envelope::legacy_error(&fault));
-            response.retry_after_s = fault.retry_after_s;
-            response
-        }
+        Ok(data) => legacy_accept(&data),
+        Err(fault) => legacy_refuse(&fault),
     };
-    response.allow_origin = allow_origin;
+    response.allow_origin = admitted.allow_origin;
+    response.is_admitted = true;
+    response
+}
+
+/// Where signalling is, which v2 tells everybody.
+async fn signal_list(
+    services: &Services,
+    request: &Request<'_>,
+    admission: &impl Admission,
+) -> Response {
+    match turn(admission, Payer::Address(request.address), true).await {
+        Ok(_turn) => {
+            let params = Params::read(request.query, request.body).unwrap_or_default();
+            let Request { authority, is_tls, .. } = *request;
+            legacy_accept(&legacy::signal_list(services, authority, is_tls, &params))
+        }
+        Err(fault) => legacy_refuse(&fault),
+    }
+}
+
+/// Refuses what the routes of v1 and v2 never had.
+fn unconditional(request: &Request<'_>, method: Method) -> Result<(), Fault> {
+    let Request { if_match, if_none_match, .. } = *request;
+    let what = "a route of v1 and v2";
+    Precondition::of_headers(method, if_match, if_none_match)?.refuse(what)?;
+    match request.idempotency_key {
+        Some(_) => Err(Fault::with(Code::BadRequest, format!("{what} takes no `Idempotency-Key`"))),
+        None => Ok(()),
+    }
+}
+
+fn legacy_accept(data: &str) -> Response {
+    let mut response = Response::new(200, Some(JSON), envelope::legacy_ok(data));
+    response.no_store = true;
+    response
+}
+
+fn legacy_refuse(fault: &Fault) -> Response {
+    let status = if fault.code.is_always_real() { fault.code.status() } else { 200 };
+    let mut response = Response::new(status, Some(JSON), envelope::legacy_error(fault));
+    response.retry_after_s = fault.retry_after_s;
+    response.no_store = true;
     response
 }
 
@@ -599,25 +614,26 @@ async fn tell<Turn, T>(
     done: &Result<T, Fault>,
 ) {
     let login = &admitted.login;
-    let kind = service as usize * METHODS.len() + method as usize;
+    let kind = service as usize * Method::ALL.len() + method as usize;
     let is_counted = login.count_again(services, kind);
     if is_counted && !admitted.is_logged {
         return;
     }
     let _entered = match has_entered {
         true => None,
-        false => match enter(services, request, login).await {
-            Ok(entered) => Some(entered),
-            Err(_) => return,
-        },
+        false => {
+            let entered = services.writing.enter(&login.caller().bucket);
+            if look_again(services, request, login).await.is_err() {
+                return;
+            }
+            Some(entered)
+        }
     };
     if !is_counted && let Some(measured) = measured(login.caller(), kind) {
         login.count(services, kind, measured);
     }
     admitted.log(services, service, request, done);
 }
-
-const METHODS: [Method; 4] = [Method::Delete, Method::Get, Method::Post, Method::Put];
 
 /// `api:3` at `/<service>/<METHOD>`, by who called.
 fn measured(caller: &Caller, kind: usize) -> Option<Measured> {
@@ -628,7 +644,7 @@ fn measured(caller: &Caller, kind: usize) -> Option<Measured> {
                 .expect("service and method names are legal segments")
         };
         let paths =
-            Service::ALL.iter().flat_map(|service| METHODS.map(|method| of(*service, method)));
+            Service::ALL.iter().flat_map(|service| Method::ALL.map(|method| of(*service, method)));
         (layer_of("api:3"), paths.collect())
     });
     Some(Measured {

@@ -13,30 +13,18 @@ use wire::errors::Code;
 use wire::names::Path;
 use wire::token::{Claims, Grants};
 
-use crate::principal::{Caller, Role};
-use crate::{Method, Service, Services, accounts, store_fault};
+use crate::principal::Role;
+use crate::{Call, Method, Service, Services, accounts, store_fault};
 
-/// A call of the HTTP API that somebody wants to make with an account's credentials.
-#[derive(Clone, Copy, Debug)]
-pub struct Wish<'a> {
-    pub service: Service,
-    pub method: Method,
-    pub path: &'a Path,
-    /// Whether a whole series is to go.
-    pub erase: bool,
-}
+/// The flag by which a whole series goes.
+pub(crate) const ERASE: &str = "erase";
 
-/// Decides a call.
+/// Decides a call of the HTTP API with an account's credentials.
 ///
 /// # Errors
 /// `unauthorized` where an address rule denies, `not_allowed` where the credentials do not permit.
-pub async fn decide(
-    services: &Services,
-    caller: &Caller,
-    address: IpAddr,
-    wish: Wish<'_>,
-) -> Result<(), Fault> {
-    let Wish { service, method, path, erase } = wish;
+pub async fn decide(services: &Services, service: Service, call: &Call<'_>) -> Result<(), Fault> {
+    let Call { caller, method, ref path, address, .. } = *call;
     let is_read = method == Method::Get;
     // `_auth` is never denied by its own rule, so nobody locks himself out.
     if service != Service::Authorization {
@@ -49,7 +37,7 @@ pub async fn decide(
         {
             Some("a sub-account cannot have sub-accounts")
         }
-        _ if erase && caller.role != Role::Owner => {
+        _ if call.params.flag(ERASE) && caller.role != Role::Owner => {
             Some("only the account's owner may erase a series")
         }
         _ => None,
@@ -113,6 +101,11 @@ impl Rules {
             }
         }
         Rules(rules)
+    }
+
+    /// How many there are.
+    pub(crate) fn len(&self) -> usize {
+        self.0.values().map(Vec::len).sum()
     }
 
     /// Whether a rule at the path or above it denies the address.

@@ -16,6 +16,7 @@ use wire::errors::Code;
 use wire::json::{Json, Members};
 use wire::names::{Ident, Key, Layer};
 
+use crate::access::ERASE;
 use crate::entries::{self, Found};
 use crate::precondition::Precondition;
 use crate::writing::Writing;
@@ -128,8 +129,7 @@ async fn get_own(
 
 async fn put_account(services: &Services, call: &Call<'_>, node: &Node) -> Result<Answer, Fault> {
     let key = entries::key(call)?.ok_or(Code::BadUsername)?;
-    let ident =
-        Ident::parse(key.as_str()).map_err(|error| Fault::with(error.code(), error.to_string()))?;
+    let ident = Ident::parse(key.as_str())?;
     let (details, precondition) = details(call)?;
     let live = services.kv.get(node, &key).await.map_err(store_fault)?;
     match (call.method, live) {
@@ -206,7 +206,8 @@ async fn create_account(
         row.set(name, value.clone());
     }
     row.set("email", Json::string(&email));
-    let now_ms = services.clock.now_micros() / 1000;
+    // No token of a predecessor is as young, even if the clock was set back since.
+    let now_ms = services.moments.after(services.clock.now_micros() / 1000);
     row.set("created", Json::from(now_ms / 1000));
     row.set(CREATED_MS, Json::from(now_ms));
     row.set("active", Json::from(serde_json::Value::Bool(active)));
@@ -390,7 +391,7 @@ async fn delete_account(
     for bucket in buckets_of(services, call, &key).await? {
         services.kv.drop_bucket(&bucket).await.map_err(store_fault)?;
     }
-    let answer = if call.params.flag("erase") {
+    let answer = if call.params.flag(ERASE) {
         u64::from(services.kv.erase(&node.entry(key.clone())).await.map_err(store_fault)?)
     } else {
         entries::delete_keys(services, call, node, std::slice::from_ref(&key)).await?

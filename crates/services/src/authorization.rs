@@ -10,7 +10,7 @@ use wire::json::Json;
 
 use crate::access::Network;
 use crate::entries::{self, Put};
-use crate::{Answer, Call, Method, Services, layer};
+use crate::{Answer, Call, Method, Services, layer, store_fault};
 
 pub(crate) const LAYER: &str = "*auth";
 
@@ -28,6 +28,8 @@ pub(crate) async fn call(services: &Services, call: &Call<'_>) -> Result<Answer,
                     format!("`{key}` is neither an IP address nor a CIDR prefix"),
                 ));
             }
+            let rules = services.rules.of(&services.kv, &call.caller.bucket).await;
+            entries::has_room(services, &node, &key, rules.map_err(store_fault)?.len()).await?;
             let value = call.params.json("v").unwrap_or_else(Json::null);
             let answer = entries::put_value(services, call, &node, Put { key, value }).await?;
             entries::enforce_rules(services, call).await?;

@@ -7,7 +7,7 @@ use wire::envelope::Fault;
 use wire::errors::Code;
 
 use crate::entries::{self, Put};
-use crate::{Answer, Call, Method, Services, layer, settings};
+use crate::{Answer, Call, Method, Services, layer, settings, store_fault};
 
 pub(crate) const LAYER: &str = "*conf";
 
@@ -30,6 +30,8 @@ pub(crate) async fn call(services: &Services, call: &Call<'_>) -> Result<Answer,
             if !settings::is_legal(known, &value) {
                 return Err(Fault::with(Code::BadRequest, format!("`{key}`: {}", known.doc)));
             }
+            let settings = services.settings.of(&services.kv, &call.caller.bucket).await;
+            entries::has_room(services, &node, &key, settings.map_err(store_fault)?.len()).await?;
             entries::put_value(services, call, &node, Put { key, value }).await
         }
     }

@@ -4,11 +4,10 @@
 //! `a=layers` (or nothing), `a=paths&l=`, `a=keys&l=` on a path; beyond the seed, `a=values&l=`,
 //! one value by `l` and `k`, and `a=changes&since=&limit=`, the bucket's change feed.
 
-use kv4::Node;
 use kv4::store::Seq;
 use wire::envelope::Fault;
 use wire::errors::Code;
-use wire::json::{Json, push_string};
+use wire::json::push_string;
 use wire::names::{Layer, Path};
 
 use crate::{Answer, Call, Services, accounts, entries, idempotency, layer, store_fault, token};
@@ -27,14 +26,14 @@ pub(crate) async fn call(services: &Services, call: &Call<'_>) -> Result<Answer,
         Some("layers") => layers(services, call).await,
         None if call.params.text("l").is_none() => layers(services, call).await,
         Some("paths") => paths(services, call, &asked_layer(call)?).await,
-        Some("keys") => keys(services, call, &asked_layer(call)?, false).await,
-        Some("values") => keys(services, call, &asked_layer(call)?, true).await,
+        Some("keys") => keys(services, call, &asked_layer(call)?, None).await,
+        Some("values") => keys(services, call, &asked_layer(call)?, Some("values")).await,
         Some("changes") => changes(services, call).await,
         None if has_key => {
             let layer = asked_layer(call)?;
             entries::get(services, call, &entries::node(call, layer)).await
         }
-        None => keys(services, call, &asked_layer(call)?, false).await,
+        None => keys(services, call, &asked_layer(call)?, None).await,
         Some(other) => Err(Fault::with(
             Code::BadRequest,
             format!("`a` is layers, paths, keys, values or changes, not `{other}`"),
@@ -58,7 +57,7 @@ fn asked_layer(call: &Call<'_>) -> Result<Layer, Fault> {
     if is_hidden(&text) || text.starts_with('#') {
         return Err(Fault::with(Code::BadLayerPrefix, format!("`{text}` is not shown")));
     }
-    Layer::parse(&text).map_err(|error| Fault::with(error.code(), error.to_string()))
+    Ok(Layer::parse(&text)?)
 }
 
 fn is_hidden(name: &str) -> bool {
@@ -80,7 +79,7 @@ async fn layers(services: &Services, call: &Call<'_>) -> Result<Answer, Fault> {
         names.push(subs_layer(services));
     }
     names.sort();
-    Ok(Answer::json(list(names.iter().map(String::as_str))))
+    Ok(list(names.iter().map(String::as_str)))
 }
 
 async fn paths(services: &Services, call: &Call<'_>, layer: &Layer) -> Result<Answer, Fault> {
@@ -100,14 +99,14 @@ async fn paths(services: &Services, call: &Call<'_>, layer: &Layer) -> Result<An
     found.retain(|path| path.is_within(&call.path) && !rules.denied(path, call.address));
     found.sort();
     found.dedup();
-    Ok(Answer::json(list(found.iter().map(Path::as_str))))
+    Ok(list(found.iter().map(Path::as_str)))
 }
 
 async fn keys(
     services: &Services,
     call: &Call<'_>,
     layer: &Layer,
-    values: bool,
+    shape: Option<&str>,
 ) -> Result<Answer, Fault> {
     let bucket = &call.caller.bucket;
     if layer.as_str().starts_with(SUBS_PREFIX) {
@@ -120,30 +119,16 @@ async fn keys(
             .map(|member| member.name)
             .collect();
         names.sort();
-        return Ok(Answer::json(list(names.iter().map(String::as_str))));
+        return Ok(list(names.iter().map(String::as_str)));
     }
     if let Some(measure) = measure(layer) {
         let cells = services.stat_cells(bucket, &measure, Some(call.path.clone())).await?;
         let mut keys: Vec<_> = cells.into_iter().map(|(cell, _)| cell.key).collect();
         keys.sort();
         keys.dedup();
-        return Ok(Answer::json(list(keys.iter().map(|key| key.as_str()))));
+        return Ok(list(keys.iter().map(|key| key.as_str())));
     }
-    let node = Node::new(bucket.clone(), layer.clone(), call.path.clone());
-    if !values {
-        let keys = services.kv.keys(&node).await.map_err(store_fault)?;
-        return Ok(Answer::json(list(keys.iter().map(|key| key.as_str()))));
-    }
-    let heads = services.kv.heads(&node).await.map_err(store_fault)?;
-    let mut v = String::from("[");
-    for (at, head) in heads.iter().enumerate() {
-        if at > 0 {
-            v.push(',');
-        }
-        accounts::shown(layer, &head.value).push_with(&mut v, "_ver_", &head.ver.to_string());
-    }
-    v.push(']');
-    Ok(Answer::json(v))
+    entries::list(services, call, &entries::node(call, layer.clone()), shape).await
 }
 
 async fn changes(services: &Services, call: &Call<'_>) -> Result<Answer, Fault> {
@@ -196,14 +181,6 @@ fn measure(name: &Layer) -> Option<Layer> {
     name.as_str().strip_prefix(STATS_PREFIX).filter(|measure| !measure.is_empty()).map(layer)
 }
 
-fn list<'a>(texts: impl Iterator<Item = &'a str>) -> String {
-    let mut v = String::from("[");
-    for (at, text) in texts.enumerate() {
-        if at > 0 {
-            v.push(',');
-        }
-        v.push_str(Json::string(text).as_str());
-    }
-    v.push(']');
-    v
+fn list<'a>(texts: impl Iterator<Item = &'a str>) -> Answer {
+    Answer::list(texts, |v, text| push_string(v, text))
 }

@@ -16,6 +16,7 @@ use wire::json::{Json, push_string};
 use wire::names::{Key, Layer};
 use wire::timegroup::TimeGroup;
 
+use crate::access::ERASE;
 use crate::precondition::Precondition;
 use crate::{Answer, Call, Closing, Services, accounts, store_fault, write_fault};
 
@@ -23,6 +24,8 @@ use crate::{Answer, Call, Closing, Services, accounts, store_fault, write_fault}
 pub const ROWS_MAX: usize = 100_000;
 /// Values of a node that is too large to be held in memory, in one answer.
 const PAGE_MAX: usize = 1_000;
+/// Rules, and settings, that an account may have.
+const RULES_MAX: usize = 10_000;
 /// Entries that one transaction deletes.
 const DELETE_AT_ONCE: usize = 500;
 /// How long a read with `at` waits for its version.
@@ -93,62 +96,58 @@ pub async fn find(services: &Services, call: &Call<'_>, node: &Node) -> Result<F
     Ok(found.map_err(store_fault)?.map_or(Found::Nothing, Found::Entry))
 }
 
-async fn list(
+/// The keys or entries of a node, those after `after` where a call names it, at most `limit`.
+///
+/// # Errors
+/// `bad_request` for a shape that there is not, `too_large` for more than [`ROWS_MAX`] rows when no
+/// page was asked for; the store's.
+pub(crate) async fn list(
     services: &Services,
     call: &Call<'_>,
     node: &Node,
     shape: Option<&str>,
 ) -> Result<Answer, Fault> {
-    let after = call.params.text("after");
-    let limit = limit(call)?;
-    let mut v = String::from("[");
-    let mut is_first = true;
-    let mut next = |v: &mut String| {
-        if !std::mem::take(&mut is_first) {
-            v.push(',');
-        }
+    let after = call.params.text("after").filter(|text| !text.is_empty());
+    let after = after.as_deref().map(Key::parse).transpose()?;
+    let asks_page = call.params.text("limit").is_some();
+    // One row more tells whether there are more than may be.
+    let limit = if asks_page { limit(call)? } else { ROWS_MAX + 1 };
+    let is_whole = |rows: usize| match rows > ROWS_MAX {
+        true => Err(store_fault(StoreError::TooLarge)),
+        false => Ok(()),
     };
-    let is_after = |key: &Key| after.as_deref().is_none_or(|after| key.as_str() > after);
     match shape {
         Some("values" | "datum") => {
-            let asks_page = call.params.text("limit").is_some();
             let heads = match services.kv.heads(node).await {
                 Err(StoreError::TooLarge) if asks_page => {
-                    let after = after.as_deref().map(Key::parse).transpose();
-                    let after =
-                        after.map_err(|error| Fault::with(error.code(), error.to_string()))?;
                     services.kv.page(node, after.as_ref(), limit.min(PAGE_MAX)).await
                 }
                 heads => heads,
             };
             let heads = heads.map_err(store_fault)?;
-            for head in heads.iter().filter(|head| is_after(&head.key)).take(limit) {
-                next(&mut v);
-                if shape == Some("datum") {
-                    push_datum(&mut v, node, head);
-                } else {
-                    accounts::shown(&node.layer, &head.value).push_with(
-                        &mut v,
-                        "_ver_",
-                        &head.ver.to_string(),
-                    );
-                }
-            }
+            let is_after = |head: &&Arc<Head>| after.as_ref().is_none_or(|key| head.key > *key);
+            let heads: Vec<_> = heads.iter().filter(is_after).take(limit).collect();
+            is_whole(heads.len())?;
+            Ok(Answer::list(heads, |v, head| match shape {
+                Some("datum") => push_datum(v, node, head),
+                _ => accounts::shown(&node.layer, &head.value).push_with(
+                    v,
+                    "_ver_",
+                    &head.ver.to_string(),
+                ),
+            }))
         }
         Some("keys") | None => {
-            let keys = services.kv.keys(node).await.map_err(store_fault)?;
-            for key in keys.iter().filter(|key| is_after(key)).take(limit) {
-                next(&mut v);
-                push_string(&mut v, key.as_str());
-            }
+            let keys = services.kv.keys_after(node, after.as_ref(), limit).await;
+            let keys = keys.map_err(store_fault)?;
+            is_whole(keys.len())?;
+            Ok(Answer::list(&keys, |v, key| push_string(v, key.as_str())))
         }
         Some(other) => {
             let detail = format!("`as` is keys, values or datum, not `{other}`");
-            return Err(Fault::with(Code::BadRequest, detail));
+            Err(Fault::with(Code::BadRequest, detail))
         }
     }
-    v.push(']');
-    Ok(Answer::json(v))
 }
 
 async fn series(services: &Services, call: &Call<'_>, node: &Node) -> Result<Answer, Fault> {
@@ -182,30 +181,27 @@ async fn series(services: &Services, call: &Call<'_>, node: &Node) -> Result<Ans
         rows.sort_by_key(|(_, version)| std::cmp::Reverse(version.ver.stamp));
         rows.truncate(limit);
     }
-    let mut v = String::from("[");
-    for (row_key, version) in &rows {
+    let shown = rows.iter().filter_map(|(row_key, version)| {
         let value = match &version.value {
             Some(value) => accounts::shown(&node.layer, value),
             None if with_deletions => Cow::Owned(Json::null()),
-            None => continue,
+            None => return None,
         };
-        if v.len() > 1 {
-            v.push(',');
-        }
+        Some((row_key, version, value))
+    });
+    Ok(Answer::list(shown, |v, (row_key, version, value)| {
         v.push('[');
         v.push_str(&version.ver.stamp.unix_s().to_string());
         v.push(',');
-        push_string(&mut v, &version.who);
+        push_string(v, &version.who);
         v.push(',');
         v.push_str(value.as_str());
         if key.is_none() {
             v.push(',');
-            push_string(&mut v, row_key.as_str());
+            push_string(v, row_key.as_str());
         }
         v.push(']');
-    }
-    v.push(']');
-    Ok(Answer::json(v))
+    }))
 }
 
 /// The span of `gs` and `ge`: the groups at its ends. A `ge` left out is `gs` itself, so that a
@@ -228,6 +224,23 @@ pub fn span(call: &Call<'_>) -> Result<Option<(TimeGroup, TimeGroup)>, Fault> {
         (None, Some(last)) => Some((TimeGroup::at(0, last.depth()), last)),
         (None, None) => None,
     })
+}
+
+/// Refuses one more rule or setting than an account may have: all of them are looked at with every
+/// request, and compiled anew when one changes.
+///
+/// # Errors
+/// `not_allowed`; the store's.
+pub(crate) async fn has_room(
+    services: &Services,
+    node: &Node,
+    key: &Key,
+    held: usize,
+) -> Result<(), Fault> {
+    if held < RULES_MAX || services.kv.get(node, key).await.map_err(store_fault)?.is_some() {
+        return Ok(());
+    }
+    Err(Fault::with(Code::NotAllowed, format!("an account has at most {RULES_MAX} of these")))
 }
 
 /// What a put says beside its value.
@@ -257,8 +270,7 @@ pub async fn put_value(
     node: &Node,
     put: Put,
 ) -> Result<Answer, Fault> {
-    let (value, ver) = split_ver(put.value)?;
-    let precondition = precondition(call)?.and(Precondition::of_ver(ver.as_ref())?)?;
+    let (value, precondition) = value_and_precondition(call, put.value)?;
     let condition = condition(services, call, &node.entry(put.key.clone()), &precondition).await?;
     let write = Write {
         entry: node.entry(put.key),
@@ -271,17 +283,21 @@ pub async fn put_value(
     Ok(show_written(&node.layer, &written))
 }
 
-/// Takes `_ver_` out of an object.
-fn split_ver(value: Json) -> Result<(Json, Option<Json>), Fault> {
+/// What a call says of the version that it is about, in its value too, and the value without that.
+pub(crate) fn value_and_precondition(
+    call: &Call<'_>,
+    value: Json,
+) -> Result<(Json, Precondition), Fault> {
+    let outside = precondition(call)?;
     if !value.is_object() {
-        return Ok((value, None));
+        return Ok((value, outside));
     }
     let mut members = value.members().ok_or_else(|| {
         Fault::with(Code::BadRequest, "a name among the members of `v` is no Unicode text")
     })?;
     Ok(match members.remove("_ver_") {
-        None => (value, None),
-        Some(ver) => (members.to_json(), Some(ver)),
+        None => (value, outside),
+        Some(ver) => (members.to_json(), outside.and(Precondition::of_ver(Some(&ver))?)?),
     })
 }
 
@@ -317,8 +333,8 @@ async fn condition(
 /// `not_found` for a key that is not there; `version_conflict` for a stale `_ver_`.
 pub async fn delete(services: &Services, call: &Call<'_>, node: &Node) -> Result<Answer, Fault> {
     let precondition = precondition(call)?;
-    if call.params.flag("erase") {
-        precondition.is_unsaid("`erase`")?;
+    if call.params.flag(ERASE) {
+        precondition.refuse("`erase`")?;
         let key = match find(services, call, node).await? {
             Found::Entry(head) => head.key.clone(),
             _ => key(call)?.ok_or_else(|| Fault::with(Code::BadName, "`erase` needs `k`"))?,
@@ -334,16 +350,20 @@ pub async fn delete(services: &Services, call: &Call<'_>, node: &Node) -> Result
             services.kv.write(write).await.map_err(write_fault)?;
             Ok(Answer::number(1))
         }
-        // A `k` that says nothing may be a variable that its script forgot to set.
-        Found::NotAsked if ["k", "k2", "k3", "k4"].iter().any(|name| call.params.has(name)) => Err(
-            Fault::with(Code::BadName, "a key is named that is none; leave it out for all keys"),
-        ),
+        Found::NotAsked if ["k", "k2", "k3", "k4"].iter().any(|name| call.params.has(name)) => {
+            Err(no_key())
+        }
         Found::NotAsked => {
-            precondition.is_unsaid("a deletion of a path")?;
+            precondition.refuse("a deletion of a path")?;
             let keys = services.kv.keys(node).await.map_err(store_fault)?;
             Ok(Answer::number(delete_keys(services, call, node, &keys).await?))
         }
     }
+}
+
+/// Refuses a deletion by a `k` that says nothing: it may be a variable that its script forgot to set.
+pub(crate) fn no_key() -> Fault {
+    Fault::with(Code::BadName, "a key is named that is none; leave it out for all keys")
 }
 
 /// Deletes keys of a node; answers how many were live.
@@ -405,17 +425,14 @@ pub fn key(call: &Call<'_>) -> Result<Option<Key>, Fault> {
     let Some(text) = call.params.text("k").filter(|text| !text.is_empty()) else {
         return Ok(None);
     };
-    let key = Key::parse(&text).map_err(|error| Fault::with(error.code(), error.to_string()))?;
-    Ok(Some(key))
+    Ok(Some(Key::parse(&text)?))
 }
 
 /// The first of `k2`, `k3`, `k4` that a call names, with its number.
 fn secondary_key(call: &Call<'_>) -> Result<Option<(u8, Key)>, Fault> {
     for (nth, name) in (2u8..).zip(SECONDARY) {
         if let Some(text) = call.params.text(name).filter(|text| !text.is_empty()) {
-            let key =
-                Key::parse(&text).map_err(|error| Fault::with(error.code(), error.to_string()))?;
-            return Ok(Some((nth, key)));
+            return Ok(Some((nth, Key::parse(&text)?)));
         }
     }
     Ok(None)

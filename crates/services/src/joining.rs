@@ -2,61 +2,110 @@
 //! and the others take what comes of it. A guess that is made many times over is one guess.
 
 use std::collections::HashMap;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
+use event_listener::{Event, listener};
 use foldhash::fast::RandomState;
-use tokio::sync::OnceCell;
 use wire::envelope::Fault;
 
 use crate::principal::Proof;
 
-/// A digest of what was presented, and from where.
-type Digest = [u8; 32];
-type Outcome = OnceCell<Result<Arc<Proof>, Fault>>;
+/// What was presented and from where, and after how many changes of accounts: what somebody begins
+/// to look at before a change says nothing to who comes after it.
+pub(crate) type Presented = ([u8; 32], u64);
+type Outcome = Result<Arc<Proof>, Fault>;
 
-/// Logins that are being looked at.
+/// Logins that are being looked at, each with how many take part in it.
 #[derive(Debug, Default)]
-pub(crate) struct Joining(Mutex<HashMap<Digest, Arc<Outcome>, RandomState>>);
+pub(crate) struct Joining(Mutex<HashMap<Presented, (usize, Arc<Look>), RandomState>>);
+
+#[derive(Debug, Default)]
+struct Look {
+    is_taken: AtomicBool,
+    outcome: OnceLock<Outcome>,
+    /// It has an outcome, or whoever looked has given up.
+    ended: Event,
+}
 
 impl Joining {
     /// What comes of `look`, or of an equal one that is under way. Of one that is given up before it
-    /// ends the next in line looks anew.
+    /// ends another one looks anew.
     ///
     /// # Errors
     /// Those of the one that was looked at.
     pub(crate) async fn join(
         &self,
-        digest: Digest,
-        look: impl Future<Output = Result<Arc<Proof>, Fault>>,
-    ) -> Result<Arc<Proof>, Fault> {
-        let outcome = self.under_way().entry(digest).or_default().clone();
-        let joined = Joined { joining: self, digest, outcome };
-        joined.outcome.get_or_init(|| look).await.clone()
+        presented: Presented,
+        look: impl Future<Output = Outcome>,
+    ) -> Outcome {
+        let part = self.take_part(presented);
+        loop {
+            if let Some(outcome) = part.look.outcome.get() {
+                return outcome.clone();
+            }
+            if let Some(turn) = Turn::take(&part.look) {
+                let outcome = look.await;
+                // Nobody else has the turn.
+                let _ = turn.0.outcome.set(outcome.clone());
+                return outcome;
+            }
+            listener!(part.look.ended => ended);
+            // It may have ended before this listened.
+            if part.look.is_taken.load(Ordering::SeqCst) && part.look.outcome.get().is_none() {
+                ended.await;
+            }
+        }
     }
 
-    fn under_way(&self) -> MutexGuard<'_, HashMap<Digest, Arc<Outcome>, RandomState>> {
+    fn take_part(&self, presented: Presented) -> Part<'_> {
+        let mut under_way = self.under_way();
+        let (parts, look) = under_way.entry(presented).or_default();
+        *parts += 1;
+        Part { joining: self, presented, look: look.clone() }
+    }
+
+    fn under_way(&self) -> MutexGuard<'_, HashMap<Presented, (usize, Arc<Look>), RandomState>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Part in a login, until this is dropped.
-struct Joined<'a> {
+struct Part<'a> {
     joining: &'a Joining,
-    digest: Digest,
-    outcome: Arc<Outcome>,
+    presented: Presented,
+    look: Arc<Look>,
 }
 
-impl Drop for Joined<'_> {
-    /// What is known, or is waited for by nobody else, is not under way.
+impl Drop for Part<'_> {
+    /// Whoever comes after the outcome looks anew, as who comes after everybody has gone.
     fn drop(&mut self) {
         let mut under_way = self.joining.under_way();
-        // The map's own and this one; others are taken under the lock only.
-        let is_last = || Arc::strong_count(&self.outcome) == 2;
-        let is_this = |held: &Arc<Outcome>| Arc::ptr_eq(held, &self.outcome);
-        if under_way.get(&self.digest).is_some_and(is_this)
-            && (self.outcome.initialized() || is_last())
-        {
-            under_way.remove(&self.digest);
+        let Some((parts, look)) = under_way.get_mut(&self.presented) else { return };
+        if !Arc::ptr_eq(look, &self.look) {
+            return;
         }
+        *parts -= 1;
+        if *parts == 0 || self.look.outcome.get().is_some() {
+            under_way.remove(&self.presented);
+        }
+    }
+}
+
+/// The right to look, until this is dropped.
+struct Turn<'a>(&'a Look);
+
+impl<'a> Turn<'a> {
+    fn take(look: &'a Look) -> Option<Turn<'a>> {
+        (!look.is_taken.swap(true, Ordering::SeqCst)).then(|| Turn(look))
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        let is_done = self.0.outcome.get().is_some();
+        self.0.is_taken.store(is_done, Ordering::SeqCst);
+        // One is enough to look anew; everybody is to hear of an outcome.
+        self.0.ended.notify(if is_done { usize::MAX } else { 1 });
     }
 }

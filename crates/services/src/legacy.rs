@@ -14,12 +14,10 @@ use wire::params::Params;
 use crate::principal::Caller;
 use crate::{Call, Method, Service, Services, host, namespace};
 
-/// A legacy route.
+/// A legacy route that asks for credentials.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Route {
     Token,
-    /// Answers without credentials.
-    SignalList,
     Ice,
     Domain,
     Application,
@@ -31,7 +29,6 @@ impl Route {
     pub fn of(path: &str) -> Option<(Route, bool)> {
         Some(match path.trim_end_matches('/') {
             "/getToken" | "/signal/token" => (Route::Token, false),
-            "/wsList" | "/signal/list" => (Route::SignalList, false),
             "/getIceServers" | "/ice" => (Route::Ice, false),
             "/domain" => (Route::Domain, false),
             "/application" => (Route::Application, false),
@@ -42,6 +39,11 @@ impl Route {
             _ => return None,
         })
     }
+}
+
+/// Whether a URL path asks for the [`signal_list`].
+pub fn is_signal_list(path: &str) -> bool {
+    matches!(path.trim_end_matches('/'), "/wsList" | "/signal/list")
 }
 
 /// The base URL of signalling, which needs no credentials. `secure` asks for one that speaks TLS;
@@ -103,7 +105,6 @@ pub async fn call(
     adds: bool,
 ) -> Result<String, Fault> {
     match route {
-        Route::SignalList => Ok(signal_list(services, call.authority, call.is_tls, call.params)),
         Route::Token => {
             require_room(services, call.caller, &call.path).await?;
             let answer = crate::call(services, Service::Token, &as_put(call)).await?;

@@ -296,6 +296,8 @@ pub enum Method {
 }
 
 impl Method {
+    pub const ALL: [Method; 4] = [Method::Delete, Method::Get, Method::Post, Method::Put];
+
     pub fn as_str(self) -> &'static str {
         match self {
             Method::Delete => "DELETE",
@@ -413,6 +415,22 @@ impl Answer {
         Answer { v: v.into(), ver: None, no_store: false }
     }
 
+    /// A JSON array; `push` writes one member of it.
+    pub fn list<T>(
+        members: impl IntoIterator<Item = T>,
+        mut push: impl FnMut(&mut String, T),
+    ) -> Answer {
+        let mut v = String::from("[");
+        for (at, member) in members.into_iter().enumerate() {
+            if at > 0 {
+                v.push(',');
+            }
+            push(&mut v, member);
+        }
+        v.push(']');
+        Answer::json(v)
+    }
+
     pub fn text(text: &str) -> Answer {
         Answer::json(Json::string(text).as_str())
     }
@@ -431,7 +449,7 @@ pub async fn call(services: &Services, service: Service, call: &Call<'_>) -> Res
         return Err(entries::no_method(call));
     }
     if call.method != Method::Get && !service.takes_preconditions() {
-        call.precondition.is_unsaid(&format!("_{}", service.name()))?;
+        entries::precondition(call)?.refuse(&format!("_{}", service.name()))?;
     }
     match service {
         Service::Accounts => accounts::call(services, call).await,
@@ -483,7 +501,8 @@ pub(crate) fn path(text: &str) -> Path {
     Path::parse(text).expect("constant paths are legal")
 }
 
-pub(crate) fn store_fault(error: StoreError) -> Fault {
+/// What a failure of the store is told as.
+pub fn store_fault(error: StoreError) -> Fault {
     match error {
         StoreError::TooLarge => Fault::with(
             Code::TooLarge,
@@ -496,9 +515,9 @@ pub(crate) fn store_fault(error: StoreError) -> Fault {
 
 pub(crate) fn write_fault(error: WriteError) -> Fault {
     match error {
-        WriteError::Exists | WriteError::KeyTaken(_) => Fault::new(Code::KeyExists),
+        WriteError::KeyTaken(_) => Fault::new(Code::KeyExists),
         WriteError::Missing => Fault::new(Code::NotFound),
-        WriteError::Conflict => Fault::new(Code::VersionConflict),
+        WriteError::Exists | WriteError::Conflict => Fault::new(Code::VersionConflict),
         WriteError::VerMissing => Fault::new(Code::VerMissing),
         WriteError::Store(error) => store_fault(error),
         error => Fault::with(Code::Internal, error.to_string()),

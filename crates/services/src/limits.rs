@@ -2,19 +2,25 @@
 //!
 //! Two buckets of tokens, one per (address, account) and a wider one per address, so that a person
 //! who mistypes is never shut out by others behind the same address quickly, and a list of stolen
-//! passwords does not get through. A blocked address is refused before its secret is looked at.
+//! passwords does not get through. A blocked address is refused before its secret is looked at. Who
+//! hangs up while he waits has failed: nobody has secrets hashed for nothing.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::{Mutex, PoisonError};
 
-/// Failures in a row that one address may make at one account, and seconds until it gets one back.
-const ACCOUNT_BURST: f64 = 10.0;
-const ACCOUNT_REFILL_S: f64 = 6.0;
-/// The same for one address at all accounts together.
-const ADDRESS_BURST: f64 = 60.0;
-const ADDRESS_REFILL_S: f64 = 1.0;
-/// Addresses and pairs remembered; beyond it the fullest are forgotten.
+/// How many failures in a row are let pass, and seconds until there is one more.
+#[derive(Clone, Copy, Debug)]
+struct Rate {
+    burst: f64,
+    refill_s: f64,
+}
+
+/// Of one address at one account.
+const AT_ACCOUNT: Rate = Rate { burst: 10.0, refill_s: 6.0 };
+/// Of one address at all accounts together.
+const AT_ALL: Rate = Rate { burst: 60.0, refill_s: 1.0 };
+/// Addresses and pairs remembered, beside those of which an attempt is pending.
 const BUCKETS_MAX: usize = 100_000;
 
 /// Counts failed logins.
@@ -65,12 +71,12 @@ impl Failures {
         make_room(&mut buckets, now_s);
         let keys = keys(address, account);
         let mut refused = None;
-        for (key, (burst, refill_s)) in &keys {
-            let full = Tokens { left: *burst, at_s: now_s, pending: 0 };
+        for (key, rate) in &keys {
+            let full = Tokens { left: rate.burst, at_s: now_s, pending: 0 };
             let tokens = buckets.entry(key.clone()).or_insert(full);
-            *tokens = tokens.refilled(now_s, *burst, *refill_s);
+            *tokens = tokens.refilled(now_s, *rate);
             if tokens.left + f64::from(tokens.pending) < 1.0 {
-                let seconds = ((1.0 - tokens.left) * refill_s).ceil().max(1.0) as u64;
+                let seconds = ((1.0 - tokens.left) * rate.refill_s).ceil().max(1.0) as u64;
                 let wait = match refused {
                     Some(Charge::Never(others)) => seconds.max(others),
                     _ => seconds,
@@ -104,11 +110,11 @@ impl Attempt<'_> {
 impl Drop for Attempt<'_> {
     fn drop(&mut self) {
         let mut buckets = self.failures.buckets.lock().unwrap_or_else(PoisonError::into_inner);
-        for (key, (burst, _)) in &self.keys {
+        for (key, rate) in &self.keys {
             if let Some(tokens) = buckets.get_mut(key) {
                 tokens.pending = tokens.pending.saturating_sub(1);
                 if self.was_right {
-                    tokens.left = (tokens.left + 1.0).min(*burst);
+                    tokens.left = (tokens.left + 1.0).min(rate.burst);
                 }
             }
         }
@@ -116,45 +122,45 @@ impl Drop for Attempt<'_> {
 }
 
 type Key = (IpAddr, Option<String>);
-/// The burst, and seconds to refill one.
-type Rate = (f64, f64);
 
-/// The two buckets of an attempt, and how they fill. An IPv6 address counts
-/// as its /64, which is what one customer is given.
-fn keys(address: IpAddr, account: &str) -> [(Key, Rate); 2] {
-    let address = match address {
+/// What an address counts as: an IPv6 address as its /64, which is what one customer is given.
+pub(crate) fn counted_as(address: IpAddr) -> IpAddr {
+    match address {
         IpAddr::V6(address) => IpAddr::V6((u128::from(address) & !u128::from(u64::MAX)).into()),
         address => address,
-    };
-    let account = account.chars().take(64).collect();
-    [
-        ((address, None), (ADDRESS_BURST, ADDRESS_REFILL_S)),
-        ((address, Some(account)), (ACCOUNT_BURST, ACCOUNT_REFILL_S)),
-    ]
+    }
 }
 
-/// Forgets the buckets that are full again, and if that is not enough those that are fullest.
+/// The two buckets of an attempt, and how they fill.
+fn keys(address: IpAddr, account: &str) -> [(Key, Rate); 2] {
+    let address = counted_as(address);
+    let account = account.chars().take(64).collect();
+    [((address, None), AT_ALL), ((address, Some(account)), AT_ACCOUNT)]
+}
+
+/// Forgets the buckets that are full again, if that is not enough those that are fullest, and at last
+/// all of which nothing is pending.
 fn make_room(buckets: &mut HashMap<Key, Tokens>, now_s: f64) {
     let mut keep_below = 1.0;
     while buckets.len() >= BUCKETS_MAX && keep_below > 0.0 {
         buckets.retain(|(_, account), tokens| {
-            let (burst, refill_s) = match account {
-                Some(_) => (ACCOUNT_BURST, ACCOUNT_REFILL_S),
-                None => (ADDRESS_BURST, ADDRESS_REFILL_S),
-            };
-            let tokens = tokens.refilled(now_s, burst, refill_s);
-            tokens.pending > 0 || tokens.left < burst * keep_below
+            let rate = if account.is_some() { AT_ACCOUNT } else { AT_ALL };
+            let tokens = tokens.refilled(now_s, rate);
+            tokens.pending > 0 || tokens.left < rate.burst * keep_below
         });
         keep_below -= 0.25;
+    }
+    if buckets.len() >= BUCKETS_MAX {
+        buckets.retain(|_, tokens| tokens.pending > 0);
     }
 }
 
 impl Tokens {
-    fn refilled(self, now_s: f64, burst: f64, refill_s: f64) -> Tokens {
+    fn refilled(self, now_s: f64, rate: Rate) -> Tokens {
         // Time that passed, or that the clock was set back by: nobody waits until it catches up.
-        let gained = (now_s - self.at_s).abs() / refill_s;
+        let gained = (now_s - self.at_s).abs() / rate.refill_s;
         // What may come back finds its room.
-        let room = burst - f64::from(self.pending);
+        let room = rate.burst - f64::from(self.pending);
         Tokens { left: (self.left + gained).min(room), at_s: now_s, ..self }
     }
 }

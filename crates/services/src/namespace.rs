@@ -10,6 +10,7 @@ use wire::errors::Code;
 use wire::json::{Json, push_string};
 use wire::names::{Key, Path};
 
+use crate::access::ERASE;
 use crate::precondition::Precondition;
 use crate::{Answer, Call, Method, Services, entries, layer, store_fault, write_fault};
 
@@ -41,17 +42,16 @@ pub(crate) async fn create(
     if path.is_root() {
         return Err(Fault::with(Code::BadSegment, "name a path below the root"));
     }
-    // A path is only ever made: `If-None-Match: *` says no more than that.
-    if entries::precondition(call)? != Precondition::Absent {
-        entries::precondition(call)?.is_unsaid("the making of a path")?;
-    }
     let value = call.params.json("v").filter(Json::is_object);
+    let value = value.unwrap_or_else(|| Json::from(serde_json::json!({})));
+    let (value, precondition) = entries::value_and_precondition(call, value)?;
+    // A path is only ever made: `If-None-Match: *` says no more than that.
+    if precondition != Precondition::Absent {
+        precondition.refuse("the making of a path")?;
+    }
     let write = Write {
         entry: node(&call.caller.bucket, path).entry(key()),
-        op: Op::Put {
-            value: value.unwrap_or_else(|| Json::from(serde_json::json!({}))),
-            keys: Default::default(),
-        },
+        op: Op::Put { value, keys: Default::default() },
         condition: Condition::Absent,
         who: call.caller.who.clone(),
         stamp: services.stamp(),
@@ -72,12 +72,12 @@ pub(crate) async fn remove(
     call: &Call<'_>,
     path: &Path,
 ) -> Result<u64, Fault> {
-    entries::precondition(call)?.is_unsaid("a deletion of paths")?;
+    entries::precondition(call)?.refuse("a deletion of paths")?;
     let bucket = &call.caller.bucket;
     let paths = services.kv.paths(bucket, &layer(LAYER), path).await.map_err(store_fault)?;
     let found: Vec<Entry> = paths.iter().map(|(path, _)| node(bucket, path).entry(key())).collect();
     let mut removed = 0;
-    if call.params.flag("erase") {
+    if call.params.flag(ERASE) {
         for entry in &found {
             removed += u64::from(services.kv.erase(entry).await.map_err(store_fault)?);
         }
@@ -107,17 +107,8 @@ pub(crate) async fn below(
 async fn list(services: &Services, call: &Call<'_>) -> Result<Answer, Fault> {
     // A depth that is not a number (an SDK sends `depth=depth=10`) counts as none.
     let depth = call.params.text("depth").and_then(|text| text.parse().ok());
-    let mut v = String::from("[");
-    for (at, relative) in
-        below(services, &call.caller.bucket, &call.path, depth).await?.iter().enumerate()
-    {
-        if at > 0 {
-            v.push(',');
-        }
-        push_string(&mut v, relative);
-    }
-    v.push(']');
-    Ok(Answer::json(v))
+    let below = below(services, &call.caller.bucket, &call.path, depth).await?;
+    Ok(Answer::list(&below, |v, relative| push_string(v, relative)))
 }
 
 /// Whether a path was PUT.

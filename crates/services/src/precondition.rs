@@ -121,11 +121,11 @@ impl Precondition {
         })
     }
 
-    /// Refuses a precondition where none is looked at.
+    /// Refuses to have one where none is looked at.
     ///
     /// # Errors
     /// `bad_request`.
-    pub fn is_unsaid(&self, what: &str) -> Result<(), Fault> {
+    pub fn refuse(&self, what: &str) -> Result<(), Fault> {
         match self {
             Precondition::Unsaid => Ok(()),
             _ => Err(bad(&format!("{what} takes no `If-Match`, `If-None-Match` or `_ver_`"))),

@@ -5,8 +5,8 @@
 //! deactivated account is asked anew.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use aws_lc_rs::digest::{Context, SHA256};
@@ -21,9 +21,9 @@ use crate::accounts::{ACCOUNTS_PATH, ADMINS_PATH, AccountRow, AdminRow, LAYER};
 use crate::limits::{Attempt, Charge};
 use crate::logs::Level;
 use crate::sessions::{Login, Session};
-use crate::{Rng, Services, layer, path, secrets, store_fault};
+use crate::{Rng, Services, layer, limits, path, secrets, store_fault};
 
-/// Proofs remembered; beyond it half are forgotten.
+/// Proofs remembered; beyond it half of them are forgotten.
 const PROOFS_MAX: usize = 50_000;
 
 /// How long an attempt waits for those before it, and how often it looks.
@@ -50,6 +50,8 @@ pub enum Role {
     Owner,
     /// With a password of one of the account's admins.
     Admin,
+    /// With a password of one of its parent's admins.
+    ParentAdmin,
 }
 
 impl Caller {
@@ -70,6 +72,8 @@ pub struct Proven {
     /// By what was presented and from where: elsewhere a proof does not stand in for the limit on
     /// failures, or a blocked address would learn from it which of its guesses is right.
     proofs: papaya::HashMap<[u8; 32], Arc<Proof>, foldhash::fast::RandomState>,
+    /// How often half of them were forgotten.
+    halvings: AtomicU64,
 }
 
 impl std::fmt::Debug for Proven {
@@ -96,6 +100,7 @@ impl Proven {
             key,
             sys_hash: secrets::hash_random(sys_secret),
             proofs: papaya::HashMap::default(),
+            halvings: AtomicU64::new(0),
         }
     }
 
@@ -103,7 +108,7 @@ impl Proven {
     fn digest(&self, presented: &[&str], address: IpAddr) -> [u8; 32] {
         let mut context = Context::new(&SHA256);
         context.update(&self.key);
-        match address {
+        match limits::counted_as(address) {
             IpAddr::V4(address) => context.update(&address.octets()),
             IpAddr::V6(address) => context.update(&address.octets()),
         }
@@ -128,8 +133,10 @@ impl Proven {
     fn remember(&self, digest: [u8; 32], proof: Proof) -> Arc<Proof> {
         let proofs = self.proofs.pin();
         if proofs.len() >= PROOFS_MAX {
-            // Digests are as good as random: this lets go of half of them.
-            proofs.retain(|digest, _| digest[0] & 1 == 0);
+            // Digests are as good as random, each bit by itself.
+            let bit = self.halvings.fetch_add(1, Ordering::Relaxed) % 256;
+            let (byte, bit) = (bit as usize / 8, bit % 8);
+            proofs.retain(|digest, _| digest[byte] >> bit & 1 == 0);
         }
         let proof = Arc::new(proof);
         proofs.insert(digest, proof.clone());
@@ -207,7 +214,7 @@ async fn proof(
         let proof = prove_limited(services, &credentials, address).await?;
         Ok(services.proven.remember(digest, proof))
     };
-    services.joining.join(digest, look).await
+    services.joining.join((digest, services.account_changes.count()), look).await
 }
 
 impl Proof {
@@ -311,12 +318,11 @@ async fn prove(
         own_hash = row.secret;
     }
     if let Some(sub) = &sub {
-        let Some(top) = Bucket::account(&account, None) else { return Ok(None) };
-        let Some(row) = account_row(services, &top, sub, &mut rows).await? else {
+        let Some(row) = account_row(services, &payer, sub, &mut rows).await? else {
             return Ok(None);
         };
         parent_hash = std::mem::replace(&mut own_hash, row.secret);
-        parent_bucket = top;
+        parent_bucket = payer.clone();
     }
 
     let (hash, secret_bucket) =
@@ -331,19 +337,15 @@ async fn prove(
         Secret::Admin { key, password } => {
             let Ok(key) = Key::parse(key) else { return Ok(None) };
             let node = Node::new(secret_bucket.clone(), layer(LAYER), path(ADMINS_PATH));
-            let Some(head) = row(services, &node, &key, &mut rows).await? else {
-                // As slow as a wrong password: who is an admin is not told by the time it takes.
-                static NOBODY: LazyLock<String> =
-                    LazyLock::new(|| secrets::hash_chosen("nobody", [0; 16]));
-                verify(services, password, &NOBODY, &payer, address).await?;
-                return Ok(None);
-            };
-            let Ok(admin) = head.value.read::<AdminRow>() else { return Ok(None) };
-            if !admin.active {
-                return Ok(None);
-            }
-            let who = Arc::from(key.as_str());
-            (verify(services, password, &admin.password, &payer, address).await?, who, Role::Admin)
+            let head = row(services, &node, &key, &mut rows).await?;
+            let admin = head.and_then(|head| head.value.read::<AdminRow>().ok());
+            let admin = admin.filter(|admin| admin.active);
+            // As slow as a wrong password: who is an admin is not told by the time it takes.
+            let hash = admin.as_ref().map_or(secrets::OF_NOTHING, |admin| &admin.password);
+            let proves = verify(services, password, hash, &payer, address).await?;
+            let is_own = *secret_bucket == bucket;
+            let role = if is_own { Role::Admin } else { Role::ParentAdmin };
+            (proves && admin.is_some(), Arc::from(key.as_str()), role)
         }
     };
     let caller = Caller { account, sub, bucket, payer, who, role };

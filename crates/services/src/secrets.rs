@@ -29,6 +29,10 @@ impl std::fmt::Debug for Memory {
     }
 }
 
+/// A slow hash of no password: as slow to compare with as any.
+pub const OF_NOTHING: &str =
+    "argon2id:AAAAAAAAAAAAAAAAAAAAAA:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA";
+
 /// A secret as it is stored when it was made by us: 122 random bits need no slow hash.
 pub fn hash_random(secret: &str) -> String {
     format!("sha256:{}", URL_SAFE_NO_PAD.encode(digest(&SHA256, secret.as_bytes())))
@@ -158,5 +162,8 @@ mod tests {
         assert!(verify_chosen_in(&mut memory, "password", &first));
         assert!(!verify_chosen_in(&mut memory, "another", &first));
         assert!(verify_chosen("password", &first));
+        let parts: Vec<usize> = OF_NOTHING.split(':').skip(1).map(str::len).collect();
+        assert_eq!(parts, first.split(':').skip(1).map(str::len).collect::<Vec<_>>());
+        assert!(OF_NOTHING.split(':').skip(1).all(|part| URL_SAFE_NO_PAD.decode(part).is_ok()));
     }
 }

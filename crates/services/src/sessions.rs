@@ -170,7 +170,7 @@ pub fn ended() -> Fault {
 impl Login {
     fn is_of(&self, caller: &Caller) -> bool {
         let own = self.caller();
-        own.bucket == caller.bucket && own.who == caller.who
+        own.bucket == caller.bucket && own.who == caller.who && own.role == caller.role
     }
 }
 

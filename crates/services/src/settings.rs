@@ -121,6 +121,11 @@ impl Settings {
         value.read().ok()
     }
 
+    /// How many are set.
+    pub(crate) fn len(&self) -> usize {
+        self.0.values().map(HashMap::len).sum()
+    }
+
     /// Every place where a setting is set.
     pub fn places<T: serde::de::DeserializeOwned>(&self, name: &str) -> Vec<(Path, T)> {
         let mut places: Vec<_> = self

@@ -10,7 +10,7 @@ use wire::frames::percent_encode;
 use wire::json::Json;
 
 use crate::logs::Level;
-use crate::{Answer, Call, Closing, Member, Method, RoomRef, Services, namespace, token};
+use crate::{Answer, Call, Closing, Member, Method, RoomRef, Services, entries, namespace, token};
 
 impl Services {
     /// `<cluster>_<neuron>`, under which this neuron's subscriptions stand.
@@ -39,6 +39,9 @@ pub(crate) async fn call(services: &Services, call: &Call<'_>) -> Result<Answer,
         }
         Method::Delete => {
             let name = call.params.text("k").filter(|name| !name.is_empty());
+            if name.is_none() && call.params.has("k") {
+                return Err(entries::no_key());
+            }
             let kicked = services.rooms.kick(&room, name.as_deref());
             if name.is_some() && kicked.members == 0 {
                 return Err(Code::NotFound.into());

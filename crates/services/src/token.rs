@@ -92,6 +92,11 @@ impl Moments {
     fn newest(&self, now_ms: u64) -> u64 {
         self.0.load(Ordering::Relaxed).max(now_ms)
     }
+
+    /// A moment at which no token has begun to hold yet.
+    pub(crate) fn after(&self, now_ms: u64) -> u64 {
+        now_ms.max(self.0.load(Ordering::Relaxed) + 1)
+    }
 }
 
 /// Tokens that are connected, or were a moment ago.
@@ -157,12 +162,10 @@ struct Row {
     expires_s: u64,
 }
 
-/// A revocation: tokens made up to `not_before_ms`, or all of an id when that is 0.
+/// A revocation: of a user, of tokens made up to `not_before_ms`; of an id, whatever that says.
 #[derive(Debug, Deserialize, Serialize)]
 struct Revoked {
     not_before_ms: u64,
-    /// When the last token that this concerns has expired; 0 for never.
-    until_s: u64,
 }
 
 pub(crate) async fn call(services: &Services, call: &Call<'_>) -> Result<Answer, Fault> {
@@ -198,17 +201,15 @@ async fn create(services: &Services, call: &Call<'_>) -> Result<Answer, Fault> {
 async fn claims(services: &Services, call: &Call<'_>) -> Result<Claims, Fault> {
     let now_micros = services.clock.now_micros();
     let settings = services.settings.of(&services.kv, &call.caller.bucket).await;
-    let expire_max_s = settings
-        .map_err(store_fault)?
-        .at::<u64>(&call.path, "token_expire_max_s")
-        .map_or(EXPIRE_MAX_S, |limit| limit.min(EXPIRE_MAX_S));
+    let set = settings.map_err(store_fault)?.at::<u64>(&call.path, "token_expire_max_s");
+    let expire_max_s = set.unwrap_or(EXPIRE_MAX_S).min(EXPIRE_MAX_S);
     let expire_s = match call.params.text("expire").filter(|text| !text.is_empty()) {
         None => EXPIRE_DEFAULT_S.min(expire_max_s),
         Some(text) => text.parse::<u64>().map_err(|_| {
             Fault::with(Code::BadRequest, format!("`expire` is not a number of seconds: {text}"))
         })?,
     };
-    if expire_s > expire_max_s || (expire_s == 0 && expire_max_s < EXPIRE_MAX_S) {
+    if expire_s > expire_max_s || (expire_s == 0 && set.is_some()) {
         return Err(Fault::with(
             Code::BadRequest,
             format!("`expire` may be at most {expire_max_s} here"),
@@ -434,9 +435,7 @@ async fn read(services: &Services, text: &str) -> Result<Option<Claims>, Fault> 
 
 fn claims_of_row(head: &Head) -> Option<Claims> {
     let row: Row = head.value.read().ok()?;
-    let ident = |text: &str| {
-        if text == "$sys" { Some(Ident::sys()) } else { Ident::parse(text).ok() }
-    };
+    let ident = |text: &str| Ident::from_stored(text).ok();
     Some(Claims {
         id: u64::from_str_radix(&row.id, 16).ok()?,
         account: ident(&row.account)?,
@@ -568,7 +567,7 @@ async fn revoke(services: &Services, call: &Call<'_>) -> Result<Answer, Fault> {
     let key = who_key(&identity).ok_or(Code::BadName)?;
     let now_ms = services.clock.now_micros() / 1000;
     // For good: a token without an end may be among them.
-    let row = Revoked { not_before_ms: services.moments.newest(now_ms), until_s: 0 };
+    let row = Revoked { not_before_ms: services.moments.newest(now_ms) };
     let node = revoked_node(bucket, &call.path).ok_or(Code::BadSegment)?;
     put_revocation(services, &node, key, row, &call.caller.who).await?;
     let name = percent_encode(&identity);
@@ -590,7 +589,7 @@ pub async fn revoke_id(
     who: &std::sync::Arc<str>,
 ) -> Result<(), Fault> {
     services.graces.forget(id);
-    let row = Revoked { not_before_ms: 0, until_s };
+    let row = Revoked { not_before_ms: 0 };
     put_revocation(services, &revoked_id_node(bucket, until_s), id_key(id), row, who).await
 }
 

@@ -2,6 +2,7 @@
 
 use crate::errors::Code;
 use crate::json::push_string;
+use crate::names::NameError;
 
 /// A refusal: its word, and what of this request was wrong where the word alone does not say.
 #[derive(Clone, Debug, Eq, PartialEq)]
@@ -35,6 +36,12 @@ impl Fault {
 impl From<Code> for Fault {
     fn from(code: Code) -> Fault {
         Fault::new(code)
+    }
+}
+
+impl From<NameError> for Fault {
+    fn from(error: NameError) -> Fault {
+        Fault::with(error.code(), error.to_string())
     }
 }
 

@@ -243,6 +243,15 @@ impl Ident {
         &*self.0 == "$sys"
     }
 
+    /// Reads the text of any account's name, the system's too.
+    ///
+    /// # Errors
+    /// [`NameError::BadIdent`].
+    pub fn from_stored(text: &str) -> Result<Ident, NameError> {
+        let sys = Ident::sys();
+        if text == &*sys.0 { Ok(sys) } else { Ident::parse(text) }
+    }
+
     /// Reads a name that a caller may give to an account. `$` is kept for the system, as is `sys`,
     /// whose bucket would be that of `$sys`; `!`, `#`, `:`, `)` and `/` are punctuation of
     /// credentials, bucket names and paths.

@@ -162,9 +162,7 @@ fn read(signed: &[u8]) -> Option<Claims> {
     if !rest.is_empty() {
         return None;
     }
-    let ident = |text: &str| {
-        if text == "$sys" { Some(Ident::sys()) } else { Ident::parse(text).ok() }
-    };
+    let ident = |text: &str| Ident::from_stored(text).ok();
     Some(Claims {
         id,
         account: ident(account)?,

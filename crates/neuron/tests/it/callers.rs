@@ -6,7 +6,7 @@ use neuron::requests::{Admission, Payer, Refused};
 use serde_json::{Value, json};
 use services::sessions::Session;
 
-use super::{SYS, Stage, Way};
+use super::{Held, SYS, Stage, Way};
 
 /// Lets everybody in, and notes who pays.
 struct Noting<'a>(&'a Mutex<Vec<Payer>>);
@@ -112,4 +112,84 @@ async fn a_token_holds_that_was_made_while_the_clock_was_behind() {
     assert!(services::token::verify(services, &token("ann").await).await.is_ok());
     stage.clock.advance_s(3600);
     assert!(services::token::verify(services, &ahead).await.is_err(), "revoked is revoked");
+}
+
+#[tokio::test]
+async fn an_admin_erases_nothing_by_an_old_route_either() {
+    let stage = Stage::new().await;
+    let (elena, _) = stage.account("elena").await;
+    let admin = json!({ "k": "ann", "v": { "password": "secret one" } });
+    stage.ok(&elena, "PUT", "/_acc/users/admins", admin).await;
+    stage.ok(&elena, "PUT", "/_ns/example.org", Value::Null).await;
+    let by_admin = "elena:ann#secret one";
+    let answer = stage.call(by_admin, "DELETE", "/_ns/example.org?erase=1", Value::Null).await;
+    assert_eq!(answer["v"], "not_allowed");
+    let target = "/domain?domain=example.org&erase=1";
+    let answer = stage.call(by_admin, "DELETE", target, Value::Null).await;
+    assert!(answer["e"].as_str().unwrap().contains("not_allowed"), "{answer}");
+    assert_eq!(stage.ok(&elena, "GET", "/_ns", Value::Null).await, json!(["example.org"]));
+}
+
+#[tokio::test]
+async fn a_kick_of_nobody_in_particular_kicks_nobody() {
+    let stage = Stage::new().await;
+    let (elena, _) = stage.account("elena").await;
+    stage.ok(&elena, "PUT", "/_ns/room", Value::Null).await;
+    for (target, body) in [
+        ("/_subs/room?k=", Value::Null),
+        ("/_subs/room", json!({ "k": null })),
+        ("/_subs/room", json!({ "k": ["ann"] })),
+    ] {
+        let answer = stage.call(&elena, "DELETE", target, body).await;
+        assert_eq!(answer["v"], "bad_name", "{target}: {answer}");
+    }
+    assert_eq!(stage.ok(&elena, "DELETE", "/_subs/room", Value::Null).await, 0);
+}
+
+/// A name that is given anew while a read of its predecessor waits for its turn.
+#[tokio::test]
+async fn a_read_that_waited_for_its_turn_is_still_of_whom_it_was() {
+    let stage = Stage::new().await;
+    let (elena, _) = stage.account("elena").await;
+    let turn = tokio::sync::Notify::new();
+    let held = Held(&turn);
+    let session = &Session::default();
+    let way = Way::new(&held, session);
+    let mut late = Box::pin(stage.send(&elena, "GET", "/_data/p?k=a", Value::Null, way));
+    let pending = std::future::poll_fn(|context| {
+        std::task::Poll::Ready(late.as_mut().poll(context).is_pending())
+    });
+    assert!(pending.await);
+    stage.ok(SYS, "DELETE", "/_acc/accounts?k=elena", Value::Null).await;
+    let (next, _) = stage.account("elena").await;
+    stage.ok(&next, "PUT", "/_data/p", json!({ "k": "a", "v": "of the next one" })).await;
+    turn.notify_one();
+    // Whoever is refused waits for the turn of a stranger.
+    turn.notify_one();
+    assert_eq!(late.await["v"], "unauthorized");
+}
+
+#[tokio::test]
+async fn a_token_made_before_the_clock_was_set_back_is_not_of_the_next_one_of_its_name() {
+    let stage = Stage::new().await;
+    let (elena, _) = stage.account("elena").await;
+    let body = json!({ "k": "bob", "expire": 86_400 });
+    stage.clock.advance_s(3600);
+    let token = stage.ok(&elena, "PUT", "/_token", body).await;
+    stage.clock.set_back_s(3600);
+    stage.ok(SYS, "DELETE", "/_acc/accounts?k=elena", Value::Null).await;
+    stage.account("elena").await;
+    stage.clock.advance_s(3600);
+    let services = &stage.neuron.services;
+    assert!(services::token::verify(services, token.as_str().unwrap()).await.is_err());
+}
+
+#[tokio::test]
+async fn a_bound_on_tokens_is_one_on_those_without_an_end_too() {
+    let stage = Stage::new().await;
+    let (elena, _) = stage.account("elena").await;
+    let year = json!({ "k": "token_expire_max_s", "v": 400 * 86_400 });
+    stage.ok(&elena, "PUT", "/_conf", year).await;
+    let endless = json!({ "k": "bob", "expire": 0 });
+    assert_eq!(stage.call(&elena, "PUT", "/_token", endless).await["v"], "bad_request");
 }

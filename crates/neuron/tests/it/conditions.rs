@@ -36,7 +36,7 @@ async fn a_condition_on_a_value_is_carried_out() {
     };
     assert_eq!(word(put(1), Some("*"), None).await, "version_conflict", "there is none yet");
     assert_eq!(word(put(1), None, Some("*")).await, "ok");
-    assert_eq!(word(put(2), None, Some("*")).await, "key_exists");
+    assert_eq!(word(put(2), None, Some("*")).await, "version_conflict");
     let first = ver(&stage, &elena, "a").await;
     assert_eq!(word(put(2), Some("*"), None).await, "ok");
     let second = ver(&stage, &elena, "a").await;
@@ -118,7 +118,7 @@ async fn accounts_and_admins_are_changed_at_the_version_that_was_read() {
     };
     assert_eq!(word(admin("PUT", &put), Some("*"), None).await, "version_conflict");
     assert_eq!(word(admin("PUT", &put), None, Some("*")).await, "ok");
-    assert_eq!(word(admin("PUT", &put), None, Some("*")).await, "key_exists");
+    assert_eq!(word(admin("PUT", &put), None, Some("*")).await, "version_conflict");
     let listed = stage.ok(&elena, "GET", &format!("{admins}?as=values"), Value::Null).await;
     let first = listed[0]["_ver_"].as_str().unwrap().to_owned();
     assert_eq!(word(admin("POST", &post), Some(&first), None).await, "ok");

@@ -72,3 +72,48 @@ async fn guesses_at_a_time_are_as_few_as_one_after_the_other() {
     assert_eq!(told.iter().filter(|word| *word == "too_many_requests").count(), 20, "{told:?}");
     assert_eq!(stage.looks.load(SeqCst), 10);
 }
+
+/// What came of a look that began before a change says nothing to who comes after it.
+#[tokio::test]
+async fn a_login_after_a_change_does_not_join_one_before_it() {
+    let stage = Stage::new().await;
+    let (elena, _) = stage.account("elena").await;
+    let ann = "elena:ann#secret one";
+    let get = || Box::pin(stage.call(ann, "GET", "/_data", Value::Null));
+    let mut early = get();
+    while stage.looks.load(SeqCst) == 0 {
+        std::future::poll_fn(|context| {
+            assert!(early.as_mut().poll(context).is_pending(), "it takes a while");
+            std::task::Poll::Ready(())
+        })
+        .await;
+        tokio::task::yield_now().await;
+    }
+    let admin = json!({ "k": "ann", "v": { "password": "secret one" } });
+    stage.ok(&elena, "PUT", "/_acc/users/admins", admin).await;
+    let (early, late) = tokio::join!(early, get());
+    assert_eq!((&early["v"], &late["s"]), (&json!("unauthorized"), &json!("ok")));
+}
+
+/// Who gives up leaves the look to the next one, and nothing behind.
+#[tokio::test]
+async fn a_login_that_is_given_up_is_looked_at_by_the_next_one() {
+    let stage = Stage::new().await;
+    stage.account("elena").await;
+    let chosen = json!({ "k": "elena", "v": { "secret": "a chosen one" } });
+    stage.ok(SYS, "POST", "/_acc/accounts", chosen).await;
+    let get = || Box::pin(stage.call("elena:a chosen one", "GET", "/_data", Value::Null));
+    let mut all: Vec<_> = (0..5).map(|_| get()).collect();
+    while all.len() > 1 {
+        std::future::poll_fn(|context| {
+            let pending = all
+                .iter_mut()
+                .filter_map(|one| one.as_mut().poll(context).is_pending().then_some(()));
+            std::task::Poll::Ready(assert_eq!(pending.count(), all.len()))
+        })
+        .await;
+        drop(all.remove(0));
+    }
+    assert_eq!(all.remove(0).await["s"], "ok");
+    assert_eq!(get().await["s"], "ok");
+}

@@ -249,7 +249,8 @@ fn a_relayed_frame_is_longer_than_its_message_by_a_bounded_envelope() {
     drain(&mut signal);
     for text in [
         r#"{"t":"u","m":{}}"#,
-        r#"{"m":{"o":"\n\"\\\u0001","t":"bob"},"t":"u"}"#,
+        r#"{"m":{"o":"\n\b\f\"\\\u0001","t":"bob"},"t":"u"}"#,
+        r#"{"m":{"o":"\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b"},"t":"u"}"#,
         r#"{"t":"u","m":{"":0,"x":"y"},"p":{"a":[1.50]}}"#,
     ] {
         signal.handle_text(SocketId(1), text);

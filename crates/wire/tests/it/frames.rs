@@ -250,7 +250,7 @@ proptest! {
     }
 
     #[test]
-    fn distinct_identities_have_distinct_names(a in ".{1,8}", b in ".{1,8}") {
+    fn distinct_identities_have_distinct_names(a in "[a%2F/5 é]{1,4}", b in "[a%2F/5 é]{1,4}") {
         if let (Ok(first), Ok(second)) = (Name::encode(&a), Name::encode(&b)) {
             prop_assert_eq!(a == b, first == second);
         }
