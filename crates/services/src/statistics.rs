@@ -5,7 +5,7 @@
 //! interval as cumulative cells; a cell that was written before is written again with its grown
 //! figures, so a flush that is repeated after a failure changes nothing.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::{BTreeSet, HashMap};
 use std::hash::BuildHasher;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,7 +17,6 @@ use kv4::store::{Event, Listener, Stat, StatCell, StatQuery, StoreError};
 use wire::envelope::Fault;
 use wire::errors::Code;
 use wire::names::{Key, Layer, Path};
-use wire::timegroup::TimeGroup;
 
 use crate::writing::{Flushing, Writing};
 use crate::{Answer, Call, Services, entries, store_fault};
@@ -27,6 +26,8 @@ const CELLS_MAX: usize = 200_000;
 const SHARDS: usize = 8;
 /// How far ahead of the clock a cell is that nobody counts in for long.
 const FAR_MINUTES: u32 = 24 * 60;
+/// Most groups of time in one answer: the minutes of more than two months.
+const GROUPS_MAX: usize = 100_000;
 /// Cells in one write to the store.
 const FLUSH_CELLS_MAX: usize = 5_000;
 
@@ -344,23 +345,6 @@ impl Services {
         self.stats.forget_before(minute.saturating_sub(1));
         Ok(())
     }
-
-    pub(crate) async fn stat_cells(
-        &self,
-        bucket: &Bucket,
-        measure: &Layer,
-        path: Option<Path>,
-    ) -> Result<Vec<(StatCell, Stat)>, Fault> {
-        let query = StatQuery {
-            bucket: bucket.clone(),
-            measure: measure.clone(),
-            path,
-            key: None,
-            from_minute: 0,
-            to_minute: u32::MAX,
-        };
-        self.kv.stats(&query).await.map_err(store_fault)
-    }
 }
 
 pub(crate) async fn call(services: &Services, call: &Call<'_>) -> Result<Answer, Fault> {
@@ -383,20 +367,25 @@ pub(crate) async fn call(services: &Services, call: &Call<'_>) -> Result<Answer,
         key,
         from_minute: span.map_or(0, |(first, _)| minute(first.first_s())),
         to_minute: span.map_or(u32::MAX, |(_, last)| minute(last.last_s())),
+        // A total is that of its years.
+        depth: if broken { span.map_or(3, |(first, _)| first.depth()).min(5) } else { 1 },
+        groups_max: GROUPS_MAX,
     };
-    let cells = services.kv.stats(&query).await.map_err(store_fault)?;
-    if cells.is_empty() {
+    let groups = services.kv.stats(&query).await.map_err(|error| match error {
+        StoreError::TooLarge => Fault::with(
+            Code::TooLarge,
+            format!(
+                "there are more than {GROUPS_MAX} groups: ask for a shorter time, or by hour or day"
+            ),
+        ),
+        error => store_fault(error),
+    })?;
+    if groups.is_empty() {
         return Ok(Answer::json("[]"));
     }
     if !broken {
-        let total = cells.iter().fold(Stat::default(), |sum, (_, stat)| sum.merge(*stat));
+        let total = groups.iter().fold(Stat::default(), |sum, (_, stat)| sum.merge(*stat));
         return Ok(Answer::json(figures(total)));
-    }
-    let depth = span.map_or(3, |(first, _)| first.depth()).min(5);
-    let mut groups: BTreeMap<TimeGroup, Stat> = BTreeMap::new();
-    for (cell, stat) in &cells {
-        let group = groups.entry(TimeGroup::at(u64::from(cell.minute) * 60, depth)).or_default();
-        *group = group.merge(*stat);
     }
     let members: Vec<_> =
         groups.into_iter().map(|(group, stat)| format!("\"{group}\":{}", figures(stat))).collect();
