@@ -4,6 +4,7 @@
 // A test that cannot go on fails here and now.
 #![allow(clippy::unwrap_used)]
 
+mod buckets;
 mod derived;
 mod eviction;
 mod kv;
