@@ -8,6 +8,7 @@ mod buckets;
 mod derived;
 mod eviction;
 mod kv;
+mod memory;
 mod model;
 mod threads;
 mod views;
