@@ -255,3 +255,117 @@ impl Queue {
         self.came.notify_one();
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::SeqCst};
+
+    use redb::backends::InMemoryBackend;
+    use wire::names::Ident;
+
+    use super::super::log::{LOG_BYTES_MIN, Place};
+    use super::super::medium::Medium;
+    use super::*;
+    use crate::contract::block_on;
+
+    fn account(name: &str) -> Bucket {
+        let ident = Ident::parse(name).expect("a legal name");
+        Bucket::account(&ident, None).expect("short")
+    }
+
+    fn engine() -> Arc<Engine> {
+        let medium = Medium::new(Box::new(InMemoryBackend::new())).expect("memory");
+        let log = Place::On(Box::new(InMemoryBackend::new()));
+        let (engine, _) = Engine::open(medium, log, 1 << 20, LOG_BYTES_MIN).expect("memory");
+        Arc::new(engine)
+    }
+
+    /// Reads of (account, number, slices) carried out by one thread: who had each turn, in order.
+    fn turns(engine: &Engine, reads: &[(&str, u32, u32)]) -> Vec<(Bucket, u32)> {
+        let queue = Queue::default();
+        let told = Arc::new(Mutex::new(Vec::new()));
+        for (of, number, slices) in reads.iter().copied() {
+            let (told, of, mut left) = (told.clone(), account(of), slices);
+            let place = of.clone();
+            let job = move |_: &Engine| {
+                told.lock().expect("no panic").push((place.clone(), number));
+                left -= 1;
+                left > 0
+            };
+            queue.put(of, Box::new(job));
+        }
+        while !queue.waiting().turns.is_empty() {
+            let (of, mut job) = queue.take().expect("it is not closed");
+            let rest = job(engine).then_some(job);
+            queue.put_back(of, rest);
+        }
+        assert!(queue.waiting().accounts.is_empty(), "who is through is forgotten");
+        let told = told.lock().expect("no panic");
+        told.clone()
+    }
+
+    #[test]
+    fn accounts_take_turns_and_so_do_short_and_long_reads_of_one() {
+        let (engine, a, b) = (engine(), account("a"), account("b"));
+        let reads = [("a", 1, 4), ("a", 2, 1), ("a", 3, 1), ("b", 4, 2), ("a", 5, 1), ("b", 6, 1)];
+        let told = turns(&engine, &reads);
+        let (both, rest) = told.split_at(6);
+        assert!(both.chunks(2).all(|turns| turns[0].0 == a && turns[1].0 == b), "{told:?}");
+        assert!(rest.iter().all(|(of, _)| *of == a), "{told:?}");
+        let of_a: Vec<u32> = told.iter().filter(|(of, _)| *of == a).map(|turn| turn.1).collect();
+        assert_eq!(of_a, [1, 1, 2, 1, 3, 1, 5]);
+    }
+
+    #[test]
+    fn few_reads_of_an_account_are_begun_at_a_time() {
+        let reads: Vec<_> = (0..20).map(|number| ("a", number, 5)).collect();
+        let mut begun: BTreeMap<u32, u32> = BTreeMap::new();
+        for (_, number) in turns(&engine(), &reads) {
+            *begun.entry(number).or_default() += 1;
+            let under_way = begun.values().filter(|slices| **slices < 5).count();
+            assert!(under_way <= BEGUN_READS_MAX, "{begun:?}");
+        }
+        assert!(begun.len() == 20 && begun.values().all(|slices| *slices == 5));
+    }
+
+    #[derive(Default)]
+    struct Seen {
+        made: AtomicUsize,
+        slices: AtomicUsize,
+        is_opened_anew: AtomicBool,
+    }
+
+    #[test]
+    fn a_read_whose_snapshot_was_lost_begins_again() {
+        let engine = engine();
+        let (committer, _requests) = mpsc::channel(1);
+        let (readers, threads) =
+            Readers::start(&engine, committer.downgrade(), 1).expect("threads");
+        let seen = Arc::new(Seen::default());
+        let make = {
+            let seen = seen.clone();
+            move || {
+                let (seen, made) = (seen.clone(), seen.made.fetch_add(1, SeqCst));
+                move |_: &ReadTransaction, _: &mut Slice| {
+                    seen.slices.fetch_add(1, SeqCst);
+                    Ok(seen.is_opened_anew.load(SeqCst).then_some(made))
+                }
+            }
+        };
+        let found = thread::scope(|scope| {
+            let reading = scope.spawn(|| block_on(readers.read(account("a"), make)));
+            while seen.slices.load(SeqCst) < 3 {
+                thread::yield_now();
+            }
+            engine.recover().expect("memory does not fail");
+            seen.is_opened_anew.store(true, SeqCst);
+            reading.join().expect("no panic")
+        });
+        assert_eq!(found, Ok(1), "the second that was made has the answer");
+        assert_eq!(seen.made.load(SeqCst), 2);
+        drop(readers);
+        for thread in threads {
+            thread.join().expect("no panic");
+        }
+    }
+}
