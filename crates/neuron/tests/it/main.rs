@@ -10,6 +10,7 @@ mod listing;
 mod reading;
 mod retention;
 mod sessions;
+mod statistics;
 mod writing;
 
 use std::io;
