@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::collections::btree_map;
 use std::ops::RangeInclusive;
+use std::time::{Duration, Instant};
 
 use redb::{AccessGuard, ReadOnlyTable, ReadTransaction, ReadableTable, TableDefinition};
 use wire::names::{Key, Layer, Path};
@@ -23,6 +24,10 @@ pub const ANSWER_BYTES_MAX: usize = 16 << 20;
 pub const SLICE_ROWS: usize = 1_024;
 /// Bytes of rows after which it does.
 const SLICE_BYTES: usize = 256 << 10;
+/// Time after which it does: rows that come from the disk, each from another place, take long.
+const SLICE_TIME: Duration = Duration::from_millis(2);
+/// Rows between looks at the clock.
+const LOOK_ROWS: usize = 16;
 
 type Result<T> = std::result::Result<T, ReadError>;
 type Rows = ReadOnlyTable<Bytes, Bytes>;
@@ -45,11 +50,12 @@ impl<T, F> Scan<T> for F where
 pub(crate) struct Slice {
     rows: usize,
     bytes: usize,
+    until: Instant,
 }
 
 impl Slice {
     pub(crate) fn of(rows: usize) -> Slice {
-        Slice { rows: rows.max(1), bytes: SLICE_BYTES }
+        Slice { rows: rows.max(1), bytes: SLICE_BYTES, until: Instant::now() + SLICE_TIME }
     }
 
     fn is_used_up(&self) -> bool {
@@ -59,6 +65,9 @@ impl Slice {
     fn use_up(&mut self, bytes: usize) {
         self.rows = self.rows.saturating_sub(1);
         self.bytes = self.bytes.saturating_sub(bytes);
+        if self.rows.is_multiple_of(LOOK_ROWS) && Instant::now() >= self.until {
+            self.rows = 0;
+        }
     }
 }
 

@@ -1,11 +1,11 @@
-//! Whose reads wait for whose.
+//! Whose reads wait for whose, and what a read goes by.
 
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};
 use std::thread;
 use std::time::{Duration, Instant};
 
 use kv4::address::{Bucket, Entry, Node};
-use kv4::store::{SeriesQuery, Store};
+use kv4::store::{SeriesQuery, Stat, StatCell, StatQuery, Store};
 use store::EmbeddedStore;
 use store::contract::block_on;
 use store::embedded::Options;
@@ -81,4 +81,58 @@ fn a_small_read_does_not_wait_for_anothers_series() {
     // A queue for all makes half of them wait for at least half of what is before them.
     let in_one_queue = whole * u32::try_from(LOUD / 4).unwrap();
     assert!(beside.0 < in_one_queue / 4, "{beside:?} where a series takes {whole:?}");
+}
+
+/// A query of a few minutes goes by those, and not by all that there are.
+#[test]
+fn statistics_of_a_few_minutes_do_not_read_the_others() {
+    const MINUTES: u32 = 50_000;
+    let folder = tempfile::tempdir().unwrap();
+    let store = EmbeddedStore::open(&folder.path().join("s"), Options::default()).unwrap();
+    let node = entry("/a", "k").node;
+    let cells = (0..MINUTES).map(|minute| {
+        let cell = StatCell {
+            bucket: Bucket::sys(),
+            measure: node.layer.clone(),
+            path: node.path.clone(),
+            key: Key::parse("k").unwrap(),
+            minute,
+            neuron: 1,
+        };
+        (cell, Stat::of(1))
+    });
+    let cells: Vec<_> = cells.collect();
+    for cells in cells.chunks(5_000) {
+        block_on(store.put_stats(cells.to_vec())).unwrap();
+    }
+    let ask = |from_minute, to_minute, key: &str| {
+        let query = StatQuery {
+            bucket: Bucket::sys(),
+            measure: node.layer.clone(),
+            path: None,
+            key: Some(Key::parse(key).unwrap()),
+            from_minute,
+            to_minute,
+            depth: 1,
+            groups_max: 1,
+        };
+        let took = |_| {
+            let begun = Instant::now();
+            let groups = block_on(store.stats(&query)).unwrap();
+            let count = groups.iter().map(|(_, stat)| stat.count).sum::<u64>();
+            (begun.elapsed(), count)
+        };
+        (0..3).map(took).min().unwrap()
+    };
+    let (whole, count) = ask(0, u32::MAX, "k");
+    assert_eq!(count, u64::from(MINUTES));
+    let few = ask(MINUTES / 2, MINUTES / 2 + 9, "k");
+    assert_eq!(few.1, 10);
+    // Keys on both sides of the only one.
+    let none = [ask(0, u32::MAX, "a"), ask(0, u32::MAX, "z")];
+    assert!(none.iter().all(|(_, count)| *count == 0));
+    println!("{MINUTES} cells {whole:?}; ten of them {:?}; of another key {none:?}", few.0);
+    for (took, _) in [few, none[0], none[1]] {
+        assert!(took < whole / 10, "{took:?} where all take {whole:?}");
+    }
 }
