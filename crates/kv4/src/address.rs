@@ -46,6 +46,15 @@ impl Bucket {
         self == top || top.0.strip_suffix("_data").is_some_and(below)
     }
 
+    /// The bucket of the top account that this one belongs to: its own, or that of the account above.
+    #[must_use]
+    pub fn top(&self) -> Bucket {
+        match self.0.split_once(')') {
+            Some((stem, _)) => Bucket(Arc::from(format!("{stem}_data"))),
+            None => self.clone(),
+        }
+    }
+
     /// A bucket by the name that [`Bucket::as_str`] gave, as a store keeps it.
     pub fn from_stored(name: &str) -> Bucket {
         Bucket(Arc::from(name))

@@ -6,6 +6,7 @@
 use std::sync::{Arc, PoisonError, RwLock};
 
 use wire::names::{Key, Layer, Path};
+use wire::timegroup::TimeGroup;
 
 use crate::address::{Bucket, Entry, Node};
 use crate::store::{
@@ -290,8 +291,28 @@ impl Kv4 {
     pub fn stats(
         &self,
         query: &StatQuery,
-    ) -> BoxFuture<'_, Result<Vec<(StatCell, Stat)>, StoreError>> {
+    ) -> BoxFuture<'_, Result<Vec<(TimeGroup, Stat)>, StoreError>> {
         self.store.stats(query)
+    }
+
+    pub fn stat_paths(
+        &self,
+        bucket: &Bucket,
+        measure: &Layer,
+        under: &Path,
+        limit: usize,
+    ) -> BoxFuture<'_, Result<Vec<Path>, StoreError>> {
+        self.store.stat_paths(bucket, measure, under, limit)
+    }
+
+    pub fn stat_keys(
+        &self,
+        bucket: &Bucket,
+        measure: &Layer,
+        path: &Path,
+        limit: usize,
+    ) -> BoxFuture<'_, Result<Vec<Key>, StoreError>> {
+        self.store.stat_keys(bucket, measure, path, limit)
     }
 
     pub fn stat_measures(&self, bucket: &Bucket) -> BoxFuture<'_, Result<Vec<Layer>, StoreError>> {

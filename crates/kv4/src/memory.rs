@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use wire::names::{Key, Layer, Path};
+use wire::timegroup::TimeGroup;
 
 use crate::address::{Bucket, Entry, Node};
 use crate::store::{
@@ -86,6 +87,16 @@ impl Inner {
         };
         self.tell(Event::Changed(change));
         Ok(Written { version, created })
+    }
+
+    fn cells<'a>(
+        &'a self,
+        bucket: &'a Bucket,
+        measure: &'a Layer,
+    ) -> impl Iterator<Item = (&'a StatCell, &'a Stat)> {
+        self.stats
+            .iter()
+            .filter(move |(cell, _)| cell.bucket == *bucket && cell.measure == *measure)
     }
 
     /// Marks the feed rows of versions that are gone.
@@ -283,17 +294,50 @@ impl Store for MemoryStore {
         ready(Ok(()))
     }
 
-    fn stats(&self, query: &StatQuery) -> BoxFuture<'_, Result<Vec<(StatCell, Stat)>, StoreError>> {
+    fn stats(
+        &self,
+        query: &StatQuery,
+    ) -> BoxFuture<'_, Result<Vec<(TimeGroup, Stat)>, StoreError>> {
         let inner = self.inner();
-        let cells = inner.stats.iter().filter(|(cell, _)| {
-            cell.bucket == query.bucket
-                && cell.measure == query.measure
-                && query.path.as_ref().is_none_or(|path| *path == cell.path)
+        let mut groups: BTreeMap<TimeGroup, Stat> = BTreeMap::new();
+        for (cell, stat) in inner.cells(&query.bucket, &query.measure) {
+            if query.path.as_ref().is_none_or(|path| *path == cell.path)
                 && query.key.as_ref().is_none_or(|key| *key == cell.key)
                 && cell.minute >= query.from_minute
                 && cell.minute <= query.to_minute
-        });
-        ready(Ok(cells.map(|(cell, stat)| (cell.clone(), *stat)).collect()))
+            {
+                let group = TimeGroup::at(u64::from(cell.minute) * 60, query.depth);
+                let group = groups.entry(group).or_default();
+                *group = group.merge(*stat);
+            }
+        }
+        ready(at_most(query.groups_max, groups))
+    }
+
+    fn stat_paths(
+        &self,
+        bucket: &Bucket,
+        measure: &Layer,
+        under: &Path,
+        limit: usize,
+    ) -> BoxFuture<'_, Result<Vec<Path>, StoreError>> {
+        let inner = self.inner();
+        let paths = inner.cells(bucket, measure).map(|(cell, _)| &cell.path);
+        let paths: BTreeSet<Path> = paths.filter(|path| path.is_within(under)).cloned().collect();
+        ready(at_most(limit, paths))
+    }
+
+    fn stat_keys(
+        &self,
+        bucket: &Bucket,
+        measure: &Layer,
+        path: &Path,
+        limit: usize,
+    ) -> BoxFuture<'_, Result<Vec<Key>, StoreError>> {
+        let inner = self.inner();
+        let cells = inner.cells(bucket, measure).filter(|(cell, _)| cell.path == *path);
+        let keys: BTreeSet<Key> = cells.map(|(cell, _)| cell.key.clone()).collect();
+        ready(at_most(limit, keys))
     }
 
     fn stat_measures(&self, bucket: &Bucket) -> BoxFuture<'_, Result<Vec<Layer>, StoreError>> {
@@ -306,6 +350,14 @@ impl Store for MemoryStore {
             .collect();
         ready(Ok(measures.into_iter().collect()))
     }
+}
+
+fn at_most<T>(
+    limit: usize,
+    found: impl IntoIterator<Item = T, IntoIter: ExactSizeIterator>,
+) -> Result<Vec<T>, StoreError> {
+    let found = found.into_iter();
+    if found.len() > limit { Err(StoreError::TooLarge) } else { Ok(found.collect()) }
 }
 
 fn is_live(series: &[Version]) -> bool {

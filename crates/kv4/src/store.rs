@@ -8,6 +8,7 @@ use std::pin::Pin;
 use std::sync::Arc;
 
 use wire::names::{Key, Layer, Path};
+use wire::timegroup::TimeGroup;
 
 use crate::address::{Bucket, Entry, Node};
 use crate::version::{Head, Version};
@@ -132,7 +133,7 @@ impl Stat {
     }
 }
 
-/// Cells of one measure; minutes inclusive at both ends.
+/// What was measured of one measure, in groups of time; minutes inclusive at both ends.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct StatQuery {
     pub bucket: Bucket,
@@ -143,6 +144,10 @@ pub struct StatQuery {
     pub key: Option<Key>,
     pub from_minute: u32,
     pub to_minute: u32,
+    /// How long a group is, as of [`TimeGroup::at`]: 1 is a year, 5 a minute.
+    pub depth: usize,
+    /// Most groups in the answer.
+    pub groups_max: usize,
 }
 
 /// An engine that keeps buckets durably.
@@ -227,8 +232,37 @@ pub trait Store: Send + Sync {
     /// Replaces cells of statistics by their newest figures, durably.
     fn put_stats(&self, cells: Vec<(StatCell, Stat)>) -> BoxFuture<'_, Result<(), StoreError>>;
 
-    /// The cells of a query, ordered by path, key, minute, neuron.
-    fn stats(&self, query: &StatQuery) -> BoxFuture<'_, Result<Vec<(StatCell, Stat)>, StoreError>>;
+    /// The figures of each group of time that has a cell of the query, in order of time; of all paths,
+    /// keys and neurons together.
+    ///
+    /// # Errors
+    /// [`StoreError::TooLarge`] when there are more groups than the query allows, however many cells.
+    fn stats(&self, query: &StatQuery)
+    -> BoxFuture<'_, Result<Vec<(TimeGroup, Stat)>, StoreError>>;
+
+    /// Paths at or below `under` at which a measure has a cell, in order.
+    ///
+    /// # Errors
+    /// [`StoreError::TooLarge`] when there are more than `limit`.
+    fn stat_paths(
+        &self,
+        bucket: &Bucket,
+        measure: &Layer,
+        under: &Path,
+        limit: usize,
+    ) -> BoxFuture<'_, Result<Vec<Path>, StoreError>>;
+
+    /// Keys by which a measure of a path has a cell, in order.
+    ///
+    /// # Errors
+    /// [`StoreError::TooLarge`] when there are more than `limit`.
+    fn stat_keys(
+        &self,
+        bucket: &Bucket,
+        measure: &Layer,
+        path: &Path,
+        limit: usize,
+    ) -> BoxFuture<'_, Result<Vec<Key>, StoreError>>;
 
     /// The measures of a bucket that have a cell, in order.
     fn stat_measures(&self, bucket: &Bucket) -> BoxFuture<'_, Result<Vec<Layer>, StoreError>>;

@@ -14,6 +14,8 @@ use crate::{Answer, Call, Services, accounts, entries, idempotency, layer, store
 
 /// Most changes in one answer.
 const CHANGES_MAX: usize = 1_000;
+/// Most paths or keys of a measure in one answer.
+const NAMES_MAX: usize = 100_000;
 /// How a layer of statistics starts.
 pub(crate) const STATS_PREFIX: &str = "*stats:";
 /// Layers of live data, which no store holds.
@@ -89,8 +91,8 @@ async fn paths(services: &Services, call: &Call<'_>, layer: &Layer) -> Result<An
         let mine = layer.as_str() == subs_layer(services);
         rooms.iter().filter(|_| mine).filter_map(|room| room.path.join(&room.topic).ok()).collect()
     } else if let Some(measure) = measure(layer) {
-        let cells = services.stat_cells(bucket, &measure, None).await?;
-        cells.into_iter().map(|(cell, _)| cell.path).collect()
+        let paths = services.kv.stat_paths(bucket, &measure, &call.path, NAMES_MAX);
+        paths.await.map_err(store_fault)?
     } else {
         let paths = services.kv.paths(bucket, layer, &call.path).await.map_err(store_fault)?;
         paths.into_iter().map(|(path, _)| path).collect()
@@ -122,10 +124,8 @@ async fn keys(
         return Ok(list(names.iter().map(String::as_str)));
     }
     if let Some(measure) = measure(layer) {
-        let cells = services.stat_cells(bucket, &measure, Some(call.path.clone())).await?;
-        let mut keys: Vec<_> = cells.into_iter().map(|(cell, _)| cell.key).collect();
-        keys.sort();
-        keys.dedup();
+        let keys = services.kv.stat_keys(bucket, &measure, &call.path, NAMES_MAX);
+        let keys = keys.await.map_err(store_fault)?;
         return Ok(list(keys.iter().map(|key| key.as_str())));
     }
     entries::list(services, call, &entries::node(call, layer.clone()), shape).await

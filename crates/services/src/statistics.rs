@@ -5,7 +5,8 @@
 //! interval as cumulative cells; a cell that was written before is written again with its grown
 //! figures, so a flush that is repeated after a failure changes nothing.
 
-use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::collections::hash_map::Entry;
+use std::collections::{BTreeSet, HashMap};
 use std::hash::BuildHasher;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,16 +18,22 @@ use kv4::store::{Event, Listener, Stat, StatCell, StatQuery, StoreError};
 use wire::envelope::Fault;
 use wire::errors::Code;
 use wire::names::{Key, Layer, Path};
-use wire::timegroup::TimeGroup;
 
 use crate::writing::{Flushing, Writing};
 use crate::{Answer, Call, Services, entries, store_fault};
 
-/// Cells kept in memory between flushes; values of further ones are counted as lost.
+/// Cells kept in memory between flushes. A top account may have as many of them as are free, so one
+/// alone fills half, two a third each, and another one always finds room; values of further cells of
+/// its are counted as lost.
 const CELLS_MAX: usize = 200_000;
 const SHARDS: usize = 8;
+const SHARD_CELLS_MAX: usize = CELLS_MAX / SHARDS;
+/// Cells in a shard from which on room is short: half of what one account alone may have.
+const SHARD_CELLS_SHORT: usize = SHARD_CELLS_MAX / 4;
 /// How far ahead of the clock a cell is that nobody counts in for long.
 const FAR_MINUTES: u32 = 24 * 60;
+/// Most groups of time in one answer: the minutes of more than two months.
+const GROUPS_MAX: usize = 100_000;
 /// Cells in one write to the store.
 const FLUSH_CELLS_MAX: usize = 5_000;
 
@@ -51,8 +58,39 @@ pub struct Statistics {
 #[derive(Debug, Default)]
 struct Shard {
     cells: HashMap<(Measured, u32), Cell, RandomState>,
+    /// How many of them each top account has.
+    by_account: HashMap<Bucket, usize, RandomState>,
     closed: Closed,
     lost: u64,
+}
+
+impl Shard {
+    /// Adds a cell if its account may have another one; values of others are lost.
+    fn add(&mut self, measured: Measured, minute: u32, stat: Stat) {
+        let free = SHARD_CELLS_MAX.saturating_sub(self.cells.len());
+        let account = measured.bucket.top();
+        let held = self.by_account.get(&account).copied().unwrap_or(0);
+        if held >= free {
+            self.lost += stat.count;
+            return;
+        }
+        self.by_account.insert(account, held + 1);
+        self.cells.insert((measured, minute), Cell { stat, dirty: true });
+    }
+
+    fn retain(&mut self, mut stays: impl FnMut(&Measured, u32, &Cell) -> bool) {
+        let by_account = &mut self.by_account;
+        self.cells.retain(|(measured, minute), cell| {
+            let stays = stays(measured, *minute, cell);
+            if !stays && let Entry::Occupied(mut held) = by_account.entry(measured.bucket.top()) {
+                *held.get_mut() -= 1;
+                if *held.get() == 0 {
+                    held.remove();
+                }
+            }
+            stays
+        });
+    }
 }
 
 /// Minutes whose cells are in the store, final and forgotten: what comes with such a minute, since
@@ -216,13 +254,9 @@ impl Statistics {
         let shard = usize::try_from(self.hasher.hash_one(&measured)).unwrap_or(0) % SHARDS;
         let mut shard = self.shards[shard].lock().unwrap_or_else(PoisonError::into_inner);
         let minute = shard.closed.open_at(minute);
-        let length = shard.cells.len();
         match shard.cells.get_mut(&(measured.clone(), minute)) {
             Some(cell) => *cell = Cell { stat: cell.stat.merge(stat), dirty: true },
-            None if length < CELLS_MAX / SHARDS => {
-                shard.cells.insert((measured, minute), Cell { stat, dirty: true });
-            }
-            None => shard.lost += stat.count,
+            None => shard.add(measured, minute, stat),
         }
     }
 
@@ -255,7 +289,7 @@ impl Statistics {
         let mut dirty = Vec::new();
         for shard in &self.shards {
             let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
-            shard.cells.retain(|(measured, _), _| !flushing.is_gone(&measured.bucket));
+            shard.retain(|measured, _, _| !flushing.is_gone(&measured.bucket));
             for ((measured, minute), cell) in &mut shard.cells {
                 if cell.dirty && flushing.may_write(&measured.bucket) {
                     cell.dirty = false;
@@ -286,20 +320,21 @@ impl Statistics {
     }
 
     /// Forgets clean cells of minutes that are over, whose figures are in the store and final. Those
-    /// of a clock that was far ahead go when they take others' room.
+    /// of a clock that was far ahead go when room is short.
     fn forget_before(&self, minute: u32) {
         for shard in &self.shards {
             let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
-            let is_tight = shard.cells.len() > CELLS_MAX / SHARDS / 2;
-            let Shard { cells, closed, .. } = &mut *shard;
-            cells.retain(|(_, at), cell| {
-                let is_far = is_tight && *at > minute.saturating_add(FAR_MINUTES);
-                let stays = cell.dirty || (*at >= minute && !is_far);
+            let is_short = shard.cells.len() >= SHARD_CELLS_SHORT;
+            let mut closed = std::mem::take(&mut shard.closed);
+            shard.retain(|_, at, cell| {
+                let is_far = is_short && at > minute.saturating_add(FAR_MINUTES);
+                let stays = cell.dirty || (at >= minute && !is_far);
                 if !stays {
-                    closed.close(*at);
+                    closed.close(at);
                 }
                 stays
             });
+            shard.closed = closed;
         }
     }
 }
@@ -317,7 +352,7 @@ impl Listener for Statistics {
                 self.counters.pin().retain(|measured, _| !measured.bucket.is_within(bucket));
                 for shard in &self.shards {
                     let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
-                    shard.cells.retain(|(measured, _), _| !measured.bucket.is_within(bucket));
+                    shard.retain(|measured, _, _| !measured.bucket.is_within(bucket));
                 }
             }
         }
@@ -344,23 +379,6 @@ impl Services {
         self.stats.forget_before(minute.saturating_sub(1));
         Ok(())
     }
-
-    pub(crate) async fn stat_cells(
-        &self,
-        bucket: &Bucket,
-        measure: &Layer,
-        path: Option<Path>,
-    ) -> Result<Vec<(StatCell, Stat)>, Fault> {
-        let query = StatQuery {
-            bucket: bucket.clone(),
-            measure: measure.clone(),
-            path,
-            key: None,
-            from_minute: 0,
-            to_minute: u32::MAX,
-        };
-        self.kv.stats(&query).await.map_err(store_fault)
-    }
 }
 
 pub(crate) async fn call(services: &Services, call: &Call<'_>) -> Result<Answer, Fault> {
@@ -383,20 +401,25 @@ pub(crate) async fn call(services: &Services, call: &Call<'_>) -> Result<Answer,
         key,
         from_minute: span.map_or(0, |(first, _)| minute(first.first_s())),
         to_minute: span.map_or(u32::MAX, |(_, last)| minute(last.last_s())),
+        // A total is that of its years.
+        depth: if broken { span.map_or(3, |(first, _)| first.depth()).min(5) } else { 1 },
+        groups_max: GROUPS_MAX,
     };
-    let cells = services.kv.stats(&query).await.map_err(store_fault)?;
-    if cells.is_empty() {
+    let groups = services.kv.stats(&query).await.map_err(|error| match error {
+        StoreError::TooLarge => Fault::with(
+            Code::TooLarge,
+            format!(
+                "there are more than {GROUPS_MAX} groups: ask for a shorter time, or by hour or day"
+            ),
+        ),
+        error => store_fault(error),
+    })?;
+    if groups.is_empty() {
         return Ok(Answer::json("[]"));
     }
     if !broken {
-        let total = cells.iter().fold(Stat::default(), |sum, (_, stat)| sum.merge(*stat));
+        let total = groups.iter().fold(Stat::default(), |sum, (_, stat)| sum.merge(*stat));
         return Ok(Answer::json(figures(total)));
-    }
-    let depth = span.map_or(3, |(first, _)| first.depth()).min(5);
-    let mut groups: BTreeMap<TimeGroup, Stat> = BTreeMap::new();
-    for (cell, stat) in &cells {
-        let group = groups.entry(TimeGroup::at(u64::from(cell.minute) * 60, depth)).or_default();
-        *group = group.merge(*stat);
     }
     let members: Vec<_> =
         groups.into_iter().map(|(group, stat)| format!("\"{group}\":{}", figures(stat))).collect();
@@ -410,6 +433,8 @@ fn figures(stat: Stat) -> String {
 
 #[cfg(test)]
 mod tests {
+    use wire::names::Ident;
+
     use super::*;
 
     /// Of two flushes that let go of an idle counter the slower one finds another in its place.
@@ -434,6 +459,93 @@ mod tests {
         let counted: u64 =
             shards.flat_map(|s| s.cells.values().map(|c| c.stat.count).collect::<Vec<_>>()).sum();
         assert_eq!(counted, 4);
+    }
+
+    /// What `nth` of an account's keys is counted in.
+    fn of(account: &str, sub: Option<&str>, nth: usize) -> Measured {
+        let ident = |name: &str| Ident::parse(name).expect("a legal name");
+        let sub = sub.map(ident);
+        Measured {
+            bucket: Bucket::account(&ident(account), sub.as_ref()).expect("short"),
+            measure: crate::layer("api:3"),
+            path: Path::root(),
+            key: Key::parse(&format!("k{nth}")).expect("a legal key"),
+        }
+    }
+
+    /// Measures new keys; how many of them found room.
+    fn fill(statistics: &Statistics, account: &str, sub: Option<&str>, keys: usize) -> usize {
+        let (before, _) = statistics.held();
+        for nth in 0..keys {
+            statistics.record(of(account, sub, nth), 1, 60);
+        }
+        statistics.held().0 - before
+    }
+
+    fn counts_agree(statistics: &Statistics) {
+        for shard in &statistics.shards {
+            let shard = shard.lock().expect("no panic");
+            let mut counted = HashMap::default();
+            for (measured, _) in shard.cells.keys() {
+                *counted.entry(measured.bucket.top()).or_default() += 1;
+            }
+            assert_eq!(shard.by_account, counted);
+        }
+    }
+
+    /// One account measures more keys than there are cells, alone and by its sub-accounts.
+    #[test]
+    fn an_account_that_measures_many_keys_leaves_others_their_room() {
+        let statistics = Statistics::default();
+        let near = |cells: usize, expected: usize| cells.abs_diff(expected) <= SHARDS;
+        let held = fill(&statistics, "loud", None, CELLS_MAX + 1_000);
+        assert!(near(held, CELLS_MAX / 2), "{held}: alone it fills half");
+        assert_eq!(
+            statistics.held().1,
+            (CELLS_MAX + 1_000 - held) as u64,
+            "what is lost is counted"
+        );
+        assert_eq!(fill(&statistics, "loud", Some("below"), 10_000), 0, "it is one account");
+        assert_eq!(fill(&statistics, "quiet", None, 1_000), 1_000);
+        let (_, lost) = statistics.held();
+        statistics.record(of("loud", None, 0), 1, 60);
+        assert_eq!(statistics.held().1, lost, "what has a cell goes on being counted");
+        let held = fill(&statistics, "second", None, CELLS_MAX);
+        assert!(near(held, (CELLS_MAX / 2 - 1_000) / 2), "{held}: half of what was left");
+        counts_agree(&statistics);
+        // A flush has written everything, and the minute is over.
+        for shard in &statistics.shards {
+            for cell in shard.lock().expect("no panic").cells.values_mut() {
+                cell.dirty = false;
+            }
+        }
+        statistics.record(of("quiet", None, 0), 1, 60);
+        statistics.forget_before(2);
+        assert_eq!(statistics.held().0, 1, "what has grown stays");
+        counts_agree(&statistics);
+        fill(&statistics, "loud", Some("below"), 100);
+        statistics.committed(&[Event::Dropped(of("loud", None, 0).bucket)]);
+        assert_eq!(statistics.held().0, 1);
+        counts_agree(&statistics);
+        let held = fill(&statistics, "loud", None, CELLS_MAX);
+        assert!(near(held, CELLS_MAX / 2), "{held}: there is room again");
+    }
+
+    /// Cells of a clock that was far ahead do not stay for ever when one account has all that it may.
+    #[test]
+    fn cells_of_a_far_minute_make_room() {
+        const FAR_S: u64 = 60 * 60 * 24 * 365;
+        let statistics = Statistics::default();
+        for nth in 0..CELLS_MAX {
+            statistics.record(of("loud", None, nth), 1, FAR_S);
+        }
+        for shard in &statistics.shards {
+            for cell in shard.lock().expect("no panic").cells.values_mut() {
+                cell.dirty = false;
+            }
+        }
+        statistics.forget_before(2);
+        assert_eq!(statistics.held().0, 0);
     }
 
     #[test]

@@ -166,8 +166,12 @@ pub fn run(seed: u64) -> Result<Report, String> {
 }
 
 fn open(disk: &Disk) -> Result<Arc<Kv4>, String> {
-    let options =
-        Options { cache_bytes: 64 << 10, retry: Duration::ZERO, log_bytes: LOG_BYTES_MIN };
+    let options = Options {
+        cache_bytes: 64 << 10,
+        retry: Duration::ZERO,
+        log_bytes: LOG_BYTES_MIN,
+        slice_rows: 2,
+    };
     let store = EmbeddedStore::open_on(disk.store(), disk.log(), options)
         .map_err(|error| error.to_string())?;
     Ok(Kv4::new(Arc::new(store), VIEWS))

@@ -22,6 +22,7 @@ use kv4::write::{Write, WriteError, Written};
 use kv4::{Head, Version};
 use services::Clock as _;
 use wire::names::{Key, Layer, Path};
+use wire::timegroup::TimeGroup;
 
 use crate::executor::Machine;
 use crate::random::Random;
@@ -317,9 +318,34 @@ impl Store for SimStore {
         Box::pin(async move { self.ask(Operation::PutStats(cells)).await.map(|_| ()) })
     }
 
-    fn stats(&self, query: &StatQuery) -> BoxFuture<'_, Result<Vec<(StatCell, Stat)>, StoreError>> {
+    fn stats(
+        &self,
+        query: &StatQuery,
+    ) -> BoxFuture<'_, Result<Vec<(TimeGroup, Stat)>, StoreError>> {
         let query = query.clone();
         self.read(move |rows| rows.stats(&query))
+    }
+
+    fn stat_paths(
+        &self,
+        bucket: &Bucket,
+        measure: &Layer,
+        under: &Path,
+        limit: usize,
+    ) -> BoxFuture<'_, Result<Vec<Path>, StoreError>> {
+        let (bucket, measure, under) = (bucket.clone(), measure.clone(), under.clone());
+        self.read(move |rows| rows.stat_paths(&bucket, &measure, &under, limit))
+    }
+
+    fn stat_keys(
+        &self,
+        bucket: &Bucket,
+        measure: &Layer,
+        path: &Path,
+        limit: usize,
+    ) -> BoxFuture<'_, Result<Vec<Key>, StoreError>> {
+        let (bucket, measure, path) = (bucket.clone(), measure.clone(), path.clone());
+        self.read(move |rows| rows.stat_keys(&bucket, &measure, &path, limit))
     }
 
     fn stat_measures(&self, bucket: &Bucket) -> BoxFuture<'_, Result<Vec<Layer>, StoreError>> {

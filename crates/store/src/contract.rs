@@ -15,6 +15,7 @@ use proptest::sample::select;
 use proptest::test_runner::{Config, TestCaseError, TestCaseResult, TestRunner};
 use wire::json::Json;
 use wire::names::{Ident, Key, Layer, Path};
+use wire::timegroup::TimeGroup;
 
 use kv4::address::{Bucket, Entry, Node};
 use kv4::store::{
@@ -121,6 +122,8 @@ pub enum Step {
     Look(Node),
     Series(SeriesQuery),
     Stats(StatQuery),
+    /// Paths of a measure at or below one, and keys of that, at most so many.
+    StatNames(Bucket, Layer, Path, usize),
     Changes(Bucket, u64, usize),
 }
 
@@ -167,8 +170,8 @@ fn step() -> impl Strategy<Value = Step> {
                 Step::Series(SeriesQuery { node, key, from_micros, to_micros, limit })
             }
         ),
-        2 => (cell(), any::<bool>(), any::<bool>(), 0..5u32, 0..5u32).prop_map(
-            |(cell, of_path, of_key, from_minute, to_minute)| {
+        3 => (cell(), any::<bool>(), any::<bool>(), minute(), minute(), 1..6usize, 0..5usize).prop_map(
+            |(cell, of_path, of_key, from_minute, to_minute, depth, groups_max)| {
                 Step::Stats(StatQuery {
                     bucket: cell.bucket,
                     measure: cell.measure,
@@ -176,9 +179,14 @@ fn step() -> impl Strategy<Value = Step> {
                     key: of_key.then_some(cell.key),
                     from_minute,
                     to_minute,
+                    depth,
+                    groups_max,
                 })
             }
         ),
+        2 => (cell(), 0..5usize).prop_map(|(cell, limit)| {
+            Step::StatNames(cell.bucket, cell.measure, cell.path, limit)
+        }),
         2 => (bucket(), 0..20u64, 0..30usize)
             .prop_map(|(bucket, since, limit)| Step::Changes(bucket, since, limit)),
     ]
@@ -255,7 +263,7 @@ fn entry() -> impl Strategy<Value = Entry> {
 }
 
 fn cell() -> impl Strategy<Value = StatCell> {
-    (bucket(), layer(), path(), key(), 0..5u32, 1..3u32).prop_map(
+    (bucket(), layer(), path(), key(), minute(), 1..3u32).prop_map(
         |(bucket, measure, path, key, minute, neuron)| StatCell {
             bucket,
             measure,
@@ -265,6 +273,11 @@ fn cell() -> impl Strategy<Value = StatCell> {
             neuron,
         },
     )
+}
+
+/// Minutes in a few hours, days and years.
+fn minute() -> impl Strategy<Value = u32> {
+    select(vec![0, 1, 59, 60, 1_439, 1_440, 525_600, 525_601, u32::MAX])
 }
 
 fn stat() -> impl Strategy<Value = Stat> {
@@ -323,7 +336,21 @@ fn take(store: &dyn Store, model: &mut Model, heard: &Heard, step: Step) -> Test
             prop_assert_eq!(block_on(store.series(&query)), Ok(model.series(&query)));
         }
         Step::Stats(query) => {
-            prop_assert_eq!(block_on(store.stats(&query)), Ok(model.stats(&query)));
+            prop_assert_eq!(block_on(store.stats(&query)), model.stats(&query));
+        }
+        Step::StatNames(bucket, measure, path, limit) => {
+            let of_measure = model.stats.keys();
+            let of_measure: Vec<&StatCell> = of_measure
+                .filter(|cell| cell.bucket == bucket && cell.measure == measure)
+                .collect();
+            let below = of_measure.iter().filter(|cell| cell.path.is_within(&path));
+            let paths: BTreeSet<Path> = below.map(|cell| cell.path.clone()).collect();
+            let found = block_on(store.stat_paths(&bucket, &measure, &path, limit));
+            prop_assert_eq!(found, at_most(limit, paths));
+            let at = of_measure.iter().filter(|cell| cell.path == path);
+            let keys: BTreeSet<Key> = at.map(|cell| cell.key.clone()).collect();
+            let found = block_on(store.stat_keys(&bucket, &measure, &path, limit));
+            prop_assert_eq!(found, at_most(limit, keys));
         }
         Step::Changes(bucket, since, limit) => {
             let changes = block_on(store.changes(&bucket, Seq(since), limit));
@@ -539,7 +566,7 @@ impl Model {
         buckets.into_iter().collect()
     }
 
-    fn stats(&self, query: &StatQuery) -> Vec<(StatCell, Stat)> {
+    fn stats(&self, query: &StatQuery) -> Result<Vec<(TimeGroup, Stat)>, StoreError> {
         let cells = self.stats.iter().filter(|(cell, _)| {
             cell.bucket == query.bucket
                 && cell.measure == query.measure
@@ -547,8 +574,22 @@ impl Model {
                 && query.key.as_ref().is_none_or(|key| *key == cell.key)
                 && (query.from_minute..=query.to_minute).contains(&cell.minute)
         });
-        cells.map(|(cell, stat)| (cell.clone(), *stat)).collect()
+        let mut groups = BTreeMap::new();
+        for (cell, stat) in cells {
+            let group = TimeGroup::at(u64::from(cell.minute) * 60, query.depth);
+            let group: &mut Stat = groups.entry(group).or_default();
+            *group = group.merge(*stat);
+        }
+        at_most(query.groups_max, groups)
     }
+}
+
+fn at_most<T>(
+    limit: usize,
+    found: impl IntoIterator<Item = T, IntoIter: ExactSizeIterator>,
+) -> Result<Vec<T>, StoreError> {
+    let found = found.into_iter();
+    if found.len() > limit { Err(StoreError::TooLarge) } else { Ok(found.collect()) }
 }
 
 /// Keeps what a store tells.

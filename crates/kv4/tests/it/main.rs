@@ -4,9 +4,11 @@
 // A test that cannot go on fails here and now.
 #![allow(clippy::unwrap_used)]
 
+mod buckets;
 mod derived;
 mod eviction;
 mod kv;
+mod memory;
 mod model;
 mod threads;
 mod views;

@@ -16,6 +16,7 @@ use kv4::view::Limits;
 use kv4::write::{Write, WriteError, Written};
 use kv4::{Bucket, Head, Node, Version};
 use wire::names::{Key, Layer, Path};
+use wire::timegroup::TimeGroup;
 
 use super::{block_on, key, node, write};
 
@@ -222,8 +223,31 @@ impl Store for Yielding {
         self.0.put_stats(cells)
     }
 
-    fn stats(&self, query: &StatQuery) -> BoxFuture<'_, Result<Vec<(StatCell, Stat)>, StoreError>> {
+    fn stats(
+        &self,
+        query: &StatQuery,
+    ) -> BoxFuture<'_, Result<Vec<(TimeGroup, Stat)>, StoreError>> {
         self.0.stats(query)
+    }
+
+    fn stat_paths(
+        &self,
+        bucket: &Bucket,
+        measure: &Layer,
+        under: &Path,
+        limit: usize,
+    ) -> BoxFuture<'_, Result<Vec<Path>, StoreError>> {
+        self.0.stat_paths(bucket, measure, under, limit)
+    }
+
+    fn stat_keys(
+        &self,
+        bucket: &Bucket,
+        measure: &Layer,
+        path: &Path,
+        limit: usize,
+    ) -> BoxFuture<'_, Result<Vec<Key>, StoreError>> {
+        self.0.stat_keys(bucket, measure, path, limit)
     }
 
     fn stat_measures(&self, bucket: &Bucket) -> BoxFuture<'_, Result<Vec<Layer>, StoreError>> {

@@ -173,9 +173,18 @@ async fn minutes(stage: &Stage, bucket: &Bucket, measure: &str) -> Vec<(u64, u64
     let measure = layer_of(measure);
     let bucket = bucket.clone();
     let (from_minute, to_minute) = (0, u32::MAX);
-    let query = StatQuery { bucket, measure, path: None, key: None, from_minute, to_minute };
-    let cells = stage.neuron.services.kv.stats(&query).await.unwrap();
-    cells.iter().map(|(cell, stat)| (u64::from(cell.minute), stat.count)).collect()
+    let query = StatQuery {
+        bucket,
+        measure,
+        path: None,
+        key: None,
+        from_minute,
+        to_minute,
+        depth: 5,
+        groups_max: usize::MAX,
+    };
+    let minutes = stage.neuron.services.kv.stats(&query).await.unwrap();
+    minutes.iter().map(|(minute, stat)| (minute.first_s() / 60, stat.count)).collect()
 }
 
 /// A flush has taken what was measured and written some of it when the account is deleted.

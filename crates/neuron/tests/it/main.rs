@@ -12,6 +12,7 @@ mod logins;
 mod reading;
 mod retention;
 mod sessions;
+mod statistics;
 mod writing;
 
 use std::io;

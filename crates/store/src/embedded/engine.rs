@@ -12,7 +12,7 @@ use std::cmp::Ordering;
 use std::io;
 use std::panic::{self, AssertUnwindSafe};
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering::Relaxed};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, RwLock, Weak};
 use std::time::Instant;
 
 use redb::{Database, Durability, ReadTransaction, ReadableDatabase, WriteTransaction};
@@ -28,9 +28,11 @@ use super::redo::{self, Redo, Writing};
 pub(crate) struct Engine {
     medium: Arc<Medium>,
     cache_bytes: usize,
-    /// `None` while a failure could not be undone yet, and after the close. A reader holds the lock
-    /// for as long as its transaction lives, so that no two databases ever use one file.
+    /// `None` while a failure could not be undone yet, and after the close. Who reads holds the lock
+    /// meanwhile, and a snapshot goes before its database, so no two databases ever use one file.
     database: RwLock<Option<Database>>,
+    /// Those that may be alive.
+    snapshots: Mutex<Vec<Weak<Mutex<Option<ReadTransaction>>>>>,
     /// Used by the committer only.
     log: Mutex<Log>,
     /// The database was opened with [`ROOMY_CACHE_BYTES`].
@@ -38,6 +40,10 @@ pub(crate) struct Engine {
     /// How many wait for the database without readers, or soon will: a long reading gives up then.
     waiting: AtomicU32,
 }
+
+/// What a longer read sees, kept between its slices.
+#[derive(Debug)]
+pub(crate) struct Snapshot(Arc<Mutex<Option<ReadTransaction>>>);
 
 /// Memory for pages while a full disk has no place for what is in the log only. redb keeps up to half
 /// of it from being written.
@@ -108,6 +114,7 @@ impl Engine {
             medium,
             cache_bytes,
             database: RwLock::new(Some(database)),
+            snapshots: Mutex::default(),
             log: Mutex::new(log),
             is_roomy: AtomicBool::new(false),
             waiting: AtomicU32::new(0),
@@ -126,6 +133,48 @@ impl Engine {
             let transaction = database.begin_read().map_err(redb::Error::from)?;
             read(&transaction)
         })?
+    }
+
+    /// Runs one slice of a longer read on its `snapshot`, which is taken by the first one and kept for
+    /// the next as long as `read` answers `None`.
+    ///
+    /// # Errors
+    /// [`ReadError::Lost`], without a snapshot, when the database was opened anew since the last slice.
+    pub(crate) fn read_on<T>(
+        &self,
+        snapshot: &mut Option<Snapshot>,
+        read: impl FnOnce(&ReadTransaction) -> Result<Option<T>, ReadError>,
+    ) -> Result<Option<T>, ReadError> {
+        let database = self.database.read().unwrap_or_else(PoisonError::into_inner);
+        let database = database.as_ref().ok_or(ReadError::Away)?;
+        shielded(|| {
+            let transaction = match snapshot.take() {
+                None => database.begin_read().map_err(redb::Error::from)?,
+                Some(Snapshot(kept)) => locked(&kept).take().ok_or(ReadError::Lost)?,
+            };
+            let found = read(&transaction)?;
+            if found.is_none() {
+                let kept = Arc::new(Mutex::new(Some(transaction)));
+                let mut snapshots = locked(&self.snapshots);
+                snapshots.retain(|snapshot| snapshot.strong_count() > 0);
+                snapshots.push(Arc::downgrade(&kept));
+                *snapshot = Some(Snapshot(kept));
+            }
+            Ok(found)
+        })?
+    }
+
+    /// Drops the database with all snapshots of it.
+    fn let_go(&self, database: &mut Option<Database>) {
+        for snapshot in locked(&self.snapshots).drain(..).filter_map(|snapshot| snapshot.upgrade())
+        {
+            drop(locked(&snapshot).take());
+        }
+        let database = database.take();
+        if let Err(error) = shielded(|| drop(database)) {
+            // It may be damaged enough to panic.
+            tracing::warn!(%error, "the store's file was not closed cleanly");
+        }
     }
 
     /// Begins the one write transaction, on the committer's thread only; `redo` is a buffer to use
@@ -185,7 +234,7 @@ impl Engine {
         self.waiting.fetch_add(1, Relaxed);
         let mut database = self.database.write().unwrap_or_else(PoisonError::into_inner);
         self.waiting.fetch_sub(1, Relaxed);
-        let_go(&mut database);
+        self.let_go(&mut database);
         let mut log = self.log();
         self.is_roomy.store(false, Relaxed);
         let reopened = match self.reopen(&mut log, self.cache_bytes) {
@@ -250,7 +299,7 @@ impl Engine {
         {
             tracing::warn!(%error, "the store needs its log at the next opening");
         }
-        let_go(&mut database);
+        self.let_go(&mut database);
         if let Err(error) = log.release() {
             tracing::warn!(%error, "the log was not released");
         }
@@ -292,16 +341,12 @@ impl Engine {
     }
 
     fn log(&self) -> MutexGuard<'_, Log> {
-        self.log.lock().unwrap_or_else(PoisonError::into_inner)
+        locked(&self.log)
     }
 }
 
-/// Drops a database that may be damaged enough to panic.
-fn let_go(database: &mut Option<Database>) {
-    let database = database.take();
-    if let Err(error) = shielded(|| drop(database)) {
-        tracing::warn!(%error, "the store's file was not closed cleanly");
-    }
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 fn warn_of_log(error: &io::Error) {
@@ -398,6 +443,8 @@ pub(crate) enum ReadError {
     Engine(redb::Error),
     /// The engine is closed, or waits to be opened anew.
     Away,
+    /// The engine was opened anew since the read was begun: begin again.
+    Lost,
     /// An answer after all: too much, or damage.
     Answer(StoreError),
 }
@@ -424,7 +471,9 @@ impl ReadError {
     pub(crate) fn into_store_error(self) -> StoreError {
         match self {
             ReadError::Engine(error) => store_error(&error),
-            ReadError::Away => StoreError::Unavailable("it is closed or recovering".to_owned()),
+            ReadError::Away | ReadError::Lost => {
+                StoreError::Unavailable("it is closed or recovering".to_owned())
+            }
             ReadError::Answer(error) => error,
         }
     }

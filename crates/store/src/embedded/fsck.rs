@@ -485,7 +485,9 @@ fn check_stats(txn: &ReadTransaction, id: BucketId, report: &mut Report) -> Resu
     let stats = txn.open_table(STATS)?;
     for row in of_bucket(&stats, id)? {
         let (key, figures) = row?;
-        let read = keys::read_cell(key.value()).and_then(|_| read_stat(figures.value()));
+        let read = keys::CellKey::read(key.value())
+            .and_then(|cell| cell.check())
+            .and_then(|()| read_stat(figures.value()));
         readable(read, report, "stats", key.value());
     }
     Ok(())

@@ -165,23 +165,51 @@ pub(crate) fn read_node(key: &[u8]) -> Result<(BucketId, Layer, Path), StoreErro
     Ok((bucket, read_layer(layer)?, read_path(path)?))
 }
 
-/// The measure, path, key, minute and neuron of a key of `stats`, and how long the part before the
-/// minute is.
-pub(crate) fn read_cell(key: &[u8]) -> Result<(Layer, Path, Key, u32, u32, usize), StoreError> {
-    BucketId::read(key)?;
-    let group_len = key.len().checked_sub(8).ok_or_else(|| bad("a cell's key"))?;
-    let (group, numbers) = key.split_at(group_len);
-    let mut parts = group[BucketId::BYTES.min(group.len())..].split(|byte| *byte == 0);
-    let (Some(measure), Some(path), Some(name), Some([]), None) =
-        (parts.next(), parts.next(), parts.next(), parts.next(), parts.next())
-    else {
-        return Err(bad("a cell's key"));
-    };
-    let number = |at: usize| {
-        u32::from_be_bytes(numbers[at..at + 4].try_into().expect("four bytes of eight"))
-    };
-    let names = (read_layer(measure)?, read_path(path)?, read_key(name)?);
-    Ok((names.0, names.1, names.2, number(0), number(4), group_len))
+/// A key of `stats`, taken apart; its names are not checked.
+#[derive(Debug)]
+pub(crate) struct CellKey<'a> {
+    pub(crate) measure: &'a [u8],
+    pub(crate) path: &'a [u8],
+    pub(crate) key: &'a [u8],
+    pub(crate) minute: u32,
+    /// What all cells of the path begin with, up to its zero.
+    pub(crate) of_path: &'a [u8],
+    /// What all cells of the path and key begin with, up to the zero of the key.
+    pub(crate) of_key: &'a [u8],
+}
+
+impl<'a> CellKey<'a> {
+    pub(crate) fn read(bytes: &'a [u8]) -> Result<CellKey<'a>, StoreError> {
+        let (of_key, numbers) = bytes
+            .len()
+            .checked_sub(8)
+            .and_then(|at| bytes.split_at_checked(at))
+            .ok_or_else(|| bad("a cell's key"))?;
+        let names = of_key.get(BucketId::BYTES..).ok_or_else(|| bad("a cell's key"))?;
+        let mut parts = names.split(|byte| *byte == 0);
+        let (Some(measure), Some(path), Some(key), Some([]), None) =
+            (parts.next(), parts.next(), parts.next(), parts.next(), parts.next())
+        else {
+            return Err(bad("a cell's key"));
+        };
+        let minute = numbers.first_chunk().ok_or_else(|| bad("a cell's key"))?;
+        Ok(CellKey {
+            measure,
+            path,
+            key,
+            minute: u32::from_be_bytes(*minute),
+            of_path: &of_key[..of_key.len() - key.len() - 1],
+            of_key,
+        })
+    }
+
+    /// Whether its names are names.
+    pub(crate) fn check(&self) -> Result<(), StoreError> {
+        read_layer(self.measure)?;
+        read_path(self.path)?;
+        read_key(self.key)?;
+        Ok(())
+    }
 }
 
 pub(crate) fn read_layer(bytes: &[u8]) -> Result<Layer, StoreError> {

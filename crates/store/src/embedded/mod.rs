@@ -27,6 +27,7 @@ use std::time::Duration;
 use redb::{ReadableTableMetadata, StorageBackend};
 use tokio::sync::{mpsc, oneshot};
 use wire::names::{Key, Layer, Path as DataPath};
+use wire::timegroup::TimeGroup;
 
 use kv4::address::{Bucket, Entry, Node};
 use kv4::store::{
@@ -47,8 +48,8 @@ pub use committer::{BATCH_BYTES_MAX, BATCH_OPS_MAX, Commits, QUEUE_REQUESTS_MAX}
 pub use format::{FORMAT, FORMAT_OLDEST, OpenError};
 pub use fsck::{Report, Rule, VIOLATIONS_MAX, Violation, fsck, fsck_on};
 pub use log::{LOG_BYTES, LOG_BYTES_MAX, LOG_BYTES_MIN};
-pub use read::{ANSWER_BYTES_MAX, STAT_CELLS_MAX};
-pub use readers::{QUEUE_READS_MAX, READERS};
+pub use read::{ANSWER_BYTES_MAX, SLICE_ROWS};
+pub use readers::{BEGUN_READS_MAX, QUEUE_READS_MAX, READERS};
 
 /// Name of the thread that does all writing, as the operating system shows it.
 pub const COMMITTER_THREAD: &str = "store-commit";
@@ -65,11 +66,18 @@ pub struct Options {
     /// Length of the log's file, which is filled with zeros ahead of use; from [`LOG_BYTES_MIN`] to
     /// [`LOG_BYTES_MAX`]. A longer log that is there already stays as it is.
     pub log_bytes: u64,
+    /// Rows after which a read lets those of other accounts go first.
+    pub slice_rows: usize,
 }
 
 impl Default for Options {
     fn default() -> Options {
-        Options { cache_bytes: 16 << 20, retry: Duration::from_millis(50), log_bytes: LOG_BYTES }
+        Options {
+            cache_bytes: 16 << 20,
+            retry: Duration::from_millis(50),
+            log_bytes: LOG_BYTES,
+            slice_rows: SLICE_ROWS,
+        }
     }
 }
 
@@ -151,7 +159,8 @@ impl EmbeddedStore {
             options.retry,
             has_dropped,
         );
-        let (readers, mut threads) = Readers::start(&engine, queue.downgrade())?;
+        let (readers, mut threads) =
+            Readers::start(&engine, queue.downgrade(), options.slice_rows)?;
         let thread = thread::Builder::new().name(COMMITTER_THREAD.to_owned());
         threads.push(thread.spawn(move || committer.run())?);
         Ok(EmbeddedStore {
@@ -252,13 +261,13 @@ impl Store for EmbeddedStore {
     }
 
     fn node(&self, node: &Node, bytes_max: usize) -> BoxFuture<'_, Result<Vec<Head>, StoreError>> {
-        let node = node.clone();
-        Box::pin(self.readers().read(move |txn| read::node(txn, &node, bytes_max)))
+        let (node, account) = (node.clone(), node.bucket.top());
+        Box::pin(self.readers().read(account, move || read::node(node.clone(), bytes_max)))
     }
 
     fn newest(&self, entry: &Entry) -> BoxFuture<'_, Result<Option<Version>, StoreError>> {
-        let entry = entry.clone();
-        Box::pin(self.readers().read(move |txn| read::newest(txn, &entry)))
+        let (entry, account) = (entry.clone(), entry.node.bucket.top());
+        Box::pin(self.readers().read(account, move || read::newest(entry.clone())))
     }
 
     fn by_secondary(
@@ -267,8 +276,9 @@ impl Store for EmbeddedStore {
         nth: u8,
         key: &Key,
     ) -> BoxFuture<'_, Result<Option<Head>, StoreError>> {
-        let (node, key) = (node.clone(), key.clone());
-        Box::pin(self.readers().read(move |txn| read::by_secondary(txn, &node, nth, &key)))
+        let (node, key, account) = (node.clone(), key.clone(), node.bucket.top());
+        let make = move || read::by_secondary(node.clone(), nth, key.clone());
+        Box::pin(self.readers().read(account, make))
     }
 
     fn keys(
@@ -277,21 +287,22 @@ impl Store for EmbeddedStore {
         after: Option<&Key>,
         limit: usize,
     ) -> BoxFuture<'_, Result<Vec<Key>, StoreError>> {
-        let (node, after) = (node.clone(), after.cloned());
-        Box::pin(self.readers().read(move |txn| read::keys(txn, &node, after.as_ref(), limit)))
+        let (node, after, account) = (node.clone(), after.cloned(), node.bucket.top());
+        let make = move || read::keys(node.clone(), after.clone(), limit);
+        Box::pin(self.readers().read(account, make))
     }
 
     fn series(
         &self,
         query: &SeriesQuery,
     ) -> BoxFuture<'_, Result<Vec<(Key, Version)>, StoreError>> {
-        let query = query.clone();
-        Box::pin(self.readers().read(move |txn| read::series(txn, &query)))
+        let (query, account) = (query.clone(), query.node.bucket.top());
+        Box::pin(self.readers().read(account, move || read::series(query.clone())))
     }
 
     fn layers(&self, bucket: &Bucket) -> BoxFuture<'_, Result<Vec<Layer>, StoreError>> {
         let bucket = bucket.clone();
-        Box::pin(self.readers().read(move |txn| read::layers(txn, &bucket)))
+        Box::pin(self.readers().read(bucket.top(), move || read::layers(bucket.clone())))
     }
 
     fn paths(
@@ -301,7 +312,9 @@ impl Store for EmbeddedStore {
         under: &DataPath,
     ) -> BoxFuture<'_, Result<Vec<(DataPath, u64)>, StoreError>> {
         let (bucket, layer, under) = (bucket.clone(), layer.clone(), under.clone());
-        Box::pin(self.readers().read(move |txn| read::paths(txn, &bucket, &layer, &under)))
+        let account = bucket.top();
+        let make = move || read::paths(bucket.clone(), layer.clone(), under.clone());
+        Box::pin(self.readers().read(account, make))
     }
 
     fn changes(
@@ -311,7 +324,9 @@ impl Store for EmbeddedStore {
         limit: usize,
     ) -> BoxFuture<'_, Result<(Vec<Change>, Seq), StoreError>> {
         let bucket = bucket.clone();
-        Box::pin(self.readers().read(move |txn| read::changes(txn, &bucket, since, limit)))
+        let account = bucket.top();
+        let make = move || read::changes(bucket.clone(), since, limit);
+        Box::pin(self.readers().read(account, make))
     }
 
     fn erase(&self, entry: &Entry) -> BoxFuture<'_, Result<bool, StoreError>> {
@@ -344,21 +359,50 @@ impl Store for EmbeddedStore {
     }
 
     fn buckets(&self) -> BoxFuture<'_, Result<Vec<Bucket>, StoreError>> {
-        Box::pin(self.readers().read(read::buckets))
+        Box::pin(self.readers().read(Bucket::sys(), || read::buckets))
     }
 
     fn put_stats(&self, cells: Vec<(StatCell, Stat)>) -> BoxFuture<'_, Result<(), StoreError>> {
         Box::pin(self.ask(move |answer| Request::PutStats(cells, answer)))
     }
 
-    fn stats(&self, query: &StatQuery) -> BoxFuture<'_, Result<Vec<(StatCell, Stat)>, StoreError>> {
-        let query = query.clone();
-        Box::pin(self.readers().read(move |txn| read::stats(txn, &query)))
+    fn stats(
+        &self,
+        query: &StatQuery,
+    ) -> BoxFuture<'_, Result<Vec<(TimeGroup, Stat)>, StoreError>> {
+        let (query, account) = (query.clone(), query.bucket.top());
+        Box::pin(self.readers().read(account, move || read::stats(query.clone())))
+    }
+
+    fn stat_paths(
+        &self,
+        bucket: &Bucket,
+        measure: &Layer,
+        under: &DataPath,
+        limit: usize,
+    ) -> BoxFuture<'_, Result<Vec<DataPath>, StoreError>> {
+        let (bucket, measure, under) = (bucket.clone(), measure.clone(), under.clone());
+        let account = bucket.top();
+        let make = move || read::stat_paths(bucket.clone(), measure.clone(), under.clone(), limit);
+        Box::pin(self.readers().read(account, make))
+    }
+
+    fn stat_keys(
+        &self,
+        bucket: &Bucket,
+        measure: &Layer,
+        path: &DataPath,
+        limit: usize,
+    ) -> BoxFuture<'_, Result<Vec<Key>, StoreError>> {
+        let (bucket, measure, path) = (bucket.clone(), measure.clone(), path.clone());
+        let account = bucket.top();
+        let make = move || read::stat_keys(bucket.clone(), measure.clone(), path.clone(), limit);
+        Box::pin(self.readers().read(account, make))
     }
 
     fn stat_measures(&self, bucket: &Bucket) -> BoxFuture<'_, Result<Vec<Layer>, StoreError>> {
         let bucket = bucket.clone();
-        Box::pin(self.readers().read(move |txn| read::stat_measures(txn, &bucket)))
+        Box::pin(self.readers().read(bucket.top(), move || read::stat_measures(bucket.clone())))
     }
 }
 

@@ -131,7 +131,11 @@ fn carry_out(store: &dyn Store, step: Step) {
         Step::Prune(node, retention) => drop(block_on(store.prune(&node, retention)).unwrap()),
         Step::DropBucket(bucket) => block_on(store.drop_bucket(&bucket)).unwrap(),
         Step::PutStats(cells) => block_on(store.put_stats(cells)).unwrap(),
-        Step::Look(_) | Step::Series(_) | Step::Stats(_) | Step::Changes(..) => {}
+        Step::Look(_)
+        | Step::Series(_)
+        | Step::Stats(_)
+        | Step::StatNames(..)
+        | Step::Changes(..) => {}
     }
 }
 

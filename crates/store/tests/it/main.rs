@@ -5,6 +5,7 @@
 mod contract;
 mod crash;
 mod disk;
+mod fair;
 mod faults;
 mod files;
 mod fsck;
@@ -16,17 +17,19 @@ use std::time::Duration;
 
 use kv4::Stamp;
 use kv4::address::{Bucket, Entry, Node};
-use kv4::store::{Change, Seq, Stat, StatCell, StatQuery, Store};
+use kv4::store::{Change, Seq, Stat, StatQuery, Store};
 use kv4::write::{Condition, KeyChange, Op, Write};
 use store::EmbeddedStore;
 use store::contract::block_on;
 use store::embedded::{LOG_BYTES_MIN, Options};
 use wire::json::Json;
 use wire::names::{Key, Layer, Path};
+use wire::timegroup::TimeGroup;
 
-/// Options of stores on simulated disks: a log that is full after a few steps.
+/// Options of stores on simulated disks: a log that is full after a few steps, and a slice for each
+/// row that is read.
 fn options() -> Options {
-    Options { retry: Duration::ZERO, log_bytes: LOG_BYTES_MIN, ..Options::default() }
+    Options { retry: Duration::ZERO, log_bytes: LOG_BYTES_MIN, slice_rows: 1, ..Options::default() }
 }
 
 fn open_on(disk: &disk::Disk) -> EmbeddedStore {
@@ -55,7 +58,7 @@ fn put(entry: &Entry, value: &str) -> Write {
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 struct Dump {
     changes: Vec<(Bucket, Vec<Change>)>,
-    stats: Vec<(StatCell, Stat)>,
+    stats: Vec<(StatQuery, Vec<(TimeGroup, Stat)>)>,
 }
 
 fn dump(store: &dyn Store) -> Dump {
@@ -65,15 +68,24 @@ fn dump(store: &dyn Store) -> Dump {
         let seqs: Vec<u64> = changes.iter().map(|change| change.seq.0).collect();
         assert_eq!(seqs, (1..=last.0).collect::<Vec<_>>(), "a feed is dense");
         for measure in block_on(store.stat_measures(&bucket)).unwrap() {
-            let query = StatQuery {
-                bucket: bucket.clone(),
-                measure,
-                path: None,
-                key: None,
-                from_minute: 0,
-                to_minute: u32::MAX,
-            };
-            dump.stats.extend(block_on(store.stats(&query)).unwrap());
+            let paths = store.stat_paths(&bucket, &measure, &Path::root(), usize::MAX);
+            for path in block_on(paths).unwrap() {
+                let keys = store.stat_keys(&bucket, &measure, &path, usize::MAX);
+                for key in block_on(keys).unwrap() {
+                    let query = StatQuery {
+                        bucket: bucket.clone(),
+                        measure: measure.clone(),
+                        path: Some(path.clone()),
+                        key: Some(key),
+                        from_minute: 0,
+                        to_minute: u32::MAX,
+                        depth: 5,
+                        groups_max: usize::MAX,
+                    };
+                    let minutes = block_on(store.stats(&query)).unwrap();
+                    dump.stats.push((query, minutes));
+                }
+            }
         }
         dump.changes.push((bucket, changes));
     }
