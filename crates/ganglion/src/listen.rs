@@ -11,7 +11,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::http::{self, Incoming, Shared};
 use crate::tls::Tls;
-use crate::turns::Spender;
+use crate::turns::{Spender, customer};
 
 /// Connections that the kernel holds for a listener.
 const BACKLOG: i32 = 4096;
@@ -70,14 +70,6 @@ impl Gate {
         self.all.fetch_add(1, Ordering::Relaxed);
         self.accepted.fetch_add(1, Ordering::Relaxed);
         Some(Entered { gate: self.clone(), address })
-    }
-}
-
-/// The address as which a client is counted: of IPv6 the /64, which is what one customer is given.
-fn customer(address: IpAddr) -> IpAddr {
-    match address {
-        IpAddr::V6(address) => IpAddr::V6((u128::from(address) & !u128::from(u64::MAX)).into()),
-        address => address,
     }
 }
 

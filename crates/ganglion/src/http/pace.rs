@@ -14,7 +14,7 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
-use crate::answers::Untaken;
+use super::answers::Untaken;
 
 /// Less than this in one write is what HTTP/2 says of itself: pings, windows, settings.
 const ANSWER_BYTES_MIN: usize = 1 << 10;

@@ -179,3 +179,137 @@ impl Body for Answer {
         SizeHint::with_exact(self.rest.len() as u64)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
+    use tokio::time::timeout;
+
+    use super::super::connection::WRITE_TIME;
+    use super::super::stage::Stage;
+    use super::*;
+
+    /// A page of some size that needs no store.
+    const PAGE: &str = "/openapi.json";
+
+    // RFC 9113 §6.
+    const HEADERS: u8 = 1;
+
+    const SETTINGS: u8 = 4;
+
+    const PING: u8 = 6;
+
+    const WINDOW_UPDATE: u8 = 8;
+
+    const ACK: u8 = 1;
+
+    const END_STREAM_AND_HEADERS: u8 = 5;
+
+    /// `:status: 200` (RFC 7541, appendix A).
+    const OK: u8 = 0x88;
+
+    /// An HTTP/2 client by hand, whose streams' windows are shut until it opens one.
+    struct Client(DuplexStream);
+
+    impl Client {
+        async fn connect(stage: &Stage, from: u8) -> Client {
+            let mut client = Client(stage.connect(from));
+            client.0.write_all(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n").await.expect("it is taken");
+            // INITIAL_WINDOW_SIZE is 0.
+            client.send(SETTINGS, 0, 0, &[0, 4, 0, 0, 0, 0]).await;
+            client
+        }
+
+        async fn send(&mut self, kind: u8, flags: u8, stream: u8, payload: &[u8]) {
+            let length = u8::try_from(payload.len()).expect("short frames");
+            let head = [0, 0, length, kind, flags, 0, 0, 0, stream];
+            // It may have hung up.
+            let _ = self.0.write_all(&[&head[..], payload].concat()).await;
+        }
+
+        /// Asks for the page.
+        async fn ask(&mut self, stream: u8) {
+            let length = u8::try_from(PAGE.len()).expect("a short path");
+            // GET, http, and literals without indexing for `:path` and `:authority`.
+            let fields = [&[0x82, 0x86, 0x04, length], PAGE.as_bytes(), &[0x01, 1, b'a']].concat();
+            self.send(HEADERS, END_STREAM_AND_HEADERS, stream, &fields).await;
+        }
+
+        /// The next frame that is not about the connection; `None` at the end.
+        async fn next(&mut self) -> Option<(u8, Vec<u8>)> {
+            loop {
+                let mut head = [0; 9];
+                self.0.read_exact(&mut head).await.ok()?;
+                let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
+                let mut payload = vec![0; length];
+                self.0.read_exact(&mut payload).await.ok()?;
+                match (head[3], head[4] & ACK) {
+                    (PING, 0) => self.send(PING, ACK, 0, &payload).await,
+                    (SETTINGS, 0) => self.send(SETTINGS, ACK, 0, &[]).await,
+                    (kind, _) if head[5..] != [0; 4] => return Some((kind, payload)),
+                    _ => {}
+                }
+            }
+        }
+
+        /// Whether the next answer is the page.
+        async fn is_answered(&mut self) -> bool {
+            loop {
+                let (kind, payload) = self.next().await.expect("an answer");
+                if kind == HEADERS {
+                    return payload[0] == OK;
+                }
+            }
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_http2_client_that_takes_nothing_of_its_answers_is_cut() {
+        let stage = Stage::new(|_| {});
+        let mut client = Client::connect(&stage, 1).await;
+        client.ask(1).await;
+        assert!(client.is_answered().await);
+        // It takes some, and again, each time late.
+        let step = WRITE_TIME - Duration::from_secs(1);
+        for _ in 0..3 {
+            assert!(timeout(step, client.next()).await.is_err(), "there is no window");
+            client.send(WINDOW_UPDATE, 0, 1, &2_000_u32.to_be_bytes()).await;
+            assert_eq!(client.next().await.expect("it is not cut").1.len(), 2_000);
+        }
+        let begun = Instant::now();
+        let end = timeout(WRITE_TIME * 3, client.next()).await.expect("it is cut");
+        assert!(end.is_none());
+        assert_eq!(begun.elapsed().as_secs(), WRITE_TIME.as_secs());
+        while stage.shared.turns.answer_bytes() > 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+
+    #[tokio::test]
+    async fn answers_that_are_not_taken_are_bounded_and_others_have_theirs() {
+        let whole = Stage::new(|_| {}).ask(1, b"GET /openapi.json HTTP/1.1\r\nhost: a\r\n").await;
+        let (_, page) = whole.split_once("\r\n\r\n").expect("a body");
+        let stage = Stage::new(|config| config.limits.answers.0 = 20 * page.len());
+        let mut clients = Vec::new();
+        let mut answered = Vec::new();
+        for _ in 0..3 {
+            let mut client = Client::connect(&stage, 1).await;
+            for stream in [1, 3, 5] {
+                client.ask(stream).await;
+                answered.push(client.is_answered().await);
+            }
+            clients.push(client);
+        }
+        let (yes, no) = (true, false);
+        // An eighth of a connection is two and a half, a quarter of an address five.
+        assert_eq!(answered, [yes, yes, no, yes, yes, no, yes, no, no]);
+        assert_eq!(stage.shared.turns.answer_bytes(), 5 * page.len());
+        let mut other = Client::connect(&stage, 2).await;
+        other.ask(1).await;
+        assert!(other.is_answered().await, "another address");
+        drop((clients, other));
+        while stage.shared.turns.answer_bytes() > 0 {
+            tokio::task::yield_now().await;
+        }
+    }
+}
