@@ -149,7 +149,7 @@ async fn serve(stream: TcpStream, entered: Entered, kind: Kind, shared: Arc<Shar
         tracing::debug!(%peer, %error, "connection gone");
         return;
     }
-    let spender = Spender::new(shared.turns.clone());
+    let spender = Spender::new(shared.turns.clone(), peer);
     let connection = Incoming { entered, spender, is_tls: false, is_admin: false };
     match kind {
         Kind::Http => http::serve_connection(shared, stream, connection).await,
@@ -161,7 +161,7 @@ async fn serve(stream: TcpStream, entered: Entered, kind: Kind, shared: Arc<Shar
             let spender = &connection.spender;
             let handshake = async {
                 // A handshake is dear, and nobody in particular asks for it.
-                spender.handshake(peer).await;
+                spender.handshake().await;
                 tls.acceptor().accept(stream).await
             };
             match tokio::time::timeout(HANDSHAKE_TIME, spender.metered(handshake)).await {

@@ -15,6 +15,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use super::Shared;
 use super::answers::Patience;
 use super::pace::{Pace, Paced};
+use super::streams::Streams;
 use crate::listen::Entered;
 use crate::turns::Spender;
 
@@ -31,7 +32,7 @@ pub(super) struct Connection {
     /// Whether this is a private listener, with metrics and reasons.
     pub(super) is_admin: bool,
     pub(super) session: Session,
-    pub(super) spender: Spender,
+    pub(super) spender: Arc<Spender>,
     /// Its place among the open connections; a WebSocket takes it over.
     pub(super) entered: Arc<Entered>,
     /// Whether a request has come; a connection without one is cut.
@@ -42,7 +43,7 @@ pub(super) struct Connection {
 /// A connection that a listener has let in.
 pub(crate) struct Incoming {
     pub(crate) entered: Entered,
-    pub(crate) spender: Spender,
+    pub(crate) spender: Arc<Spender>,
     pub(crate) is_tls: bool,
     /// Whether it came to a private listener, with metrics and reasons.
     pub(crate) is_admin: bool,
@@ -56,7 +57,7 @@ where
     let Incoming { entered, spender, is_tls, is_admin } = incoming;
     let peer = entered.address();
     let limits = &shared.config.limits;
-    let mut builder = auto::Builder::new(hyper_util::rt::TokioExecutor::new());
+    let mut builder = auto::Builder::new(Streams(spender.clone()));
     builder
         .http1()
         .timer(TokioTimer::new())
@@ -116,7 +117,12 @@ where
         Poll::Pending
     });
     match connection.spender.metered(ended).await {
-        End::Done(done) => log_end(peer, done),
+        End::Done(done) => {
+            if connection.pace.is_flooded() {
+                connection.shared.counters.floods.fetch_add(1, Ordering::Relaxed);
+            }
+            log_end(peer, done);
+        }
         End::NeverBegun => tracing::debug!(%peer, "no request came"),
         End::Stuck => tracing::debug!(%peer, "the client takes nothing of its answers"),
         End::Stopping => {

@@ -1,6 +1,7 @@
 //! HTTP: connections that a listener has accepted, hyper's requests on them, and the answers.
 //!
-//! A [`connection`] is served by hyper over a transport with a [`pace`]. Each of its [`requests`] has
+//! A [`connection`] is served by hyper over a transport with a [`pace`], below which HTTP/2 [`frames`]
+//! are counted; its [`streams`] are metered. Each of its [`requests`] has
 //! its head looked at ([`forwarded`]), its body read within limits ([`bodies`]), and is answered by
 //! the neuron, by [`health`] or by one of the [`pages`]; the answer is put into HTTP in [`replies`] and
 //! counted until its client has taken it ([`answers`]). Not here: what a request means (`neuron`), and
@@ -10,6 +11,7 @@ mod answers;
 mod bodies;
 mod connection;
 mod forwarded;
+mod frames;
 mod health;
 mod pace;
 mod pages;
@@ -17,6 +19,7 @@ mod replies;
 mod requests;
 #[cfg(test)]
 mod stage;
+mod streams;
 
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
@@ -56,4 +59,6 @@ pub(crate) struct Shared {
 pub(crate) struct Counters {
     pub(crate) requests: AtomicU64,
     pub(crate) refused_body: AtomicU64,
+    /// Connections that were cut because of frames that ask for nothing.
+    pub(crate) floods: AtomicU64,
 }

@@ -11,17 +11,25 @@ use neuron::requests::{self, Admission as _, Payer};
 use wire::envelope::Fault;
 use wire::errors::Code;
 
-use super::Shared;
 use super::answers::Answer;
 use super::connection::Connection;
 use super::replies::{HttpResponse, closing, faulted, plain, reply, wants_problem};
+use super::{Shared, streams};
 use crate::lifecycle::Busy;
 use crate::sockets;
+use crate::turns::Spender;
 
 /// draft-ietf-httpapi-idempotency-key-header.
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 /// Refused as overloaded, in words.
 const BUSY: &str = "too many requests are under way\n";
+
+/// Who makes a request.
+struct Asker {
+    /// The client's, whatever proxies are between.
+    address: IpAddr,
+    spender: Arc<Spender>,
+}
 
 impl Connection {
     /// Answers a request, if its client takes what it is answered.
@@ -30,9 +38,10 @@ impl Connection {
         request: hyper::Request<body::Incoming>,
     ) -> hyper::Response<Answer> {
         let address = self.address(&request);
+        let asker = Asker { address, spender: streams::spender(&self.spender) };
         let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
         let wants_problem = wants_problem(request.headers());
-        let response = self.respond(request, address).await;
+        let response = self.respond(request, asker).await;
         // What was written is told: it was done.
         let must_go = self.is_admin || !is_read;
         let (parts, bytes) = response.into_parts();
@@ -52,8 +61,9 @@ impl Connection {
     async fn respond(
         self: &Arc<Self>,
         request: hyper::Request<body::Incoming>,
-        address: IpAddr,
+        asker: Asker,
     ) -> HttpResponse {
+        let address = asker.address;
         self.has_begun.store(true, Ordering::Relaxed);
         let _under_way = self.pace.begun(request.version());
         let busy = self.shared.lifecycle.busy();
@@ -78,7 +88,7 @@ impl Connection {
         if let Some((_, token)) = requests::socket_target(path) {
             // A socket's life is no request: it waits, and leaves its place.
             let waited = {
-                let ticket = self.spender.ticket();
+                let ticket = asker.spender.ticket();
                 ticket.turn(Payer::Address(address), true).await.map(drop)
             };
             if waited.is_err() {
@@ -86,13 +96,13 @@ impl Connection {
             }
             return sockets::upgrade(&self.shared, &self.entered, request, token, address).await;
         }
-        self.api(request, address, busy).await
+        self.api(request, asker, busy).await
     }
 
     /// Health and pages, which nobody in particular asks for.
-    async fn other(&self, parts: &http::request::Parts, address: IpAddr) -> HttpResponse {
-        let ticket = self.spender.ticket();
-        let Ok(_turn) = ticket.turn(Payer::Address(address), true).await else {
+    async fn other(&self, parts: &http::request::Parts, asker: &Asker) -> HttpResponse {
+        let ticket = asker.spender.ticket();
+        let Ok(_turn) = ticket.turn(Payer::Address(asker.address), true).await else {
             return plain(StatusCode::SERVICE_UNAVAILABLE, BUSY);
         };
         if let Some(response) = self.health(&parts.method, parts.uri.path()).await {
@@ -109,11 +119,11 @@ impl Connection {
     async fn api(
         self: &Arc<Self>,
         request: hyper::Request<body::Incoming>,
-        address: IpAddr,
+        asker: Asker,
         busy: Busy,
     ) -> HttpResponse {
         let (parts, body) = request.into_parts();
-        let (body, counted) = match self.read_body(body, &parts.headers, address).await {
+        let (body, counted) = match self.read_body(body, &parts.headers, asker.address).await {
             Ok(read) => read,
             Err(fault) => {
                 self.shared.counters.refused_body.fetch_add(1, Ordering::Relaxed);
@@ -123,12 +133,15 @@ impl Connection {
             }
         };
         if !requests::may_write(parts.method.as_str(), parts.uri.path()) {
-            return self.answer(&parts, &body, address).await;
+            let response = self.answer(&parts, &body, &asker).await;
+            self.pace.answered();
+            return response;
         }
+        self.pace.answered();
         let connection = self.clone();
         let work = async move {
             let (_busy, _counted) = (busy, counted);
-            connection.spender.metered(connection.answer(&parts, &body, address)).await
+            asker.spender.metered(connection.answer(&parts, &body, &asker)).await
         };
         tokio::spawn(work).await.unwrap_or_else(|error| {
             tracing::error!(%error, "a request was not carried out");
@@ -141,7 +154,7 @@ impl Connection {
         &self,
         parts: &http::request::Parts,
         body: &[u8],
-        address: IpAddr,
+        asker: &Asker,
     ) -> HttpResponse {
         let mut request = requests::Request {
             method: parts.method.as_str(),
@@ -155,7 +168,7 @@ impl Connection {
             idempotency_key: None,
             authority: parts.uri.authority().map_or("localhost", http::uri::Authority::as_str),
             is_tls: self.is_safe(&parts.headers),
-            address,
+            address: asker.address,
             session: &self.session,
             body,
         };
@@ -176,10 +189,10 @@ impl Connection {
             *wanted = wanted.or(value.to_str().ok());
         }
         request.authority = host.unwrap_or(request.authority);
-        let ticket = self.spender.ticket();
+        let ticket = asker.spender.ticket();
         let work = self.shared.neuron.request(&request, &ticket);
         let Some(response) = ticket.carry_out(work).await else {
-            return self.other(parts, address).await;
+            return self.other(parts, asker).await;
         };
         let reply = reply(response, &parts.method);
         // HTTP/2 knows no such header; there the caller is refused.
@@ -208,7 +221,6 @@ fn malformed<B>(request: &hyper::Request<B>) -> Option<&'static str> {
 mod tests {
     use super::super::stage::{SYS_SECRET, Stage, address};
     use super::*;
-    use crate::turns::Spender;
 
     /// What needs no proof is not free of its address's share.
     #[tokio::test]
@@ -217,7 +229,7 @@ mod tests {
             config.limits.requests_at_once = 1;
             config.limits.requests_waiting = 0;
         });
-        let spender = Spender::new(stage.shared.turns.clone());
+        let spender = Spender::new(stage.shared.turns.clone(), address(1));
         let ticket = spender.ticket();
         let mut held = Some(ticket.turn(Payer::Address(address(1)), true).await.expect("a turn"));
         for is_held in [true, false] {

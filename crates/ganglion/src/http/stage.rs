@@ -36,7 +36,7 @@ impl Stage {
     pub(super) fn connect(&self, from: u8) -> DuplexStream {
         let (io, peer) = tokio::io::duplex(64 << 10);
         let entered = self.shared.gate.enter(address(from)).expect("room");
-        let spender = Spender::new(self.shared.turns.clone());
+        let spender = Spender::new(self.shared.turns.clone(), address(from));
         let incoming = Incoming { entered, spender, is_tls: false, is_admin: false };
         tokio::spawn(serve_connection(self.shared.clone(), io, incoming));
         peer

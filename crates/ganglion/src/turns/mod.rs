@@ -230,7 +230,7 @@ mod tests {
     #[tokio::test]
     async fn company_is_two_who_call_within_seconds() {
         let turns = turns(BOUNDS);
-        let spender = Spender::new(turns.clone());
+        let spender = Spender::new(turns.clone(), ADDRESS);
         for _ in 0..3 {
             call(&spender, payer(1)).await;
             turns.tick();
@@ -253,7 +253,7 @@ mod tests {
     #[tokio::test]
     async fn probes_and_a_mistyped_password_are_no_company() {
         let turns = turns(BOUNDS);
-        let spender = Spender::new(turns.clone());
+        let spender = Spender::new(turns.clone(), ADDRESS);
         for _ in 0..STRANGER_CALLS {
             call(&spender, payer(1)).await;
             call(&spender, Payer::Address(ADDRESS)).await;

@@ -4,7 +4,7 @@
 
 use std::net::IpAddr;
 use std::sync::atomic::Ordering;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use neuron::requests::{Admission, Payer, Refused};
@@ -16,16 +16,26 @@ use super::{Bounds, Turns};
 /// Longest wait before it is asked again whether there is company still.
 const WAIT_STEP: Duration = Duration::from_millis(100);
 
-/// One connection: its work is charged to whoever called on it last.
+/// One connection, or one stream of it: its work is charged to whoever called on it last.
 #[derive(Debug)]
 pub(crate) struct Spender {
     turns: Arc<Turns>,
-    last: Mutex<Option<Arc<Account>>>,
+    last: Mutex<Arc<Account>>,
+    /// Of a stream: its connection, whose own work is that of whoever called last on any stream.
+    connection: Option<Arc<Spender>>,
 }
 
 impl Spender {
-    pub(crate) fn new(turns: Arc<Turns>) -> Spender {
-        Spender { turns, last: Mutex::new(None) }
+    /// For a connection of an address, which pays until somebody calls.
+    pub(crate) fn new(turns: Arc<Turns>, address: IpAddr) -> Arc<Spender> {
+        let last = Mutex::new(turns.account(stranger(address)));
+        Arc::new(Spender { turns, last, connection: None })
+    }
+
+    /// For one stream of this connection.
+    pub(crate) fn of_stream(self: &Arc<Self>) -> Arc<Spender> {
+        let last = Mutex::new(self.last().clone());
+        Arc::new(Spender { turns: self.turns.clone(), last, connection: Some(self.clone()) })
     }
 
     /// Charges the time that `work` is polled for, while that counts.
@@ -44,18 +54,26 @@ impl Spender {
     }
 
     fn charge(&self, spent: Duration) {
-        let last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(account) = &*last {
-            self.turns.charge(account, spent);
-        }
+        self.turns.charge(&self.last(), spent);
     }
 
+    fn last(&self) -> MutexGuard<'_, Arc<Account>> {
+        self.last.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Who calls, from here on.
     fn account(&self, payer: Payer) -> Arc<Account> {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        match &*last {
-            Some(account) if account.payer == payer => account.clone(),
-            _ => last.insert(self.turns.account(payer)).clone(),
+        let account = {
+            let mut last = self.last();
+            if last.payer != payer {
+                *last = self.turns.account(payer);
+            }
+            last.clone()
+        };
+        if let Some(connection) = &self.connection {
+            *connection.last() = account.clone();
         }
+        account
     }
 
     /// For one request.
@@ -63,12 +81,12 @@ impl Spender {
         Ticket { spender: self, lane: Mutex::new(None) }
     }
 
-    /// Waits until an address may have a TLS handshake: one after another, each until its address's
-    /// share is due as it comes to the front. It takes none of the places that the address's requests
-    /// run and wait in, or who fills those would keep every neighbour of his out.
-    pub(crate) async fn handshake(&self, address: IpAddr) {
+    /// Waits until a new connection's address may have a TLS handshake: one after another, each until
+    /// its address's share is due as it comes to the front. It takes none of the places that the
+    /// address's requests run and wait in, or who fills those would keep every neighbour of his out.
+    pub(crate) async fn handshake(&self) {
         let turns = &self.turns;
-        let account = self.account(stranger(address));
+        let account = self.last().clone();
         turns.meet(&account);
         if !turns.is_in_company() {
             return;
@@ -156,7 +174,8 @@ mod tests {
     #[tokio::test]
     async fn who_has_spent_his_share_waits_and_others_do_not() {
         let turns = turns(BOUNDS);
-        let (loud, quiet) = (Spender::new(turns.clone()), Spender::new(turns.clone()));
+        let (loud, quiet) =
+            (Spender::new(turns.clone(), ADDRESS), Spender::new(turns.clone(), ADDRESS));
         call(&loud, payer(1)).await;
         // Half of two workers for 40 ms.
         loud.charge(Duration::from_millis(40));
@@ -174,7 +193,7 @@ mod tests {
     #[tokio::test]
     async fn more_than_may_wait_are_refused_and_places_are_given_back() {
         let turns = turns(Bounds { at_once: 1, ..BOUNDS });
-        let spender = Spender::new(turns.clone());
+        let spender = Spender::new(turns.clone(), ADDRESS);
         let tickets: Vec<_> = (0..4).map(|_| spender.ticket()).collect();
         for _ in 0..3 {
             let held = tickets[0].turn(payer(1), false).await.expect("the first");
@@ -194,7 +213,8 @@ mod tests {
     #[tokio::test]
     async fn a_read_that_waits_for_something_else_leaves_the_lane() {
         let turns = turns(BOUNDS);
-        let (one, other) = (Spender::new(turns.clone()), Spender::new(turns.clone()));
+        let (one, other) =
+            (Spender::new(turns.clone(), ADDRESS), Spender::new(turns.clone(), ADDRESS));
         call(&one, payer(2)).await;
         call(&one, payer(1)).await;
         assert!(turns.is_in_company());
@@ -217,7 +237,8 @@ mod tests {
     #[tokio::test]
     async fn a_handshake_waits_for_its_share_and_not_behind_requests() {
         let turns = turns(Bounds { at_once: 1, waiting: 0, ..BOUNDS });
-        let (one, other) = (Spender::new(turns.clone()), Spender::new(turns.clone()));
+        let (one, other) =
+            (Spender::new(turns.clone(), ADDRESS), Spender::new(turns.clone(), ADDRESS));
         call(&one, payer(1)).await;
         call(&one, payer(2)).await;
         assert!(turns.is_in_company());
@@ -225,11 +246,11 @@ mod tests {
         let _held = ticket.turn(Payer::Address(ADDRESS), true).await.expect("the first");
         let refused = other.ticket().turn(Payer::Address(ADDRESS), true).await;
         assert_eq!(refused.err(), Some(Refused::Overloaded));
-        other.handshake(ADDRESS).await;
+        other.handshake().await;
         // Half of two workers for 40 ms.
         other.charge(Duration::from_millis(40));
         let begun = Instant::now();
-        Spender::new(turns.clone()).handshake(ADDRESS).await;
+        Spender::new(turns.clone(), ADDRESS).handshake().await;
         assert!(begun.elapsed() >= Duration::from_millis(20), "{:?}", begun.elapsed());
         assert_eq!(turns.counters.delayed.load(Ordering::Relaxed), 1);
     }
