@@ -1,13 +1,13 @@
 //! TLS: certificates of files that are replaced, one for development, sockets, and the client verbs.
 
 use std::io::{BufRead, BufReader, Read, Write};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Context, Error, Result, bail};
 use tests::curl;
-use tests::neuron::{Neuron, SYS_SECRET};
+use tests::neuron::{Neuron, SYS_SECRET, program};
 use tests::socket::Client;
 use tests::wait::until;
 
@@ -18,12 +18,17 @@ pub(super) struct Certificate {
 
 impl Certificate {
     pub(super) fn make(name: &str) -> Result<Certificate> {
+        Certificate::with(name, "IP:127.0.0.1", "CA:FALSE")
+    }
+
+    /// For localhost and one address more.
+    fn with(name: &str, address: &str, constraints: &str) -> Result<Certificate> {
         let certificate = Certificate { folder: tempfile::TempDir::new()? };
         let status = Command::new("openssl")
             .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"])
             .args(["-nodes", "-days", "2", "-subj", &format!("/CN={name}")])
-            .args(["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"])
-            .args(["-addext", "basicConstraints=critical,CA:FALSE"])
+            .args(["-addext", &format!("subjectAltName=DNS:localhost,{address}")])
+            .args(["-addext", &format!("basicConstraints=critical,{constraints}")])
             .arg("-keyout")
             .arg(certificate.key())
             .arg("-out")
@@ -187,6 +192,81 @@ fn a_socket_outlives_the_time_for_a_requests_head() -> Result<()> {
     }
     for client in clients {
         client.leave()?;
+    }
+    Ok(())
+}
+
+/// Runs a client verb in a folder; answers what it printed, or what it complained of.
+fn verb(folder: &Path, arguments: &[&str], variables: &[(&str, &Path)]) -> Result<String, String> {
+    let output = Command::new(program().expect("it is built"))
+        .args(arguments)
+        .env("XDG_CONFIG_HOME", folder)
+        .envs(variables.iter().copied())
+        .current_dir(folder)
+        .output()
+        .expect("it runs");
+    let text = |bytes| String::from_utf8(bytes).expect("text");
+    if output.status.success() { Ok(text(output.stdout)) } else { Err(text(output.stderr)) }
+}
+
+#[test]
+fn the_client_verbs_speak_https_with_whom_they_trust() -> Result<()> {
+    let (certificate, another) = (Certificate::make("one")?, Certificate::make("another")?);
+    let neuron = tls_neuron(&certificate, &[])?;
+    let url = format!("https://{}", neuron.address("https")?);
+    let credentials = format!("elena:{}", neuron.account("elena")?);
+    let folder = tempfile::TempDir::new()?;
+    let folder = folder.path();
+    let ask = |arguments: &[&str], variables: &[(&str, &Path)]| {
+        let place = ["--url", &url, "--user", &credentials];
+        verb(folder, &[arguments, &place].concat(), variables)
+    };
+    let chain = certificate.chain();
+    let ca = chain.to_str().context("a path")?;
+    let put = ["put", "/_data/p", r#"{"k":"a","v":{"n":1}}"#];
+
+    let nobody = ask(&put, &[]).expect_err("nobody here trusts it");
+    assert!(nobody.contains(&url) && nobody.contains("--ca"), "{nobody}");
+    let other = another.chain().display().to_string();
+    let wrong = ask(&[&put[..], &["--ca", &other]].concat(), &[]).expect_err("another's");
+    assert!(wrong.contains("--ca"), "{wrong}");
+    let key = certificate.key().display().to_string();
+    let none = ask(&[&put[..], &["--ca", &key]].concat(), &[]).expect_err("it is a key");
+    assert!(none.contains("there is no certificate in"), "{none}");
+    let read = ["get", "/_data/p", "--ca", ca];
+    let keys = ask(&read, &[]).map_err(Error::msg)?;
+    assert!(keys.contains("\"v\": []"), "nothing was written: {keys}");
+
+    ask(&[&put[..], &["--ca", ca]].concat(), &[]).map_err(Error::msg)?;
+    let of_system = [("SSL_CERT_FILE", chain.as_path())];
+    let keys = ask(&["get", "/_data/p"], &of_system).map_err(Error::msg)?;
+    assert!(keys.contains("\"a\""), "the system trusts it: {keys}");
+
+    // A context remembers the file, wherever it is used.
+    std::fs::copy(&chain, folder.join("ca.pem"))?;
+    let port = url.rsplit(':').next().context("a port")?;
+    let named = format!("https://localhost:{port}");
+    let add = ["context", "add", "here", "--ca", "ca.pem", "--user", &credentials, "--url", &named];
+    verb(folder, &add, &[]).map_err(Error::msg)?;
+    let elsewhere = tempfile::TempDir::new()?;
+    let read = verb(elsewhere.path(), &["get", "/_data/p?k=a"], &[("XDG_CONFIG_HOME", folder)]);
+    assert!(read.map_err(Error::msg)?.contains("\"n\": 1"));
+    Ok(())
+}
+
+#[test]
+fn the_client_verbs_say_what_is_wrong_with_a_certificate() -> Result<()> {
+    for (address, constraints, says) in
+        [("IP:127.0.0.1", "CA:TRUE", "CA:FALSE"), ("IP:127.0.0.2", "CA:FALSE", "for another name")]
+    {
+        let certificate = Certificate::with("wrong", address, constraints)?;
+        let neuron = tls_neuron(&certificate, &[])?;
+        let url = format!("https://{}", neuron.address("https")?);
+        let chain = certificate.chain().display().to_string();
+        let folder = tempfile::TempDir::new()?;
+        let ask = ["get", "/_ds", "--url", &url, "--user", "a:b", "--ca", &chain];
+        let said = verb(folder.path(), &ask, &[]).expect_err("it is wrong");
+        assert!(said.contains(&url) && said.contains(says), "{said}");
     }
     Ok(())
 }
