@@ -10,10 +10,10 @@ use super::units::{Size, Span};
 
 /// One key, for the reference and for suggestions.
 #[derive(Debug)]
-pub(crate) struct Key {
-    pub(crate) section: &'static str,
-    pub(crate) name: &'static str,
-    pub(crate) doc: &'static str,
+pub(super) struct Key {
+    pub(super) section: &'static str,
+    pub(super) name: &'static str,
+    pub(super) doc: &'static str,
     /// What its type takes, for a value that is none.
     pub(super) expected: &'static str,
 }
@@ -77,11 +77,11 @@ macro_rules! sections {
         )*
 
         /// Every section with its documentation, in order.
-        pub(crate) const SECTIONS: &[(&str, &str)] =
+        pub(super) const SECTIONS: &[(&str, &str)] =
             &[$((stringify!($section), concat!($($section_doc, "\n"),+))),*];
 
         /// Every key, in order.
-        pub(crate) const KEYS: &[Key] = &[$($(Key {
+        pub(super) const KEYS: &[Key] = &[$($(Key {
             section: stringify!($section),
             name: stringify!($field),
             doc: concat!($($doc, "\n"),+),

@@ -26,7 +26,7 @@ const SMALL_BYTES: usize = 1 << 10;
 
 /// What the client of one connection has not taken yet.
 #[derive(Debug)]
-pub(crate) struct Untaken {
+pub(super) struct Untaken {
     bytes: AtomicUsize,
     /// When it took something, last.
     moved: Mutex<Instant>,
@@ -40,7 +40,7 @@ impl Default for Untaken {
 
 impl Untaken {
     /// Notes that the client has taken something.
-    pub(crate) fn moved(&self) {
+    pub(super) fn moved(&self) {
         *self.moved.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
     }
 
@@ -53,19 +53,19 @@ impl Untaken {
 
 /// Ends when a connection's client takes nothing of its answers for too long.
 #[derive(Debug)]
-pub(crate) struct Patience {
+pub(super) struct Patience {
     untaken: Arc<Untaken>,
     write_time: Duration,
     timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl Patience {
-    pub(crate) fn new(untaken: Arc<Untaken>, write_time: Duration) -> Patience {
+    pub(super) fn new(untaken: Arc<Untaken>, write_time: Duration) -> Patience {
         Patience { untaken, write_time, timer: None }
     }
 
     /// To be asked after each poll of the connection.
-    pub(crate) fn poll_over(&mut self, context: &mut Context<'_>) -> Poll<()> {
+    pub(super) fn poll_over(&mut self, context: &mut Context<'_>) -> Poll<()> {
         loop {
             let Some(late_at) = self.untaken.late_at(self.write_time) else {
                 self.timer = None;
@@ -87,7 +87,7 @@ impl Patience {
 
 /// A response's body.
 #[derive(Debug)]
-pub(crate) struct Answer {
+pub(super) struct Answer {
     rest: Bytes,
     /// Told of each piece, when it goes in pieces.
     connection: Option<Arc<Untaken>>,
@@ -115,13 +115,13 @@ impl Drop for Counted {
 
 impl Answer {
     /// One that is not counted.
-    pub(crate) fn uncounted(bytes: Bytes) -> Answer {
+    pub(super) fn uncounted(bytes: Bytes) -> Answer {
         Answer { rest: bytes, connection: None }
     }
 
     /// One that is counted as its client's; `None` when there is no room for it. What `must_go` is
     /// counted only. HTTP/1 is given it at once, and writes it at once.
-    pub(crate) fn counted(
+    pub(super) fn counted(
         bytes: Bytes,
         turns: &Arc<Turns>,
         connection: &Arc<Untaken>,

@@ -22,7 +22,7 @@ const ANSWER_BYTES_MIN: usize = 1 << 10;
 
 /// What a connection's requests tell its transport.
 #[derive(Debug, Default)]
-pub(crate) struct Pace {
+pub(super) struct Pace {
     /// Bytes of a head have come, and its request has not begun.
     in_head: AtomicBool,
     /// Requests under way.
@@ -38,7 +38,7 @@ pub(crate) struct Pace {
 
 impl Pace {
     /// A request has begun; it is over when the guard is dropped.
-    pub(crate) fn begun(self: &Arc<Self>, version: http::Version) -> UnderWay {
+    pub(super) fn begun(self: &Arc<Self>, version: http::Version) -> UnderWay {
         if version == http::Version::HTTP_2 {
             self.is_http2.store(true, Ordering::Relaxed);
         }
@@ -48,20 +48,20 @@ impl Pace {
     }
 
     /// A request was carried out, or will be whatever its client does.
-    pub(crate) fn answered(&self) {
+    pub(super) fn answered(&self) {
         self.answered.fetch_add(1, Ordering::Relaxed);
     }
 
     /// What the client has not taken yet.
-    pub(crate) fn untaken(&self) -> &Arc<Untaken> {
+    pub(super) fn untaken(&self) -> &Arc<Untaken> {
         &self.untaken
     }
 
-    pub(crate) fn is_http2(&self) -> bool {
+    pub(super) fn is_http2(&self) -> bool {
         self.is_http2.load(Ordering::Relaxed)
     }
 
-    pub(crate) fn is_flooded(&self) -> bool {
+    pub(super) fn is_flooded(&self) -> bool {
         self.is_flooded.load(Ordering::Relaxed)
     }
 
@@ -72,7 +72,7 @@ impl Pace {
 
 /// A request under way.
 #[derive(Debug)]
-pub(crate) struct UnderWay(Arc<Pace>);
+pub(super) struct UnderWay(Arc<Pace>);
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
@@ -94,7 +94,7 @@ pub(crate) struct Paced<IO> {
 }
 
 impl<IO> Paced<IO> {
-    pub(crate) fn new(
+    pub(super) fn new(
         io: IO,
         pace: Arc<Pace>,
         head_time: Duration,

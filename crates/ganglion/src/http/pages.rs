@@ -75,7 +75,7 @@ impl Pages {
     }
 
     /// The answer to a request for a page; `None` when there is none at its path.
-    pub(crate) fn answer(&self, request: &http::request::Parts) -> Option<hyper::Response<Bytes>> {
+    pub(super) fn answer(&self, request: &http::request::Parts) -> Option<hyper::Response<Bytes>> {
         let path = request.uri.path();
         let path = if path == "/" { path } else { path.trim_end_matches('/') };
         let (_, page) = self.pages.iter().find(|(known, _)| *known == path)?;
