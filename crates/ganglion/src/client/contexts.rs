@@ -36,7 +36,7 @@ pub(crate) enum ContextVerb {
     Add {
         /// What to call it.
         name: String,
-        /// The neuron's address, such as http://127.0.0.1:4006 or https://rtc.example.org.
+        /// The neuron's address, such as http://127.0.0.1:4006 or https://localhost:4008.
         #[arg(long)]
         url: String,
         /// Credentials, such as 'elena:secret' or 'elena#lily:!secret'.

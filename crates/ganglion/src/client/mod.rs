@@ -20,7 +20,7 @@ pub(crate) struct Where {
     /// A named context; the current one when left out.
     #[arg(long, env = "GANGLION_CONTEXT")]
     context: Option<String>,
-    /// The neuron's address, such as http://127.0.0.1:4006 or https://rtc.example.org.
+    /// The neuron's address, such as http://127.0.0.1:4006 or https://localhost:4008.
     #[arg(long)]
     url: Option<String>,
     /// Credentials, such as 'elena:secret' or 'elena#lily:!secret'.
