@@ -5,6 +5,7 @@
 pub mod browser;
 pub mod curl;
 pub mod http;
+pub mod http2;
 pub mod neuron;
 pub mod os;
 pub mod random;

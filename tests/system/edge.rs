@@ -1,196 +1,18 @@
 //! The edge of the program: TLS, HTTP/2, proxies, health, draining, idempotency, the API's document.
 
-use std::io::{BufRead, BufReader, Read, Write};
-use std::path::{Path, PathBuf};
-use std::process::{Child, ChildStdin, ChildStdout, Command, Stdio};
-use std::time::{Duration, Instant};
+mod http2;
+mod tls;
 
-use anyhow::{Context, Result, bail};
+use std::io::Write as _;
+use std::path::Path;
+use std::process::Command;
+
+use anyhow::{Context, Result};
 use serde_json::{Value, json};
 use tests::curl;
 use tests::neuron::{Neuron, SYS_SECRET};
 use tests::socket::Client;
 use tests::wait::until;
-
-/// A certificate for localhost that openssl made, and its key.
-struct Certificate {
-    folder: tempfile::TempDir,
-}
-
-impl Certificate {
-    fn make(name: &str) -> Result<Certificate> {
-        let certificate = Certificate { folder: tempfile::TempDir::new()? };
-        let status = Command::new("openssl")
-            .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256"])
-            .args(["-nodes", "-days", "2", "-subj", &format!("/CN={name}")])
-            .args(["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1"])
-            .args(["-addext", "basicConstraints=critical,CA:FALSE"])
-            .arg("-keyout")
-            .arg(certificate.key())
-            .arg("-out")
-            .arg(certificate.chain())
-            .stderr(Stdio::null())
-            .status()?;
-        if !status.success() {
-            bail!("openssl req ended with {status}");
-        }
-        Ok(certificate)
-    }
-
-    fn chain(&self) -> PathBuf {
-        self.folder.path().join("cert.pem")
-    }
-
-    fn key(&self) -> PathBuf {
-        self.folder.path().join("key.pem")
-    }
-
-    fn copy_over(&self, other: &Certificate) -> Result<()> {
-        std::fs::copy(self.key(), other.key())?;
-        std::fs::copy(self.chain(), other.chain())?;
-        Ok(())
-    }
-}
-
-fn tls_neuron(certificate: &Certificate, settings: &[(&str, &str)]) -> Result<Neuron> {
-    let (chain, key) = (certificate.chain(), certificate.key());
-    let (chain, key) = (chain.display().to_string(), key.display().to_string());
-    let tls = [
-        ("GANGLION_LISTEN__HTTPS", "[\"127.0.0.1:0\"]"),
-        ("GANGLION_TLS__CERT", &chain),
-        ("GANGLION_TLS__KEY", &key),
-    ];
-    Neuron::start_with(&[&tls, settings].concat(), &[])
-}
-
-/// The subject of the certificate that a new connection is shown.
-fn subject(address: &str) -> Result<String> {
-    let shown = Command::new("openssl")
-        .args(["s_client", "-connect", address])
-        .stdin(Stdio::null())
-        .stderr(Stdio::null())
-        .output()?;
-    let text = String::from_utf8_lossy(&shown.stdout).into_owned();
-    let line = text.lines().find_map(|line| line.strip_prefix("subject="));
-    Ok(line.with_context(|| format!("no subject in {text}"))?.trim().to_owned())
-}
-
-/// A TLS connection that stays open, made by openssl.
-struct Open {
-    child: Child,
-    write: ChildStdin,
-    read: BufReader<ChildStdout>,
-}
-
-impl Open {
-    fn connect(address: &str) -> Result<Open> {
-        let mut child = Command::new("openssl")
-            .args(["s_client", "-quiet", "-ign_eof", "-alpn", "http/1.1", "-connect", address])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::null())
-            .spawn()?;
-        let write = child.stdin.take().context("stdin")?;
-        let read = BufReader::new(child.stdout.take().context("stdout")?);
-        Ok(Open { child, write, read })
-    }
-
-    /// Asks for the front page; answers the status line.
-    fn ask(&mut self) -> Result<String> {
-        self.write.write_all(b"GET / HTTP/1.1\r\nhost: localhost\r\n\r\n")?;
-        let mut status = String::new();
-        self.read.read_line(&mut status)?;
-        let mut length = 0;
-        loop {
-            let mut line = String::new();
-            self.read.read_line(&mut line)?;
-            if let Some(value) = line.to_lowercase().strip_prefix("content-length:") {
-                length = value.trim().parse()?;
-            }
-            if line.trim().is_empty() {
-                break;
-            }
-        }
-        let mut body = vec![0; length];
-        self.read.read_exact(&mut body)?;
-        Ok(status.trim().to_owned())
-    }
-}
-
-impl Drop for Open {
-    fn drop(&mut self) {
-        let _ = self.child.kill();
-        let _ = self.child.wait();
-    }
-}
-
-#[test]
-fn a_certificate_is_replaced_without_dropping_a_connection() -> Result<()> {
-    let certificate = Certificate::make("before")?;
-    let neuron = tls_neuron(&certificate, &[])?;
-    let address = neuron.address("https")?;
-    let chain = certificate.chain();
-    let ca = chain.to_str().context("a path")?;
-    let front =
-        curl::run(&["--cacert", ca, "-w", "\n%{http_version}", &format!("https://{address}/")])?;
-    assert!(front.ends_with("\n2"), "TLS agrees on HTTP/2: {front}");
-
-    let mut open = Open::connect(&address)?;
-    assert_eq!(open.ask()?, "HTTP/1.1 200 OK");
-    assert!(subject(&address)?.contains("before"));
-    Certificate::make("after")?.copy_over(&certificate)?;
-    until(|| subject(&address), |subject| subject.contains("after"))?;
-    assert_eq!(open.ask()?, "HTTP/1.1 200 OK", "the connection of before goes on");
-
-    // Half a pair leaves what there is.
-    std::fs::write(certificate.key(), "not a key")?;
-    until(|| neuron.log(), |log| log.contains("cannot be read"))?;
-    assert!(subject(&address)?.contains("after"));
-    Ok(())
-}
-
-#[test]
-fn a_development_certificate_needs_no_files() -> Result<()> {
-    let neuron = Neuron::start_with(
-        &[("GANGLION_LISTEN__HTTPS", "[\"127.0.0.1:0\"]"), ("GANGLION_TLS__SELF_SIGNED", "true")],
-        &[],
-    )?;
-    let url = format!("https://{}", neuron.address("https")?);
-    let credentials = format!("$sys:{SYS_SECRET}");
-    let host = curl::run(&["-k", "-u", &credentials, &format!("{url}/_host/best/signal")])?;
-    assert!(host.contains("\"wss://"), "{host}");
-    Ok(())
-}
-
-/// The first frame of a WebSocket is not the beginning of a request's head.
-#[test]
-fn a_socket_outlives_the_time_for_a_requests_head() -> Result<()> {
-    const HEADER_TIME: Duration = Duration::from_secs(1);
-    let certificate = Certificate::make("localhost")?;
-    let neuron = tls_neuron(&certificate, &[("GANGLION_LIMITS__HEADER_TIME", "1s")])?;
-    let credentials = format!("elena:{}", neuron.account("elena")?);
-    let token = curl::json("PUT", &neuron.url(), "/_token?k=ann", &credentials, None)?;
-    let token = token["v"].as_str().context("a token")?;
-    let plain = format!("ws://{}/ws/v2/{token}", neuron.address("http")?);
-    let port = neuron.address("https")?.rsplit(':').next().unwrap_or_default().to_owned();
-    let secure = format!("wss://localhost:{port}/ws/v2/{token}");
-    let mut clients =
-        [Client::connect(&plain)?, Client::connect_tls(&secure, &certificate.chain())?];
-    for client in &mut clients {
-        client.frame()?;
-    }
-    let begun = Instant::now();
-    while begun.elapsed() < HEADER_TIME * 2 {
-        for client in &mut clients {
-            client.hears_nothing()?;
-        }
-        std::thread::sleep(HEADER_TIME / 4);
-    }
-    for client in clients {
-        client.leave()?;
-    }
-    Ok(())
-}
 
 /// A page of a stranger whose name leads to this machine (DNS rebinding) could read the demo's
 /// secret as its own.
@@ -216,25 +38,6 @@ fn the_demo_is_shown_under_this_machines_names_only() -> Result<()> {
             assert!(!evil.body.contains(secret));
         }
     }
-    Ok(())
-}
-
-#[test]
-fn http_2_carries_the_api_in_the_clear() -> Result<()> {
-    let neuron = Neuron::start()?;
-    let url = format!("{}/_ds", neuron.url());
-    let credentials = format!("$sys:{SYS_SECRET}");
-    let answer = curl::run(&[
-        "--http2-prior-knowledge",
-        "-u",
-        &credentials,
-        "-w",
-        "\n%{http_version}",
-        &url,
-    ])?;
-    let (body, version) = answer.rsplit_once('\n').context("two lines")?;
-    assert_eq!(version, "2");
-    assert_eq!(serde_json::from_str::<Value>(body)?["s"], "ok");
     Ok(())
 }
 
@@ -556,6 +359,27 @@ fn is_committed(name: &str, text: &str) -> Result<()> {
 fn the_configuration_reference_is_committed() -> Result<()> {
     let shown = Command::new(tests::neuron::program()?).args(["config", "reference"]).output()?;
     is_committed("ganglion.toml", &String::from_utf8(shown.stdout)?)
+}
+
+/// What is in `/metrics`, by what it says of itself.
+#[test]
+fn the_metrics_are_committed() -> Result<()> {
+    let neuron = Neuron::start()?;
+    let text = curl::run(&[&format!("http://{}/metrics", neuron.address("admin")?)])?;
+    let mut table = String::from(
+        "# Metrics\n\nWhat `/metrics` of a private listener (`listen.admin`) shows, in Prometheus's text \
+         format.\n\n| name | kind | what it is |\n|---|---|---|\n",
+    );
+    let mut help = "";
+    for line in text.lines().filter_map(|line| line.strip_prefix("# ")) {
+        let (what, rest) = line.split_once(' ').context("a word")?;
+        let (name, rest) = rest.split_once(' ').context("a name")?;
+        match what {
+            "HELP" => help = rest,
+            _ => table += &format!("| `{name}` | {rest} | {help} |\n"),
+        }
+    }
+    is_committed("metrics.md", &table)
 }
 
 #[test]

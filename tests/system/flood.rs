@@ -10,11 +10,14 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, ensure};
 use serde_json::json;
 use tests::http::{Connection, request};
+use tests::http2;
 use tests::neuron::Neuron;
 
 use super::data::{Account, v};
 
 const CONNECTIONS: usize = 16;
+/// Streams of each at a time.
+const STREAMS: usize = 8;
 const PHASE: Duration = Duration::from_millis(500);
 /// Time for a flood to begin or to end.
 const BETWEEN: Duration = Duration::from_millis(50);
@@ -27,25 +30,35 @@ const STRANGER: &str = "127.0.0.77";
 
 #[test]
 fn of_reads() -> Result<()> {
-    flood("reads", |loud| Ok(request("GET", "/_data/p?k=a", &loud.credentials, "")))
+    flood("reads", |loud| Ok(Asking::Http1(request("GET", "/_data/p?k=a", &loud.credentials, ""))))
+}
+
+#[test]
+fn of_reads_over_http2() -> Result<()> {
+    flood("reads over HTTP/2", |loud| {
+        Ok(Asking::Http2 { path: "/_data/p?k=a", credentials: loud.credentials.clone() })
+    })
 }
 
 #[test]
 fn of_writes() -> Result<()> {
     flood("writes", |loud| {
         let body = json!({ "k": "b", "v": { "n": 1 } }).to_string();
-        Ok(request("PUT", "/_data/p", &loud.credentials, &body))
+        Ok(Asking::Http1(request("PUT", "/_data/p", &loud.credentials, &body)))
     })
 }
 
 #[test]
 fn of_guesses_by_a_stranger() -> Result<()> {
-    flood("guesses", |loud| Ok(request("GET", "/_data/p?k=a", &format!("{}:guess", loud.name), "")))
+    flood("guesses", |loud| {
+        let guess = format!("{}:guess", loud.name);
+        Ok(Asking::Http1(request("GET", "/_data/p?k=a", &guess, "")))
+    })
 }
 
 #[test]
 fn of_pages() -> Result<()> {
-    flood("pages", |_| Ok("GET /livez HTTP/1.1\r\nhost: a\r\n\r\n".to_owned()))
+    flood("pages", |_| Ok(Asking::Http1("GET /livez HTTP/1.1\r\nhost: a\r\n\r\n".to_owned())))
 }
 
 fn rounds() -> Result<u32> {
@@ -56,7 +69,7 @@ fn rounds() -> Result<u32> {
 }
 
 /// Floods with one request on all connections, and measures what another account waits for its own.
-fn flood(what: &str, asks: impl FnOnce(&Account) -> Result<String>) -> Result<()> {
+fn flood(what: &str, asks: impl FnOnce(&Account) -> Result<Asking>) -> Result<()> {
     let neuron = Neuron::start()?;
     let (loud, quiet) = (Account::new(&neuron)?, Account::new(&neuron)?);
     for account in [&loud, &quiet] {
@@ -71,10 +84,9 @@ fn flood(what: &str, asks: impl FnOnce(&Account) -> Result<String>) -> Result<()
         let flooders: Vec<_> = (0..CONNECTIONS)
             .map(|_| {
                 scope.spawn(|| -> Result<()> {
-                    let mut connection = Connection::open_from(&address, STRANGER)?;
+                    let mut ask = flooding.connect(&address)?;
                     while switch.wait_while_off() {
-                        connection.ask(&flooding)?;
-                        count.fetch_add(1, Ordering::Relaxed);
+                        count.fetch_add(ask()?, Ordering::Relaxed);
                     }
                     Ok(())
                 })
@@ -119,6 +131,43 @@ fn flood(what: &str, asks: impl FnOnce(&Account) -> Result<String>) -> Result<()
     ensure!(a_second > 100.0, "that was no flood");
     ensure!(flooded.p99 < P99_MAX, "p99 {:?}", flooded.p99);
     Ok(())
+}
+
+/// What a flood asks for.
+enum Asking {
+    /// One request after the other.
+    Http1(String),
+    /// [`STREAMS`] at a time.
+    Http2 { path: &'static str, credentials: String },
+}
+
+impl Asking {
+    /// Opens a connection; what is answered asks once and says how many answers came.
+    fn connect(&self, address: &str) -> Result<Box<dyn FnMut() -> Result<u64> + '_>> {
+        match self {
+            Asking::Http1(request) => {
+                let mut connection = Connection::open_from(address, STRANGER)?;
+                Ok(Box::new(move || connection.ask(request).map(|_| 1)))
+            }
+            Asking::Http2 { path, credentials } => {
+                let mut connection = http2::Connection::open_from(address, STRANGER)?;
+                let mut streams = (1..).step_by(2);
+                Ok(Box::new(move || {
+                    let asked = streams.by_ref().take(STREAMS);
+                    let heads = asked
+                        .map(|stream| http2::get(stream, http2::END_STREAM, path, credentials))
+                        .collect::<Result<Vec<_>>>()?;
+                    connection.send(&heads.concat())?;
+                    for _ in 0..STREAMS {
+                        connection.until(|frame| {
+                            frame.kind == http2::DATA && frame.flags & http2::END_STREAM != 0
+                        })?;
+                    }
+                    Ok(STREAMS as u64)
+                }))
+            }
+        }
+    }
 }
 
 /// What flooding threads do; those that do not flood sleep, and cost the idle phases nothing.

@@ -42,10 +42,10 @@ pub(crate) fn serve(answer: &Path, ready: &Path) -> Result<()> {
     })
 }
 
-/// Defaults of `crates/ganglion/src/config.rs`.
+/// Defaults of `crates/ganglion/src/config/keys.rs`.
 const KEEP_ALIVE: Duration = Duration::from_secs(75);
 const HEADERS_BYTES: u32 = 32 << 10;
-/// Of `crates/ganglion/src/http.rs`.
+/// Of `crates/ganglion/src/http/connection.rs`.
 const STREAMS_MAX: u32 = 128;
 
 async fn serve_connection(stream: TcpStream, headers: HeaderMap, body: Bytes) {
@@ -73,8 +73,8 @@ async fn serve_connection(stream: TcpStream, headers: HeaderMap, body: Bytes) {
 mod tests {
     use super::*;
 
-    const HTTP: &str = include_str!("../../ganglion/src/http.rs");
-    const CONFIG: &str = include_str!("../../ganglion/src/config.rs");
+    const HTTP: &str = include_str!("../../ganglion/src/http/connection.rs");
+    const CONFIG: &str = include_str!("../../ganglion/src/config/keys.rs");
 
     /// How a connection is set up, from the first setting to the last, without white space.
     fn settings(source: &str) -> Result<String> {
@@ -89,8 +89,7 @@ mod tests {
         let of_neuron = settings(HTTP)?
             .replace("limits.keep_alive.0", "KEEP_ALIVE")
             .replace("limits.headers.0.max(8<<10)", "HEADERS_BYTESasusize")
-            .replace("u32::try_from(limits.headers.0).unwrap_or(u32::MAX)", "HEADERS_BYTES")
-            .replace("std::time::", "");
+            .replace("u32::try_from(limits.headers.0).unwrap_or(u32::MAX)", "HEADERS_BYTES");
         assert_eq!(settings(include_str!("idle.rs"))?, of_neuron);
         let defaults = [
             (HTTP, format!("const STREAMS_MAX: u32 = {STREAMS_MAX};")),

@@ -18,7 +18,7 @@ use crate::process::Process;
 pub(crate) const WHO: &str = "bench";
 const SYS_SECRET: &str = "bench-sys-secret";
 /// For how long `$sys`, who makes the account, counts as its company from the account's first call on
-/// (`turns.rs` of `ganglion`, with a second or two to spare): in company an account gets a share of the
+/// (`turns` of `ganglion`, with a second or two to spare): in company an account gets a share of the
 /// cores, which is not what is measured.
 const COMPANY: Duration = Duration::from_secs(5);
 /// Attempts to fetch and build a rival.

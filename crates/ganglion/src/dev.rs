@@ -13,7 +13,7 @@ use wire::errors::Code;
 use wire::names::Ident;
 use wire::params::Params;
 
-use crate::pages::DemoAccess;
+use crate::http::DemoAccess;
 use crate::serve::{Addresses, write_secret};
 use crate::system::SystemRng;
 

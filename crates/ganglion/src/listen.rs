@@ -11,7 +11,7 @@ use tokio::net::{TcpListener, TcpStream};
 
 use crate::http::{self, Incoming, Shared};
 use crate::tls::Tls;
-use crate::turns::Spender;
+use crate::turns::{Spender, customer};
 
 /// Connections that the kernel holds for a listener.
 const BACKLOG: i32 = 4096;
@@ -70,14 +70,6 @@ impl Gate {
         self.all.fetch_add(1, Ordering::Relaxed);
         self.accepted.fetch_add(1, Ordering::Relaxed);
         Some(Entered { gate: self.clone(), address })
-    }
-}
-
-/// The address as which a client is counted: of IPv6 the /64, which is what one customer is given.
-fn customer(address: IpAddr) -> IpAddr {
-    match address {
-        IpAddr::V6(address) => IpAddr::V6((u128::from(address) & !u128::from(u64::MAX)).into()),
-        address => address,
     }
 }
 
@@ -157,7 +149,7 @@ async fn serve(stream: TcpStream, entered: Entered, kind: Kind, shared: Arc<Shar
         tracing::debug!(%peer, %error, "connection gone");
         return;
     }
-    let spender = Spender::new(shared.turns.clone());
+    let spender = Spender::new(shared.turns.clone(), peer);
     let connection = Incoming { entered, spender, is_tls: false, is_admin: false };
     match kind {
         Kind::Http => http::serve_connection(shared, stream, connection).await,
@@ -169,7 +161,7 @@ async fn serve(stream: TcpStream, entered: Entered, kind: Kind, shared: Arc<Shar
             let spender = &connection.spender;
             let handshake = async {
                 // A handshake is dear, and nobody in particular asks for it.
-                spender.handshake(peer).await;
+                spender.handshake().await;
                 tls.acceptor().accept(stream).await
             };
             match tokio::time::timeout(HANDSHAKE_TIME, spender.metered(handshake)).await {

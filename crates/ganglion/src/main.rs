@@ -2,8 +2,6 @@
 //!
 //! This file reads the command line. The neuron is put together in `serve.rs`.
 
-mod alarm;
-mod answers;
 mod client;
 mod config;
 mod control;
@@ -13,8 +11,6 @@ mod lifecycle;
 mod listen;
 mod metrics;
 mod os;
-mod pace;
-mod pages;
 mod serve;
 mod sockets;
 mod system;

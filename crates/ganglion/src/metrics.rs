@@ -20,6 +20,12 @@ pub(crate) fn render(shared: &Shared) -> String {
         "Bodies too large or too slow.",
         load(&http.refused_body),
     );
+    out.counter(
+        "http2_floods_total",
+        "HTTP/2 connections cut because of too many frames that neither ask for anything nor bring \
+         anything.",
+        load(&http.floods),
+    );
     let turns = &shared.turns.counters;
     out.counter(
         "http_turns_refused_total",

@@ -18,19 +18,17 @@ use store::embedded::{EmbeddedStore, OpenError, Options};
 use tokio::net::TcpListener;
 use wire::names::Key;
 
-use crate::alarm::AlarmClock;
 use crate::config::Config;
 use crate::control;
 use crate::dev;
-use crate::http::{Counters, Shared};
+use crate::http::{Counters, Pages, Shared};
 use crate::lifecycle::Lifecycle;
 use crate::listen::{self, Gate, Kind};
 use crate::os;
-use crate::pages::Pages;
 use crate::sockets::SocketTable;
 use crate::system::{PasswordPool, SystemClock, SystemRng, ThreadTime};
 use crate::tls::Tls;
-use crate::turns::{Bounds, Turns};
+use crate::turns::{AlarmClock, Bounds, Turns};
 
 /// Name of the store's file in the data folder.
 pub(crate) const STORE_FILE: &str = "ganglion.redb";

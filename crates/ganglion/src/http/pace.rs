@@ -2,38 +2,43 @@
 //!
 //! hyper's own limit also runs while a connection is merely idle, so that one is the keep-alive time
 //! and this one stands beside it. Only HTTP/1 is paced; the timer is set only when a head comes in
-//! pieces.
+//! pieces. The transport also sees whether answers are taken, and counts frames of HTTP/2 (`frames`).
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Sleep;
 
-use crate::answers::Untaken;
+use super::answers::Untaken;
+use super::frames::Frames;
 
 /// Less than this in one write is what HTTP/2 says of itself: pings, windows, settings.
 const ANSWER_BYTES_MIN: usize = 1 << 10;
 
 /// What a connection's requests tell its transport.
 #[derive(Debug, Default)]
-pub(crate) struct Pace {
+pub(super) struct Pace {
     /// Bytes of a head have come, and its request has not begun.
     in_head: AtomicBool,
     /// Requests under way.
     under_way: AtomicUsize,
     is_http2: AtomicBool,
+    /// Requests that were answered and have earned no credit for frames yet.
+    answered: AtomicU32,
+    /// Whether too many frames came that ask for nothing.
+    is_flooded: AtomicBool,
     /// Told of what HTTP/2 writes, but for what it says of itself.
     untaken: Arc<Untaken>,
 }
 
 impl Pace {
     /// A request has begun; it is over when the guard is dropped.
-    pub(crate) fn begun(self: &Arc<Self>, version: http::Version) -> UnderWay {
+    pub(super) fn begun(self: &Arc<Self>, version: http::Version) -> UnderWay {
         if version == http::Version::HTTP_2 {
             self.is_http2.store(true, Ordering::Relaxed);
         }
@@ -42,13 +47,22 @@ impl Pace {
         UnderWay(self.clone())
     }
 
+    /// A request was carried out, or will be whatever its client does.
+    pub(super) fn answered(&self) {
+        self.answered.fetch_add(1, Ordering::Relaxed);
+    }
+
     /// What the client has not taken yet.
-    pub(crate) fn untaken(&self) -> &Arc<Untaken> {
+    pub(super) fn untaken(&self) -> &Arc<Untaken> {
         &self.untaken
     }
 
-    pub(crate) fn is_http2(&self) -> bool {
+    pub(super) fn is_http2(&self) -> bool {
         self.is_http2.load(Ordering::Relaxed)
+    }
+
+    pub(super) fn is_flooded(&self) -> bool {
+        self.is_flooded.load(Ordering::Relaxed)
     }
 
     fn is_paced(&self) -> bool {
@@ -58,7 +72,7 @@ impl Pace {
 
 /// A request under way.
 #[derive(Debug)]
-pub(crate) struct UnderWay(Arc<Pace>);
+pub(super) struct UnderWay(Arc<Pace>);
 
 impl Drop for UnderWay {
     fn drop(&mut self) {
@@ -66,12 +80,13 @@ impl Drop for UnderWay {
     }
 }
 
-/// A transport that fails when a head takes longer than `head_time`, or when the peer takes no byte
-/// of what is written for `write_time`.
+/// A transport that fails when a head takes longer than `head_time`, when the peer takes no byte of
+/// what is written for `write_time`, or when it sends too many [`frames`](super::frames).
 #[derive(Debug)]
 pub(crate) struct Paced<IO> {
     io: IO,
     pace: Arc<Pace>,
+    frames: Frames,
     head_time: Duration,
     write_time: Duration,
     deadline: Option<Pin<Box<Sleep>>>,
@@ -79,21 +94,33 @@ pub(crate) struct Paced<IO> {
 }
 
 impl<IO> Paced<IO> {
-    pub(crate) fn new(
+    pub(super) fn new(
         io: IO,
         pace: Arc<Pace>,
         head_time: Duration,
         write_time: Duration,
     ) -> Paced<IO> {
-        Paced { io, pace, head_time, write_time, deadline: None, write_deadline: None }
+        let frames = Frames::new();
+        Paced { io, pace, frames, head_time, write_time, deadline: None, write_deadline: None }
     }
 
-    /// Notes a write that has something of an answer in it.
-    fn took(&self, written: &Poll<io::Result<usize>>) {
-        let is_answer = matches!(written, Poll::Ready(Ok(taken)) if *taken >= ANSWER_BYTES_MIN);
-        if is_answer && self.pace.is_http2() {
+    /// Notes a write, and whether it has something of an answer in it.
+    fn took(&mut self, written: &Poll<io::Result<usize>>) {
+        let Poll::Ready(Ok(taken)) = *written else { return };
+        self.frames.sent(taken);
+        if taken >= ANSWER_BYTES_MIN && self.pace.is_http2() {
             self.pace.untaken.moved();
         }
+    }
+
+    /// Counts the frames of what was read.
+    fn follow(&mut self, bytes: &[u8]) -> io::Result<()> {
+        let answered = || self.pace.answered.swap(0, Ordering::Relaxed);
+        if self.frames.read(bytes, answered) {
+            return Ok(());
+        }
+        self.pace.is_flooded.store(true, Ordering::Relaxed);
+        Err(io::Error::new(io::ErrorKind::InvalidData, "too many frames that ask for nothing"))
     }
 
     /// Passes on what a write came to, unless it has been stuck for too long.
@@ -132,6 +159,7 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Paced<IO> {
         let this = self.get_mut();
         let before = buffer.filled().len();
         let read = Pin::new(&mut this.io).poll_read(context, buffer);
+        this.follow(&buffer.filled()[before..])?;
         if !this.pace.is_paced() {
             this.deadline = None;
             return read;

@@ -9,10 +9,10 @@ use std::net::{IpAddr, SocketAddr};
 use bytes::Bytes;
 use http::{HeaderValue, Method, StatusCode, header};
 
-const INDEX: &str = include_str!("../../../web/demo/index.html");
-const DEMO_CSS: &str = include_str!("../../../web/demo/demo.css");
-const DEMO_JS: &str = include_str!("../../../web/demo/demo.js");
-const CLIENT_JS: &str = include_str!("../../../sdk/js/ganglion.js");
+const INDEX: &str = include_str!("../../../../web/demo/index.html");
+const DEMO_CSS: &str = include_str!("../../../../web/demo/demo.css");
+const DEMO_JS: &str = include_str!("../../../../web/demo/demo.js");
+const CLIENT_JS: &str = include_str!("../../../../sdk/js/ganglion.js");
 /// Where the page is told how to reach the API.
 const ACCESS_MARK: &str = "{{ACCESS}}";
 const FRONT: &str = "Ganglion: the API is at /_data and its like, health at /readyz.\n";
@@ -75,7 +75,7 @@ impl Pages {
     }
 
     /// The answer to a request for a page; `None` when there is none at its path.
-    pub(crate) fn answer(&self, request: &http::request::Parts) -> Option<hyper::Response<Bytes>> {
+    pub(super) fn answer(&self, request: &http::request::Parts) -> Option<hyper::Response<Bytes>> {
         let path = request.uri.path();
         let path = if path == "/" { path } else { path.trim_end_matches('/') };
         let (_, page) = self.pages.iter().find(|(known, _)| *known == path)?;
@@ -86,7 +86,7 @@ impl Pages {
             // RFC 9110 §15.5.20. A page of a stranger whose name leads here (DNS rebinding) would
             // read what is meant for whoever sits at this machine.
             let advice = "the demo is shown under this machine's address or localhost only\n";
-            return Some(crate::http::plain(StatusCode::MISDIRECTED_REQUEST, advice));
+            return Some(super::plain(StatusCode::MISDIRECTED_REQUEST, advice));
         }
         Some(page.response(&request.method))
     }
@@ -121,7 +121,7 @@ impl Page {
         let body = match *method {
             Method::GET => self.body.clone(),
             Method::HEAD => Bytes::new(),
-            _ => return crate::http::plain(StatusCode::METHOD_NOT_ALLOWED, "GET this\n"),
+            _ => return super::plain(StatusCode::METHOD_NOT_ALLOWED, "GET this\n"),
         };
         let mut response = hyper::Response::new(body);
         let mut set = |name, value| {

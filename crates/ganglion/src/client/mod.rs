@@ -1,0 +1,80 @@
+//! The client verbs `get put post delete token`, with named contexts (seed 002's `xirsys get`).
+//!
+//! A context is an address and credentials; `--url` and `--user` stand in for one. [`contexts`] keeps
+//! them, [`exchange`](mod@exchange) is one request over http or https and its answer.
+
+mod contexts;
+mod exchange;
+
+use std::path::PathBuf;
+
+use anyhow::{Context as _, Result, bail};
+
+use self::contexts::Context;
+pub(crate) use self::contexts::{ContextVerb, context};
+use self::exchange::exchange;
+
+/// How a call names its context.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Where {
+    /// A named context; the current one when left out.
+    #[arg(long, env = "GANGLION_CONTEXT")]
+    context: Option<String>,
+    /// The neuron's address, such as http://127.0.0.1:4006 or https://localhost:4008.
+    #[arg(long)]
+    url: Option<String>,
+    /// Credentials, such as 'elena:secret' or 'elena#lily:!secret'.
+    #[arg(long, short)]
+    user: Option<String>,
+    /// A PEM file with certificates that are trusted in place of the system's: of a self-made
+    /// certificate, itself.
+    #[arg(long)]
+    ca: Option<PathBuf>,
+}
+
+impl Where {
+    fn find(&self) -> Result<Context> {
+        if let (Some(url), Some(user)) = (&self.url, &self.user) {
+            return Ok(Context { url: url.clone(), user: user.clone(), ca: self.ca.clone() });
+        }
+        let contexts = contexts::load()?;
+        let name = self.context.as_ref().or(contexts.current.as_ref());
+        let Some(name) = name else {
+            match (&self.url, &self.user) {
+                (Some(_), None) => bail!("only --user is missing, such as --user 'elena:secret'"),
+                (None, Some(_)) => {
+                    bail!("only --url is missing, such as --url http://127.0.0.1:4006")
+                }
+                _ => bail!(
+                    "name a neuron: --url and --user, or `ganglion context add NAME --url … --user …`"
+                ),
+            }
+        };
+        let known = contexts.context.get(name);
+        let known = known.with_context(|| format!("there is no context `{name}`"))?;
+        Ok(Context {
+            url: self.url.clone().unwrap_or_else(|| known.url.clone()),
+            user: self.user.clone().unwrap_or_else(|| known.user.clone()),
+            ca: self.ca.clone().or_else(|| known.ca.clone()),
+        })
+    }
+}
+
+/// Asks the API; prints the answer in full, and fails when it is an error.
+pub(crate) async fn ask(
+    place: &Where,
+    method: &str,
+    path: &str,
+    body: Option<&str>,
+) -> Result<String> {
+    let context = place.find()?;
+    let (status, text) = exchange(&context, method, path, body).await?;
+    let Ok(answer) = serde_json::from_str::<serde_json::Value>(&text) else {
+        bail!("{} answered {status} to {path}, and not as this API: {}", context.url, text.trim());
+    };
+    if answer["s"] == "error" {
+        let detail = answer["detail"].as_str().map(|detail| format!(": {detail}"));
+        bail!("{}{}", answer["v"].as_str().unwrap_or("error"), detail.unwrap_or_default());
+    }
+    Ok(serde_json::to_string_pretty(&answer)?)
+}

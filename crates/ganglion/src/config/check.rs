@@ -1,0 +1,205 @@
+//! What no neuron could run with, refused by the key's name.
+
+use anyhow::{Result, bail};
+use tracing_subscriber::EnvFilter;
+use tracing_subscriber::filter::LevelFilter;
+
+use super::keys::Config;
+
+/// Fewer bytes of headers the HTTP library does not take.
+const HEADERS_BYTES_MIN: usize = 8 << 10;
+/// With less, the services could not read their own rows; half of it is what one path may have.
+const VIEWS_BYTES_MIN: usize = 128 << 10;
+
+impl Config {
+    /// Refuses, by the key's name, what no neuron could run with. What stands in the files that are
+    /// named here is looked at by `serve::check`.
+    pub(super) fn check(&self) -> Result<()> {
+        if self.neuron.sys_secret.contains('#') || self.neuron.sys_secret.starts_with('!') {
+            bail!("neuron.sys_secret cannot hold `#` or start with `!`");
+        }
+        if !matches!(self.log.format.as_str(), "text" | "json") {
+            bail!("log.format is text or json, not `{}`", self.log.format);
+        }
+        if !matches!(self.listen.forwarded_header.as_str(), "x-forwarded-for" | "forwarded") {
+            bail!(
+                "listen.forwarded_header is x-forwarded-for or forwarded, not `{}`",
+                self.listen.forwarded_header
+            );
+        }
+        check_level(&self.log.level)?;
+        if self.listen.http.is_empty() && self.listen.https.is_empty() {
+            bail!("listen.http and listen.https are both empty: the API would be nowhere");
+        }
+        let (limits, signal) = (&self.limits, &self.signal);
+        for (name, is_zero) in [
+            ("limits.connections", limits.connections == 0),
+            ("limits.connections_per_address", limits.connections_per_address == 0),
+            ("limits.body", limits.body.0 == 0),
+            ("limits.header_time", limits.header_time.0.is_zero()),
+            ("limits.keep_alive", limits.keep_alive.0.is_zero()),
+            ("limits.body_time", limits.body_time.0.is_zero()),
+            ("limits.requests_at_once", limits.requests_at_once == 0),
+            ("limits.password_hashes", limits.password_hashes == 0),
+            ("signal.message", signal.message.0 == 0),
+            ("signal.ping_after", signal.ping_after.0.is_zero()),
+            ("signal.idle", signal.idle.0.is_zero()),
+            ("stats.flush", self.stats.flush.0.is_zero()),
+        ] {
+            if is_zero {
+                bail!("{name} cannot be zero");
+            }
+        }
+        for (name, size, least) in [
+            ("limits.headers", limits.headers, HEADERS_BYTES_MIN),
+            ("views.bytes", self.views.bytes, VIEWS_BYTES_MIN),
+            ("views.node", self.views.node, VIEWS_BYTES_MIN / 2),
+        ] {
+            if size.0 < least {
+                bail!("{name} is at least {least} bytes, not {}", size.0);
+            }
+        }
+        if signal.ping_after.0 >= signal.idle.0 {
+            bail!(
+                "signal.ping_after must be shorter than signal.idle, after which a socket is closed"
+            );
+        }
+        for url in &signal.urls {
+            let rest = url.strip_prefix("wss://").or_else(|| url.strip_prefix("ws://"));
+            if rest.is_none_or(|rest| rest.is_empty() || rest.starts_with('/')) {
+                bail!("signal.urls: `{url}` is not such as wss://rtc.example.org/ws");
+            }
+            if url.ends_with('/') {
+                bail!("signal.urls: `{url}` must not end with a slash");
+            }
+        }
+        if limits.bodies.0 / 8 < limits.body.0 {
+            bail!("limits.bodies must hold eight bodies of limits.body bytes");
+        }
+        if !(limits.share > 0.0 && limits.share <= 1.0) {
+            bail!("limits.share is above 0 and at most 1, not {}", limits.share);
+        }
+        let frame_bytes = signal.message.0.saturating_add(signal::ENVELOPE_BYTES_MAX);
+        if signal.queue.0 < frame_bytes {
+            bail!(
+                "signal.queue must hold one message of signal.message bytes as it is relayed: {} \
+                 bytes and {} around them",
+                signal.message.0,
+                signal::ENVELOPE_BYTES_MAX
+            );
+        }
+        for proxy in &self.listen.trusted_proxies {
+            if services::access::Network::parse(proxy).is_none() {
+                bail!("listen.trusted_proxies: `{proxy}` is not an address or CIDR prefix");
+            }
+        }
+        if !self.listen.https.is_empty()
+            && !self.tls.self_signed
+            && (self.tls.cert.as_os_str().is_empty() || self.tls.key.as_os_str().is_empty())
+        {
+            bail!("listen.https needs tls.cert and tls.key, or tls.self_signed");
+        }
+        Ok(())
+    }
+}
+
+/// A level, or directives; a word that is neither would be taken for a target, and silence all others.
+fn check_level(text: &str) -> Result<()> {
+    let is_level = |part: &str| part.trim().parse::<LevelFilter>().is_ok();
+    let is_plausible = |part: &str| part.contains(['=', '[', ']', '{', '}']) || is_level(part);
+    if text.split(',').all(is_plausible) && EnvFilter::try_new(text).is_ok() {
+        return Ok(());
+    }
+    bail!(
+        "log.level is error, warn, info, debug or trace, or directives such as \
+         `info,ganglion=debug`, not `{text}`"
+    )
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context as _;
+    use serde::Deserialize as _;
+    use toml::{Table, Value};
+
+    use super::super::keys::KEYS;
+    use super::super::tests::table_of;
+    use super::super::typed;
+    use super::super::units::{SPAN_UNITS, Size, parse_units};
+    use super::*;
+
+    /// Zero either has a meaning of its own or is refused by the key's name.
+    #[test]
+    fn a_time_of_zero_is_refused_where_it_would_mean_nothing() -> Result<()> {
+        // No view outlives a look at it; the rest is cut at once.
+        let meaningful = ["views.idle", "stop.deadline"];
+        let defaults = Table::try_from(Config::default())?;
+        for key in KEYS {
+            let default = &defaults[key.section][key.name];
+            let is_span =
+                default.as_str().is_some_and(|text| parse_units(text, &SPAN_UNITS).is_some());
+            if !is_span {
+                continue;
+            }
+            let name = format!("{}.{}", key.section, key.name);
+            let mut table = defaults.clone();
+            let section = table[key.section].as_table_mut().expect("a section is a table");
+            section.insert(key.name.to_owned(), Value::String("0s".to_owned()));
+            let checked = Config::deserialize(Value::Table(table))?.check();
+            if meaningful.contains(&name.as_str()) {
+                checked?;
+            } else {
+                let error = checked.expect_err(&name).to_string();
+                assert!(error.contains(&name), "{name}: {error}");
+            }
+        }
+        Ok(())
+    }
+
+    /// Each of these was called right, and then refused or made nonsense of by `serve`.
+    #[test]
+    fn what_no_neuron_could_run_with_is_refused_by_its_name() -> Result<()> {
+        for (text, name) in [
+            ("[log]\nlevel = \"nonsense===\"", "log.level"),
+            ("[log]\nlevel = \"loud\"", "log.level"),
+            ("[views]\nbytes = \"0\"", "views.bytes"),
+            ("[views]\nnode = \"1KiB\"", "views.node"),
+            ("[limits]\nconnections = 0", "limits.connections "),
+            ("[limits]\nconnections_per_address = 0", "limits.connections_per_address"),
+            ("[limits]\nbody = \"0\"", "limits.body "),
+            ("[limits]\nheaders = \"1B\"", "limits.headers"),
+            ("[listen]\nhttp = []", "listen.http"),
+            ("[signal]\nmessage = \"0\"", "signal.message"),
+            ("[signal]\nping_after = \"2m\"", "signal.ping_after"),
+            ("[signal]\nurls = [\"http://a.example/ws\"]", "signal.urls"),
+            ("[signal]\nurls = [\"wss://a.example/ws/\"]", "signal.urls"),
+            ("[signal]\nurls = [\"wss://\"]", "signal.urls"),
+        ] {
+            let error = typed(table_of(text))?.check().expect_err(text).to_string();
+            assert!(error.contains(name), "{text}: {error}");
+        }
+        for text in [
+            "[log]\nlevel = \"info,ganglion=debug\"",
+            "[log]\nlevel = \"WARN\"",
+            "[limits]\nheaders = \"8KiB\"",
+            "[views]\nbytes = \"128KiB\"\nnode = \"64KiB\"",
+            "[listen]\nhttp = []\nhttps = [\"127.0.0.1:0\"]\n[tls]\nself_signed = true",
+            "[signal]\nurls = [\"ws://a.example\", \"wss://a.example/ws\"]",
+        ] {
+            typed(table_of(text))?.check().with_context(|| text.to_owned())?;
+        }
+        Ok(())
+    }
+
+    #[test]
+    fn a_queue_holds_the_longest_message_with_its_envelope() -> Result<()> {
+        let mut config = Config::default();
+        config.signal.message = Size(1000);
+        config.signal.queue = Size(1000 + signal::ENVELOPE_BYTES_MAX);
+        config.check()?;
+        config.signal.queue.0 -= 1;
+        let error = config.check().expect_err("a frame of which nobody could be sent").to_string();
+        assert!(error.contains("signal.queue"), "{error}");
+        Ok(())
+    }
+}

@@ -1,0 +1,271 @@
+//! One request: from its head to its answer, by way of its payer's turn.
+
+use std::net::IpAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
+
+use http::header::{self, HeaderName, HeaderValue};
+use http::{Method, StatusCode};
+use hyper::body;
+use neuron::requests::{self, Admission as _, Payer};
+use wire::envelope::Fault;
+use wire::errors::Code;
+
+use super::answers::Answer;
+use super::connection::Connection;
+use super::replies::{HttpResponse, closing, faulted, plain, reply, wants_problem};
+use super::{Shared, streams};
+use crate::lifecycle::Busy;
+use crate::sockets;
+use crate::turns::Spender;
+
+/// draft-ietf-httpapi-idempotency-key-header.
+const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
+/// Refused as overloaded, in words.
+const BUSY: &str = "too many requests are under way\n";
+
+/// Who makes a request.
+struct Asker {
+    /// The client's, whatever proxies are between.
+    address: IpAddr,
+    spender: Arc<Spender>,
+}
+
+impl Connection {
+    /// Answers a request, if its client takes what it is answered.
+    pub(super) async fn handle(
+        self: &Arc<Self>,
+        request: hyper::Request<body::Incoming>,
+    ) -> hyper::Response<Answer> {
+        let address = self.address(&request);
+        let asker = Asker { address, spender: streams::spender(&self.spender) };
+        let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
+        let wants_problem = wants_problem(request.headers());
+        let response = self.respond(request, asker).await;
+        // What was written is told: it was done.
+        let must_go = self.is_admin || !is_read;
+        let (parts, bytes) = response.into_parts();
+        let Shared { turns, .. } = &*self.shared;
+        let (untaken, is_http2) = (self.pace.untaken(), self.pace.is_http2());
+        match Answer::counted(bytes, turns, untaken, address, is_http2, must_go) {
+            Some(answer) => hyper::Response::from_parts(parts, answer),
+            None => {
+                let why = "too many bytes of answers to this client, or to all, were not taken yet";
+                let fault = Fault::with(Code::Overloaded, why);
+                let refused = faulted(&fault, StatusCode::SERVICE_UNAVAILABLE, wants_problem);
+                refused.map(Answer::uncounted)
+            }
+        }
+    }
+
+    async fn respond(
+        self: &Arc<Self>,
+        request: hyper::Request<body::Incoming>,
+        asker: Asker,
+    ) -> HttpResponse {
+        let address = asker.address;
+        self.has_begun.store(true, Ordering::Relaxed);
+        let _under_way = self.pace.begun(request.version());
+        let busy = self.shared.lifecycle.busy();
+        self.shared.counters.requests.fetch_add(1, Ordering::Relaxed);
+        let path = request.uri().path();
+        if let Some(why) = malformed(&request) {
+            let fault = Fault::with(Code::BadRequest, why);
+            let wants_problem = wants_problem(request.headers());
+            return closing(faulted(&fault, StatusCode::BAD_REQUEST, wants_problem));
+        }
+        if self.is_admin {
+            let response = self.health(request.method(), path).await;
+            return response.unwrap_or_else(|| {
+                plain(StatusCode::NOT_FOUND, "metrics, livez, readyz and drainz are here\n")
+            });
+        }
+        if !self.shared.turns.arrive(address) {
+            let fault = Fault::with(Code::TooManyRequests, "this address makes too many requests");
+            let status = StatusCode::TOO_MANY_REQUESTS;
+            return faulted(&fault, status, wants_problem(request.headers()));
+        }
+        if let Some((_, token)) = requests::socket_target(path) {
+            // A socket's life is no request: it waits, and leaves its place.
+            let waited = {
+                let ticket = asker.spender.ticket();
+                ticket.turn(Payer::Address(address), true).await.map(drop)
+            };
+            if waited.is_err() {
+                return plain(StatusCode::SERVICE_UNAVAILABLE, BUSY);
+            }
+            return sockets::upgrade(&self.shared, &self.entered, request, token, address).await;
+        }
+        self.api(request, asker, busy).await
+    }
+
+    /// Health and pages, which nobody in particular asks for.
+    async fn other(&self, parts: &http::request::Parts, asker: &Asker) -> HttpResponse {
+        let ticket = asker.spender.ticket();
+        let Ok(_turn) = ticket.turn(Payer::Address(asker.address), true).await else {
+            return plain(StatusCode::SERVICE_UNAVAILABLE, BUSY);
+        };
+        if let Some(response) = self.health(&parts.method, parts.uri.path()).await {
+            return response;
+        }
+        self.shared.pages.answer(parts).unwrap_or_else(|| {
+            let advice = "there is nothing here; the API is at /_data and its like\n";
+            plain(StatusCode::NOT_FOUND, advice)
+        })
+    }
+
+    /// Carries out a request. One that may change something goes on when the client has gone: its
+    /// steps belong together.
+    async fn api(
+        self: &Arc<Self>,
+        request: hyper::Request<body::Incoming>,
+        asker: Asker,
+        busy: Busy,
+    ) -> HttpResponse {
+        let (parts, body) = request.into_parts();
+        let (body, counted) = match self.read_body(body, &parts.headers, asker.address).await {
+            Ok(read) => read,
+            Err(fault) => {
+                self.shared.counters.refused_body.fetch_add(1, Ordering::Relaxed);
+                let status =
+                    StatusCode::from_u16(fault.code.status()).unwrap_or(StatusCode::BAD_REQUEST);
+                return closing(faulted(&fault, status, wants_problem(&parts.headers)));
+            }
+        };
+        if !requests::may_write(parts.method.as_str(), parts.uri.path()) {
+            let response = self.answer(&parts, &body, &asker).await;
+            self.pace.answered();
+            return response;
+        }
+        self.pace.answered();
+        let connection = self.clone();
+        let work = async move {
+            let (_busy, _counted) = (busy, counted);
+            asker.spender.metered(connection.answer(&parts, &body, &asker)).await
+        };
+        tokio::spawn(work).await.unwrap_or_else(|error| {
+            tracing::error!(%error, "a request was not carried out");
+            let fault = Fault::new(Code::Internal);
+            faulted(&fault, StatusCode::INTERNAL_SERVER_ERROR, false)
+        })
+    }
+
+    async fn answer(
+        &self,
+        parts: &http::request::Parts,
+        body: &[u8],
+        asker: &Asker,
+    ) -> HttpResponse {
+        let mut request = requests::Request {
+            method: parts.method.as_str(),
+            path: parts.uri.path(),
+            query: parts.uri.query().unwrap_or(""),
+            authorization: None,
+            accept: None,
+            origin: None,
+            if_match: None,
+            if_none_match: None,
+            idempotency_key: None,
+            authority: parts.uri.authority().map_or("localhost", http::uri::Authority::as_str),
+            is_tls: self.is_safe(&parts.headers),
+            address: asker.address,
+            session: &self.session,
+            body,
+        };
+        let mut host = None;
+        // A few headers are passed once, which is less than to look seven of them up.
+        for (name, value) in &parts.headers {
+            let wanted = match *name {
+                header::HOST => &mut host,
+                header::AUTHORIZATION => &mut request.authorization,
+                header::ACCEPT => &mut request.accept,
+                header::ORIGIN => &mut request.origin,
+                header::IF_MATCH => &mut request.if_match,
+                header::IF_NONE_MATCH => &mut request.if_none_match,
+                _ if *name == IDEMPOTENCY_KEY => &mut request.idempotency_key,
+                _ => continue,
+            };
+            // The first of equal names stands.
+            *wanted = wanted.or(value.to_str().ok());
+        }
+        request.authority = host.unwrap_or(request.authority);
+        let ticket = asker.spender.ticket();
+        let work = self.shared.neuron.request(&request, &ticket);
+        let Some(response) = ticket.carry_out(work).await else {
+            return self.other(parts, asker).await;
+        };
+        let reply = reply(response, &parts.method);
+        // HTTP/2 knows no such header; there the caller is refused.
+        let closes = parts.version < http::Version::HTTP_2 && self.session.has_ended();
+        if closes { closing(reply) } else { reply }
+    }
+}
+
+/// Why a request's head cannot be taken for what it seems to say.
+fn malformed<B>(request: &hyper::Request<B>) -> Option<&'static str> {
+    let headers = request.headers();
+    // RFC 9112 §3.2. What is in front of us may have gone by the other one.
+    let hosts = headers.get_all(header::HOST).iter().count();
+    if hosts > 1 || (hosts == 0 && request.version() == http::Version::HTTP_11) {
+        return Some("a request names one host");
+    }
+    // Left out, it would leave the word to credentials elsewhere in the request.
+    let is_text = |value: &HeaderValue| value.to_str().is_ok();
+    if !headers.get_all(header::AUTHORIZATION).iter().all(is_text) {
+        return Some("`Authorization` is ASCII");
+    }
+    None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::stage::{SYS_SECRET, Stage, address};
+    use super::*;
+
+    /// What needs no proof is not free of its address's share.
+    #[tokio::test]
+    async fn whatever_nobody_in_particular_asks_for_takes_the_turn_of_its_address() {
+        let stage = Stage::new(|config| {
+            config.limits.requests_at_once = 1;
+            config.limits.requests_waiting = 0;
+        });
+        let spender = Spender::new(stage.shared.turns.clone(), address(1));
+        let ticket = spender.ticket();
+        let mut held = Some(ticket.turn(Payer::Address(address(1)), true).await.expect("a turn"));
+        for is_held in [true, false] {
+            for line in [
+                "OPTIONS /_data/p",
+                "PATCH /_data/p",
+                "GET /v2/token",
+                "GET /signal/list",
+                "GET /_data",
+                "GET /",
+            ] {
+                let head = format!("{line} HTTP/1.1\r\nhost: a\r\n");
+                let answer = stage.ask(1, head.as_bytes()).await;
+                let is_refused = answer.contains("overloaded") || answer.contains(BUSY);
+                assert_eq!(is_refused, is_held, "{line}: {answer}");
+            }
+            held.take();
+        }
+    }
+
+    #[tokio::test]
+    async fn a_head_that_can_be_read_in_two_ways_is_refused() {
+        let stage = Stage::new(|_| {});
+        let of_query = format!("GET /_conf?ident=$sys&secret={SYS_SECRET} HTTP/1.1\r\nhost: a\r\n");
+        for (head, is_refused) in [
+            ("GET / HTTP/1.1\r\n".to_owned(), true),
+            ("GET / HTTP/1.1\r\nhost: a\r\nhost: b\r\n".to_owned(), true),
+            ("GET / HTTP/1.0\r\nhost: a\r\nhost: a\r\n".to_owned(), true),
+            (format!("{of_query}authorization: Basic \u{e9}\r\n"), true),
+            ("GET / HTTP/1.1\r\nhost: a\r\n".to_owned(), false),
+            ("GET / HTTP/1.0\r\n".to_owned(), false),
+            (of_query, false),
+        ] {
+            let answer = stage.ask(1, head.as_bytes()).await;
+            let status = answer.split(' ').nth(1);
+            assert_eq!(status, Some(if is_refused { "400" } else { "200" }), "{head}: {answer}");
+        }
+    }
+}

@@ -1,0 +1,227 @@
+//! Every open socket's queue: bounded, filled by `signal`, emptied by the socket's own task.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use bytes::Bytes;
+use neuron::sockets::Outbox;
+use signal::{Output, SocketId};
+use tokio::sync::Notify;
+use wire::ws::CloseCode;
+
+/// What sockets are told when the neuron goes away.
+const STOPS: &str = "the neuron stops";
+
+/// Every open socket's queue, by id.
+#[derive(Debug)]
+pub(crate) struct SocketTable {
+    queues: papaya::HashMap<u64, Arc<Queue>>,
+    next: AtomicU64,
+    queue_bytes_max: usize,
+    /// Set once, as the neuron goes away.
+    is_closing: AtomicBool,
+    pub(crate) counters: Counters,
+}
+
+/// What sockets have done, for metrics.
+#[derive(Debug, Default)]
+pub(crate) struct Counters {
+    pub(crate) opened: AtomicU64,
+    pub(crate) refused: AtomicU64,
+    /// Cut because their queue was full, or because they took too long for what was written.
+    pub(crate) slow: AtomicU64,
+    /// Closed because nothing came from them.
+    pub(crate) idle: AtomicU64,
+    /// Closed because of a message over `signal.message`, or in more frames than a decoder takes.
+    pub(crate) too_long: AtomicU64,
+    pub(crate) text_pings: AtomicU64,
+    pub(crate) frames_out: AtomicU64,
+    pub(crate) writes: AtomicU64,
+}
+
+/// What waits to be written to one socket.
+#[derive(Debug)]
+pub(super) struct Queue {
+    waiting: Mutex<Waiting>,
+    pub(super) wake: Notify,
+}
+
+#[derive(Debug, Default)]
+struct Waiting {
+    frames: VecDeque<Bytes>,
+    /// Bytes of `frames`, but for the first frame that was ever queued: who is in the room, which is
+    /// as long as the room is full, and without which nobody can join.
+    bytes: usize,
+    has_begun: bool,
+    /// Set once: nothing is queued after it.
+    close: Option<Closing>,
+}
+
+/// Why a queue takes nothing more.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub(super) enum Closing {
+    /// It was full; what waited is dropped.
+    Slow,
+    /// The socket is to be told this after what waits.
+    Told(CloseCode, &'static str),
+}
+
+impl SocketTable {
+    pub(crate) fn new(queue_bytes_max: usize) -> Arc<SocketTable> {
+        Arc::new(SocketTable {
+            queues: papaya::HashMap::new(),
+            next: AtomicU64::new(1),
+            queue_bytes_max,
+            is_closing: AtomicBool::new(false),
+            counters: Counters::default(),
+        })
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.queues.len()
+    }
+
+    /// Closes every socket, those that open from here on too, as the neuron goes away.
+    pub(crate) fn close_all(&self) {
+        self.is_closing.swap(true, Ordering::AcqRel);
+        for (_, queue) in &self.queues.pin() {
+            queue.close(CloseCode::GOING_AWAY, STOPS);
+        }
+    }
+
+    pub(super) fn open(&self) -> (SocketId, Arc<Queue>) {
+        let id = self.next.fetch_add(1, Ordering::Relaxed);
+        let queue = Arc::new(Queue { waiting: Mutex::default(), wake: Notify::new() });
+        self.queues.pin().insert(id, queue.clone());
+        // Both sides change the flag in one order: either this sees it set, or the queue was there
+        // for `close_all` to find.
+        if self.is_closing.fetch_or(false, Ordering::AcqRel) {
+            queue.close(CloseCode::GOING_AWAY, STOPS);
+        }
+        (SocketId(id), queue)
+    }
+
+    pub(super) fn forget(&self, socket: SocketId) {
+        self.queues.pin().remove(&socket.0);
+    }
+
+    fn push(&self, socket: SocketId, frame: Bytes) {
+        let queues = self.queues.pin();
+        if let Some(queue) = queues.get(&socket.0) {
+            queue.push(frame, self.queue_bytes_max);
+        }
+    }
+}
+
+impl Outbox for SocketTable {
+    fn deliver(&self, output: Output) {
+        match output {
+            Output::Send { socket, frame } => self.push(socket, frame),
+            Output::Fanout(fanout) => {
+                for socket in fanout.receivers() {
+                    self.push(socket, fanout.frame.clone());
+                }
+            }
+            Output::Close { socket, code, reason } => {
+                if let Some(queue) = self.queues.pin().get(&socket.0) {
+                    queue.close(code, reason);
+                }
+            }
+            Output::Stat(_) => {}
+        }
+    }
+}
+
+impl Queue {
+    /// A frame that finds the queue full cuts the socket.
+    pub(super) fn push(&self, frame: Bytes, bytes_max: usize) {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        if waiting.close.is_some() {
+            return;
+        }
+        let bytes = if waiting.has_begun { waiting.bytes + frame.len() } else { 0 };
+        waiting.has_begun = true;
+        if bytes <= bytes_max {
+            waiting.bytes = bytes;
+            waiting.frames.push_back(frame);
+        } else {
+            waiting.frames = VecDeque::new();
+            waiting.close = Some(Closing::Slow);
+        }
+        drop(waiting);
+        self.wake.notify_one();
+    }
+
+    pub(super) fn close(&self, code: CloseCode, reason: &'static str) {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.close.get_or_insert(Closing::Told(code, reason));
+        drop(waiting);
+        self.wake.notify_one();
+    }
+
+    pub(super) fn closing(&self) -> Option<Closing> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).close
+    }
+
+    pub(super) fn take(&self) -> VecDeque<Bytes> {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        waiting.bytes = 0;
+        std::mem::take(&mut waiting.frames)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn frame(bytes: usize) -> Bytes {
+        Bytes::from(vec![b'x'; bytes])
+    }
+
+    fn queue() -> Queue {
+        Queue { waiting: Mutex::default(), wake: Notify::new() }
+    }
+
+    /// The list of a full room's names is longer than any queue, and everybody joins with it.
+    #[test]
+    fn the_first_frame_passes_and_those_after_it_are_bounded() {
+        let queue = queue();
+        queue.push(frame(1000), 10);
+        queue.push(frame(4), 10);
+        queue.push(frame(6), 10);
+        assert_eq!(queue.closing(), None, "at the limit");
+        queue.push(frame(1), 10);
+        assert_eq!(queue.closing(), Some(Closing::Slow), "past it");
+        assert!(queue.take().is_empty(), "what waited is dropped");
+        queue.push(frame(1), 10);
+        queue.close(CloseCode::KICKED, "kicked");
+        assert!(queue.take().is_empty());
+        assert_eq!(queue.closing(), Some(Closing::Slow));
+    }
+
+    #[test]
+    fn what_was_taken_waits_no_longer() {
+        let queue = queue();
+        for _ in 0..3 {
+            queue.push(frame(4), 10);
+            queue.push(frame(6), 10);
+            assert_eq!(queue.take().len(), 2);
+        }
+        queue.close(CloseCode::KICKED, "kicked");
+        assert_eq!(queue.closing(), Some(Closing::Told(CloseCode::KICKED, "kicked")));
+    }
+
+    /// It was admitted before the stop.
+    #[test]
+    fn a_socket_that_opens_after_all_were_closed_is_closed() {
+        let table = SocketTable::new(10);
+        let (_, before) = table.open();
+        assert_eq!(before.closing(), None);
+        table.close_all();
+        let (_, after) = table.open();
+        for queue in [before, after] {
+            assert_eq!(queue.closing(), Some(Closing::Told(CloseCode::GOING_AWAY, STOPS)));
+        }
+    }
+}
