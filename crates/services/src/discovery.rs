@@ -182,5 +182,5 @@ fn measure(name: &Layer) -> Option<Layer> {
 }
 
 fn list<'a>(texts: impl Iterator<Item = &'a str>) -> Answer {
-    Answer::list(texts, |v, text| push_string(v, text))
+    Answer::list(texts, push_string)
 }
