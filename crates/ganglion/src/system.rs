@@ -185,10 +185,15 @@ impl Passwords for PasswordPool {
         from: IpAddr,
         password: String,
         hash: String,
+        wrong: Box<dyn FnOnce() + Send>,
     ) -> BoxFuture<'_, Option<bool>> {
         let payers = vec![Payer::Account(of.clone()), turns::stranger(from)];
         Box::pin(self.carry_out(&self.checking, payers, move |memory| {
-            secrets::verify_chosen_in(memory, &password, &hash)
+            let is_right = secrets::verify_chosen_in(memory, &password, &hash);
+            if !is_right {
+                wrong();
+            }
+            is_right
         }))
     }
 }
@@ -225,7 +230,14 @@ mod tests {
         let running = pool.running.acquire().await.expect("open");
         let hash = |account: &str| pool.hash(&bucket(account), "password".to_owned());
         let verify = |account: &str, from: u8| {
-            pool.verify(&bucket(account), address(from), "password".to_owned(), String::new())
+            let wrong = Box::new(|| ());
+            pool.verify(
+                &bucket(account),
+                address(from),
+                "password".to_owned(),
+                String::new(),
+                wrong,
+            )
         };
         let mut of_loud: Vec<_> = (0..5).map(|_| hash("loud")).collect();
         let waiting: Vec<_> = of_loud.iter_mut().map(waits).collect();

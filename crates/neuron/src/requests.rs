@@ -280,12 +280,16 @@ async fn service_request(
         look_again(services, request, login).await?;
         access::decide(services, service, &call).await?;
         let answer = carry_out(services, service, &call, request).await?;
-        match &call.precondition {
-            said @ Precondition::OneOf(_) if method == Method::Get && !said.holds(answer.ver) => {
-                Err(Code::VersionConflict.into())
+        if method == Method::Get {
+            // A read has not entered, and may have waited for the store.
+            look_again(services, request, login).await?;
+            if let said @ Precondition::OneOf(_) = &call.precondition
+                && !said.holds(answer.ver)
+            {
+                return Err(Code::VersionConflict.into());
             }
-            _ => Ok(answer),
         }
+        Ok(answer)
     }
     .await;
     tell(services, request, &admitted, service, method, entered.is_some(), &done).await;
@@ -324,12 +328,15 @@ async fn carry_out(
 }
 
 /// Looks whether a caller is still who he was when he was proven: he may have waited since, for his
-/// turn or for a version.
+/// turn, for a version, or for the store.
 async fn look_again(
     services: &Arc<Services>,
     request: &Request<'_>,
     login: &Login,
 ) -> Result<(), Fault> {
+    if login.is_ended() {
+        return Err(sessions::ended());
+    }
     if login.still_holds(services).await? {
         return Ok(());
     }

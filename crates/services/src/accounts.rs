@@ -169,9 +169,9 @@ async fn create_account(
     let password = password(&details)?;
     let active = active(&details)?.unwrap_or(true);
     let chosen = secret(&details)?;
-    // One creation of a name at a time: a second one must not drop what the first one's owner has
-    // written by then.
-    let _creating = Creating::begin(services, node, key)?;
+    // One creation or deletion of a name at a time: neither must drop what the owner of another
+    // creation has written by then.
+    let _changing = Changing::begin(services, node, key)?;
     if services.kv.get(node, key).await.map_err(store_fault)?.is_some() {
         return Err(Code::UsernameExists.into());
     }
@@ -247,31 +247,32 @@ async fn create_account(
     })
 }
 
-/// Accounts that are being created, by the node and key of their row.
+/// Accounts that are being created or deleted, by the node and key of their row.
 #[derive(Debug, Default)]
-pub(crate) struct Creations(Mutex<HashSet<(Node, Key)>>);
+pub(crate) struct Changes(Mutex<HashSet<(Node, Key)>>);
 
-/// The right to create one account.
-struct Creating<'a> {
-    creations: &'a Creations,
+/// The right to create or delete one account.
+struct Changing<'a> {
+    changes: &'a Changes,
     account: (Node, Key),
 }
 
-impl<'a> Creating<'a> {
-    fn begin(services: &'a Services, node: &Node, key: &Key) -> Result<Creating<'a>, Fault> {
-        let creations = &services.creations;
+impl<'a> Changing<'a> {
+    fn begin(services: &'a Services, node: &Node, key: &Key) -> Result<Changing<'a>, Fault> {
+        let changes = &services.changes;
         let account = (node.clone(), key.clone());
-        let mut under_way = creations.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut under_way = changes.0.lock().unwrap_or_else(PoisonError::into_inner);
         if !under_way.insert(account.clone()) {
-            return Err(Fault::with(Code::Locked, "this account is being created"));
+            let why = "this account is being created or deleted";
+            return Err(Fault::with(Code::Locked, why));
         }
-        Ok(Creating { creations, account })
+        Ok(Changing { changes, account })
     }
 }
 
-impl Drop for Creating<'_> {
+impl Drop for Changing<'_> {
     fn drop(&mut self) {
-        let mut under_way = self.creations.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut under_way = self.changes.0.lock().unwrap_or_else(PoisonError::into_inner);
         under_way.remove(&self.account);
     }
 }
@@ -379,6 +380,7 @@ async fn delete_account(
             return Err(Fault::with(Code::NotAllowed, "name the account to delete with `k`"));
         }
     };
+    let _changing = Changing::begin(services, node, &key)?;
     let _removal = bucket_of(call, &key).map(|own| services.writing.remove(own));
     // The row goes last: whatever ends this half-way leaves an account that cannot log in and can
     // be deleted again, never data that the next owner of the name would find.
@@ -518,15 +520,10 @@ fn too_many_fields() -> Fault {
     )
 }
 
-/// The secret that a caller chose; `None` when it is left out, null or empty.
+/// The secret that a caller chose; `None` when it is left out.
 fn secret(details: &Members) -> Result<Option<String>, Fault> {
-    let Some(value) = details.get("secret").filter(|value| !value.is_null()) else {
-        return Ok(None);
-    };
-    let secret = value.to_text().ok_or(Code::BadPasswordFormat)?;
-    if secret.is_empty() {
-        return Ok(None);
-    }
+    let Some(value) = details.get("secret") else { return Ok(None) };
+    let secret = value.to_text().unwrap_or_default();
     if !PASSWORD_BYTES.contains(&secret.len()) || secret.contains('#') || secret.starts_with('!') {
         return Err(Fault::with(
             Code::BadPasswordFormat,

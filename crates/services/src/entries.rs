@@ -289,7 +289,9 @@ pub(crate) fn value_and_precondition(
     value: Json,
 ) -> Result<(Json, Precondition), Fault> {
     let outside = precondition(call)?;
-    if !value.is_object() {
+    // Its members are looked at only where one may be it, or may be no text: as it stands, or escaped.
+    let may_have = |text: &str| text.contains("_ver_") || text.contains("\\u");
+    if !value.is_object() || !may_have(value.as_str()) {
         return Ok((value, outside));
     }
     let mut members = value.members().ok_or_else(|| {
@@ -303,7 +305,9 @@ pub(crate) fn value_and_precondition(
 
 /// What a call says of the version that it is about, outside its value.
 pub(crate) fn precondition(call: &Call<'_>) -> Result<Precondition, Fault> {
-    call.precondition.clone().and(Precondition::of_ver(call.params.json("_ver_").as_ref())?)
+    call.params.all("_ver_").try_fold(call.precondition.clone(), |said, ver| {
+        said.and(Precondition::of_ver(Some(&ver))?)
+    })
 }
 
 async fn condition(

@@ -141,11 +141,12 @@ async fn tree(
         Method::Post | Method::Put => {}
         Method::Get if adds => {}
         Method::Get => {
-            let names: BTreeSet<String> = namespace::below(services, bucket, &call.path, None)
-                .await?
-                .iter()
-                .filter_map(|relative| relative.split('/').next().map(str::to_owned))
-                .collect();
+            let names: BTreeSet<String> =
+                namespace::below(services, bucket, &call.path, None, Some(call.address))
+                    .await?
+                    .iter()
+                    .filter_map(|relative| relative.split('/').next().map(str::to_owned))
+                    .collect();
             return Ok(serde_json::Value::from_iter(names).to_string());
         }
         Method::Delete => {
@@ -186,7 +187,7 @@ async fn require(services: &Services, caller: &Caller, path: &Path) -> Result<()
     for path in above {
         let bucket = &caller.bucket;
         let is_there = namespace::contains(services, bucket, &path).await?
-            || !namespace::below(services, bucket, &path, None).await?.is_empty();
+            || !namespace::below(services, bucket, &path, None, None).await?.is_empty();
         if !is_there {
             return Err(match path.depth() {
                 1 => Code::NoDomain,

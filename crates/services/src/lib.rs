@@ -71,13 +71,15 @@ pub trait Rng: Send + Sync {
 pub trait Passwords: Send + Sync {
     /// Hashes a password that account `of` sets.
     fn hash(&self, of: &Bucket, password: String) -> BoxFuture<'_, Option<String>>;
-    /// Compares a password that somebody at `from` logs in to account `of` with.
+    /// Compares a password that somebody at `from` logs in to account `of` with. `wrong` is told when
+    /// it was looked at and is not the one, even if nobody waits for the answer any more.
     fn verify(
         &self,
         of: &Bucket,
         from: IpAddr,
         password: String,
         hash: String,
+        wrong: Box<dyn FnOnce() + Send>,
     ) -> BoxFuture<'_, Option<bool>>;
 }
 
@@ -189,7 +191,7 @@ pub struct Services {
     pub logs: Arc<logs::Logs>,
     pub sessions: sessions::Sessions,
     pub proven: principal::Proven,
-    pub failures: limits::Failures,
+    pub failures: Arc<limits::Failures>,
     pub(crate) joining: joining::Joining,
     pub keys: token::Keys,
     pub graces: token::Graces,
@@ -197,7 +199,7 @@ pub struct Services {
     pub idempotent: Arc<idempotency::Idempotent>,
     pub writing: writing::Writing,
     pub(crate) awaiting: entries::Awaiting,
-    pub(crate) creations: accounts::Creations,
+    pub(crate) changes: accounts::Changes,
 }
 
 impl std::fmt::Debug for Services {
@@ -253,7 +255,7 @@ impl Services {
             logs,
             sessions: sessions::Sessions::default(),
             proven,
-            failures: limits::Failures::default(),
+            failures: Arc::default(),
             joining: joining::Joining::default(),
             keys: token::Keys::default(),
             graces: token::Graces::default(),
@@ -261,7 +263,7 @@ impl Services {
             idempotent,
             writing: writing::Writing::default(),
             awaiting: entries::Awaiting::default(),
-            creations: accounts::Creations::default(),
+            changes: accounts::Changes::default(),
         }
     }
 

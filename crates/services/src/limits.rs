@@ -3,11 +3,12 @@
 //! Two buckets of tokens, one per (address, account) and a wider one per address, so that a person
 //! who mistypes is never shut out by others behind the same address quickly, and a list of stolen
 //! passwords does not get through. A blocked address is refused before its secret is looked at. Who
-//! hangs up while he waits has failed: nobody has secrets hashed for nothing.
+//! hangs up has failed if what he sent turns out to be wrong, and not if nobody has begun to look.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
-use std::sync::{Mutex, PoisonError};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 /// How many failures in a row are let pass, and seconds until there is one more.
 #[derive(Clone, Copy, Debug)]
@@ -27,6 +28,10 @@ const BUCKETS_MAX: usize = 100_000;
 #[derive(Debug, Default)]
 pub struct Failures {
     buckets: Mutex<HashMap<Key, Tokens>>,
+    /// Attempts that were wrong.
+    pub failed: AtomicU64,
+    /// Attempts that were not looked at, after too many wrong ones.
+    pub refused: AtomicU64,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -46,12 +51,13 @@ pub enum Charge {
     Never(u64),
 }
 
-/// An attempt that is being looked at. It failed, unless somebody says that it was right.
+/// An attempt that is being looked at, until this is dropped. It is given back then, unless somebody
+/// has said that it was wrong.
 #[derive(Debug)]
-pub struct Attempt<'a> {
-    failures: &'a Failures,
+pub struct Attempt {
+    failures: Arc<Failures>,
     keys: [(Key, Rate); 2],
-    was_right: bool,
+    was_wrong: AtomicBool,
 }
 
 impl Failures {
@@ -61,11 +67,11 @@ impl Failures {
     /// # Errors
     /// None is left.
     pub fn charge(
-        &self,
+        self: &Arc<Failures>,
         address: IpAddr,
         account: &str,
         now_micros: u64,
-    ) -> Result<Attempt<'_>, Charge> {
+    ) -> Result<Attempt, Charge> {
         let mut buckets = self.buckets.lock().unwrap_or_else(PoisonError::into_inner);
         let now_s = now_micros as f64 / 1e6;
         make_room(&mut buckets, now_s);
@@ -87,6 +93,8 @@ impl Failures {
             }
         }
         if let Some(refused) = refused {
+            let is_over = matches!(refused, Charge::Never(_));
+            self.refused.fetch_add(u64::from(is_over), Ordering::Relaxed);
             return Err(refused);
         }
         for (key, _) in &keys {
@@ -96,24 +104,26 @@ impl Failures {
             }
         }
         drop(buckets);
-        Ok(Attempt { failures: self, keys, was_right: false })
+        Ok(Attempt { failures: self.clone(), keys, was_wrong: AtomicBool::new(false) })
     }
 }
 
-impl Attempt<'_> {
-    /// It was no failure.
-    pub fn right(mut self) {
-        self.was_right = true;
+impl Attempt {
+    /// It was a failure, and stays charged.
+    pub fn wrong(&self) {
+        if !self.was_wrong.swap(true, Ordering::Relaxed) {
+            self.failures.failed.fetch_add(1, Ordering::Relaxed);
+        }
     }
 }
 
-impl Drop for Attempt<'_> {
+impl Drop for Attempt {
     fn drop(&mut self) {
         let mut buckets = self.failures.buckets.lock().unwrap_or_else(PoisonError::into_inner);
         for (key, rate) in &self.keys {
             if let Some(tokens) = buckets.get_mut(key) {
                 tokens.pending = tokens.pending.saturating_sub(1);
-                if self.was_right {
+                if !*self.was_wrong.get_mut() {
                     tokens.left = (tokens.left + 1.0).min(rate.burst);
                 }
             }

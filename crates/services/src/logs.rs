@@ -1,9 +1,9 @@
 //! Logs as layers: `*logs:debug|info|warn` at `/runtime/hosts/active`, a series per neuron.
 //!
 //! Lines are gathered in memory and written with the statistics; each account sees what concerns it,
-//! `$sys` sees its own. Retention keeps the layers short ([`KEPT`]).
+//! `$sys` sees its own. Retention keeps the layers short ([`KEPT_LINES`], [`KEPT_S`]).
 
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
@@ -19,8 +19,10 @@ use crate::{Services, configuration, idempotency, layer, path, token};
 
 /// Where neurons keep their own measures and logs.
 pub const RUNTIME_PATH: &str = "/runtime/hosts/active";
-/// How many lines of a neuron's series are kept, and for how long.
-pub const KEPT: (u64, u64) = (10_000, 7 * 86_400);
+/// How many lines of a neuron's series are kept.
+pub const KEPT_LINES: u64 = 10_000;
+/// For how long, in seconds.
+pub const KEPT_S: u64 = 7 * 86_400;
 /// Lines that wait to be written; of more the oldest are lost, and counted. Lines of
 /// [`Level::Debug`], which an account makes as many of as it makes calls, wait apart from the others.
 pub const LINES_MAX: usize = 10_000;
@@ -55,25 +57,81 @@ pub struct Logs {
 
 #[derive(Debug, Default)]
 struct Waiting {
-    lines: VecDeque<Line>,
-    debug: VecDeque<Line>,
+    lines: Lines,
+    debug: Lines,
+    next: u64,
+}
+
+/// Lines by top account, each account's in their order. Where there are too many the oldest one goes
+/// of the account that has most, so that nobody's lines go for another's.
+#[derive(Debug, Default)]
+struct Lines {
+    by_top: HashMap<Bucket, VecDeque<Line>>,
+    count: usize,
+}
+
+impl Lines {
+    /// Lets go of what is too much; answers how many lines that was.
+    fn cut(&mut self) -> u64 {
+        let mut lost = 0;
+        while self.count > LINES_MAX {
+            let Some(most) = self.by_top.values_mut().max_by_key(|lines| lines.len()) else {
+                break;
+            };
+            most.pop_front();
+            self.count -= 1;
+            lost += 1;
+        }
+        lost
+    }
+
+    fn push_back(&mut self, line: Line) -> u64 {
+        self.by_top.entry(line.bucket.top()).or_default().push_back(line);
+        self.count += 1;
+        self.cut()
+    }
+
+    /// Puts lines before all others.
+    fn put_back(&mut self, lines: Vec<Line>) -> u64 {
+        self.count += lines.len();
+        for line in lines.into_iter().rev() {
+            self.by_top.entry(line.bucket.top()).or_default().push_front(line);
+        }
+        self.cut()
+    }
+
+    /// Takes the lines that are chosen, in their order.
+    fn take(&mut self, chosen: impl Fn(&Line) -> bool) -> Vec<Line> {
+        let mut taken = Vec::new();
+        for lines in self.by_top.values_mut() {
+            let (of_these, left): (VecDeque<_>, _) = lines.drain(..).partition(&chosen);
+            *lines = left;
+            taken.extend(of_these);
+        }
+        self.by_top.retain(|_, lines| !lines.is_empty());
+        self.count -= taken.len();
+        taken.sort_by_key(|line| line.number);
+        taken
+    }
 }
 
 impl Waiting {
-    fn of(&mut self, level: Level) -> &mut VecDeque<Line> {
+    fn of(&mut self, level: Level) -> &mut Lines {
         match level {
             Level::Debug => &mut self.debug,
             Level::Info | Level::Warn => &mut self.lines,
         }
     }
 
-    fn queues(&mut self) -> [&mut VecDeque<Line>; 2] {
+    fn queues(&mut self) -> [&mut Lines; 2] {
         [&mut self.lines, &mut self.debug]
     }
 }
 
 #[derive(Debug)]
 struct Line {
+    /// Greater than that of every line before it.
+    number: u64,
     bucket: Bucket,
     level: Level,
     text: String,
@@ -84,22 +142,24 @@ struct Line {
 impl Logs {
     /// Adds a line to a bucket's log. It must hold no secret.
     pub fn note(&self, bucket: &Bucket, level: Level, line: impl FnOnce() -> String) {
-        let line = Line { bucket: bucket.clone(), level, text: line(), stamp: None };
+        let text = line();
         let mut waiting = self.waiting();
-        waiting.of(level).push_back(line);
-        self.cut(&mut waiting);
+        waiting.next += 1;
+        let line = Line { number: waiting.next, bucket: bucket.clone(), level, text, stamp: None };
+        let lost = waiting.of(level).push_back(line);
+        self.lost.fetch_add(lost, Ordering::Relaxed);
     }
 
     /// Lines that wait, and those that were lost because too many did.
     pub fn held(&self) -> (usize, u64) {
-        let lines: usize = self.waiting().queues().map(|lines| lines.len()).into_iter().sum();
+        let lines: usize = self.waiting().queues().map(|queue| queue.count).into_iter().sum();
         (lines, self.lost.load(Ordering::Relaxed))
     }
 
     /// The buckets for which lines wait.
     fn buckets(&self) -> BTreeSet<Bucket> {
         let mut waiting = self.waiting();
-        let lines = waiting.queues().into_iter().flat_map(|lines| lines.iter());
+        let lines = waiting.queues().into_iter().flat_map(|queue| queue.by_top.values().flatten());
         lines.map(|line| line.bucket.clone()).collect()
     }
 
@@ -107,33 +167,20 @@ impl Logs {
     /// no more are lost.
     fn take(&self, flushing: &Flushing<'_>) -> Vec<Line> {
         let mut taken = Vec::new();
-        for lines in self.waiting().queues() {
-            for line in std::mem::take(lines) {
-                if flushing.may_write(&line.bucket) {
-                    taken.push(line);
-                } else if !flushing.is_gone(&line.bucket) {
-                    lines.push_back(line);
-                }
-            }
+        for queue in self.waiting().queues() {
+            queue.take(|line| flushing.is_gone(&line.bucket));
+            taken.extend(queue.take(|line| flushing.may_write(&line.bucket)));
         }
         taken
     }
 
     /// Puts lines that could not be written before those that came meanwhile.
     fn put_back(&self, refused: Vec<Line>) {
+        let (debug, lines) =
+            refused.into_iter().partition(|line: &Line| line.level == Level::Debug);
         let mut waiting = self.waiting();
-        for line in refused.into_iter().rev() {
-            waiting.of(line.level).push_front(line);
-        }
-        self.cut(&mut waiting);
-    }
-
-    fn cut(&self, waiting: &mut Waiting) {
-        for lines in waiting.queues() {
-            let surplus = lines.len().saturating_sub(LINES_MAX);
-            lines.drain(..surplus);
-            self.lost.fetch_add(surplus as u64, Ordering::Relaxed);
-        }
+        let lost = waiting.debug.put_back(debug) + waiting.lines.put_back(lines);
+        self.lost.fetch_add(lost, Ordering::Relaxed);
     }
 
     fn waiting(&self) -> MutexGuard<'_, Waiting> {
@@ -146,8 +193,8 @@ impl Listener for Logs {
     fn committed(&self, events: &[Event]) {
         for event in events {
             if let Event::Dropped(bucket) = event {
-                for lines in self.waiting().queues() {
-                    lines.retain(|line| !line.bucket.is_within(bucket));
+                for queue in self.waiting().queues() {
+                    queue.take(|line| line.bucket.is_within(bucket));
                 }
             }
         }
@@ -218,11 +265,10 @@ impl Services {
         if has(idempotency::LAYER) {
             gone += idempotency::forget_old(self, bucket).await?;
         }
-        let (count, age_s) = KEPT;
         let now_micros = self.clock.now_micros();
         let short = Retention {
-            before_micros: Some(now_micros.saturating_sub(age_s * 1_000_000)),
-            count_max: Some(count),
+            before_micros: Some(now_micros.saturating_sub(KEPT_S * 1_000_000)),
+            count_max: Some(KEPT_LINES),
         };
         for level in Level::ALL.into_iter().filter(|level| has(level.layer())) {
             let node = Node::new(bucket.clone(), layer(level.layer()), path(RUNTIME_PATH));

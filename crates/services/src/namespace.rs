@@ -3,6 +3,8 @@
 //!
 //! A path that was PUT is one entry at that path, under the key `ns`; its ancestors are not implied.
 
+use std::net::IpAddr;
+
 use kv4::write::{Condition, Op, Write, WriteError};
 use kv4::{Bucket, Entry, Node};
 use wire::envelope::Fault;
@@ -66,7 +68,7 @@ pub(crate) async fn create(
 /// Removes a path and every path below it; answers how many were there.
 ///
 /// # Errors
-/// `not_found` when none was.
+/// `not_found` when none was, `unauthorized` when a rule denies one of them.
 pub(crate) async fn remove(
     services: &Services,
     call: &Call<'_>,
@@ -75,6 +77,11 @@ pub(crate) async fn remove(
     entries::precondition(call)?.refuse("a deletion of paths")?;
     let bucket = &call.caller.bucket;
     let paths = services.kv.paths(bucket, &layer(LAYER), path).await.map_err(store_fault)?;
+    let rules = services.rules.of(&services.kv, bucket).await.map_err(store_fault)?;
+    if let Some((denied, _)) = paths.iter().find(|(path, _)| rules.denied(path, call.address)) {
+        let why = format!("a rule in /_auth denies {} at {denied}", call.address);
+        return Err(Fault::with(Code::Unauthorized, why));
+    }
     let found: Vec<Entry> = paths.iter().map(|(path, _)| node(bucket, path).entry(key())).collect();
     let mut removed = 0;
     if call.params.flag(ERASE) {
@@ -87,17 +94,22 @@ pub(crate) async fn remove(
     if removed == 0 { Err(Code::NotFound.into()) } else { Ok(removed) }
 }
 
-/// The paths below a base that are at most `depth` segments deeper, relative to it, sorted.
+/// The paths below a base that are at most `depth` segments deeper, relative to it, sorted; of those
+/// that an address may see, where one is named.
 pub(crate) async fn below(
     services: &Services,
     bucket: &Bucket,
     base: &Path,
     depth: Option<usize>,
+    seen_from: Option<IpAddr>,
 ) -> Result<Vec<String>, Fault> {
+    let rules = services.rules.of(&services.kv, bucket).await.map_err(store_fault)?;
+    let is_denied = |path: &Path| seen_from.is_some_and(|address| rules.denied(path, address));
     let paths = services.kv.paths(bucket, &layer(LAYER), base).await.map_err(store_fault)?;
     Ok(paths
         .iter()
         .filter(|(path, _)| depth.is_none_or(|depth| path.depth() - base.depth() <= depth))
+        .filter(|(path, _)| !is_denied(path))
         .filter_map(|(path, _)| path.relative_to(base))
         .filter(|relative| !relative.is_empty())
         .map(str::to_owned)
@@ -107,7 +119,8 @@ pub(crate) async fn below(
 async fn list(services: &Services, call: &Call<'_>) -> Result<Answer, Fault> {
     // A depth that is not a number (an SDK sends `depth=depth=10`) counts as none.
     let depth = call.params.text("depth").and_then(|text| text.parse().ok());
-    let below = below(services, &call.caller.bucket, &call.path, depth).await?;
+    let Call { caller, path, address, .. } = call;
+    let below = below(services, &caller.bucket, path, depth, Some(*address)).await?;
     Ok(Answer::list(&below, |v, relative| push_string(v, relative)))
 }
 

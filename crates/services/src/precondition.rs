@@ -136,8 +136,13 @@ impl Precondition {
 /// The tags of a list, without their quotes; a weak one, as proxies make them, stands for its strong
 /// one.
 pub fn entity_tags(list: &str) -> impl Iterator<Item = &str> {
-    list.split(',')
-        .map(|tag| tag.trim().trim_start_matches("W/").trim_matches('"'))
+    let mut is_quoted = false;
+    // A comma between quotes is part of a tag.
+    let tags = list.split(move |c: char| {
+        is_quoted ^= c == '"';
+        c == ',' && !is_quoted
+    });
+    tags.map(|tag| tag.trim().trim_start_matches("W/").trim_matches('"'))
         .filter(|tag| !tag.is_empty())
 }
 
@@ -167,6 +172,7 @@ mod tests {
         assert_eq!(of(&format!("{one}")), Ok(one_of([1])));
         assert_eq!(of(&format!(" \"{one}\",W/\"{two}\" , \"foreign\"")), Ok(one_of([1, 2])));
         assert_eq!(of("\"foreign\""), Ok(one_of([])));
+        assert_eq!(of(&format!("\"foreign,{one}\"")), Ok(one_of([])), "one tag");
         assert_eq!(of(" * "), Ok(Precondition::Present));
         for empty in ["", " ", ",", "\"\""] {
             assert!(of(empty).is_err(), "{empty:?}");

@@ -240,32 +240,25 @@ async fn prove_limited(
     credentials: &Credentials,
     address: IpAddr,
 ) -> Result<Proof, Fault> {
-    let attempt = attempt(services, &credentials.account, address).await?;
-    match prove(services, credentials, address).await {
-        Ok(Some(proof)) => {
-            attempt.right();
-            Ok(proof)
-        }
-        Ok(None) => {
-            services.logs.note(&Bucket::sys(), Level::Warn, || {
-                let account: String = credentials.account.chars().take(64).collect();
-                format!("failed login as {account:?} from {address}")
-            });
-            Err(Fault::new(Code::Unauthorized))
-        }
-        Err(fault) => {
-            attempt.right();
-            Err(fault)
-        }
-    }
+    // `$sys#elena` is a guess at elena.
+    let account = match (credentials.account.as_str(), &credentials.sub) {
+        ("$sys", Some(top)) => top,
+        (account, _) => account,
+    };
+    let attempt = Arc::new(attempt(services, account, address).await?);
+    let proof = prove(services, credentials, address, &attempt).await?;
+    proof.ok_or_else(|| {
+        attempt.wrong();
+        services.logs.note(&Bucket::sys(), Level::Warn, || {
+            let account: String = credentials.account.chars().take(64).collect();
+            format!("failed login as {account:?} from {address}")
+        });
+        Fault::new(Code::Unauthorized)
+    })
 }
 
 /// Takes one of the attempts that an address has, or waits until those before it are looked at.
-async fn attempt<'a>(
-    services: &'a Services,
-    account: &str,
-    address: IpAddr,
-) -> Result<Attempt<'a>, Fault> {
+async fn attempt(services: &Services, account: &str, address: IpAddr) -> Result<Attempt, Fault> {
     let looks = ATTEMPT_WAIT.as_millis() / ATTEMPT_LOOK_EVERY.as_millis();
     for _ in 0..looks {
         match services.failures.charge(address, account, services.clock.now_micros()) {
@@ -286,6 +279,7 @@ async fn prove(
     services: &Services,
     credentials: &Credentials,
     address: IpAddr,
+    attempt: &Arc<Attempt>,
 ) -> Result<Option<Proof>, Fault> {
     let mut rows = Vec::new();
     let seen = AtomicU64::new(services.account_changes.count());
@@ -306,6 +300,14 @@ async fn prove(
     };
     let Some(bucket) = Bucket::account(&account, sub.as_ref()) else { return Ok(None) };
     let Some(payer) = Bucket::account(&account, None) else { return Ok(None) };
+    let verify = async |secret: &str, stored: &str| {
+        verify(services, secret, stored, (&payer, address), attempt).await
+    };
+    // As slow as a wrong password: who is an admin, and of what, is not told by the time it takes.
+    let nobody = async || match &credentials.secret {
+        Secret::Admin { password, .. } => verify(password, secrets::OF_NOTHING).await.map(|_| None),
+        Secret::Account(_) => Ok(None),
+    };
 
     // Every account on the way must exist and be active.
     let mut own_hash = services.proven.sys_hash.clone();
@@ -313,13 +315,13 @@ async fn prove(
     let mut parent_bucket = Bucket::sys();
     if !account.is_sys() {
         let Some(row) = account_row(services, &Bucket::sys(), &account, &mut rows).await? else {
-            return Ok(None);
+            return nobody().await;
         };
         own_hash = row.secret;
     }
     if let Some(sub) = &sub {
         let Some(row) = account_row(services, &payer, sub, &mut rows).await? else {
-            return Ok(None);
+            return nobody().await;
         };
         parent_hash = std::mem::replace(&mut own_hash, row.secret);
         parent_bucket = payer.clone();
@@ -329,20 +331,17 @@ async fn prove(
         if credentials.by_parent { (parent_hash, &parent_bucket) } else { (own_hash, &bucket) };
     let ident = sub.as_ref().unwrap_or(&account);
     let (proves, who, role) = match &credentials.secret {
-        Secret::Account(secret) => (
-            verify(services, secret, &hash, &payer, address).await?,
-            Arc::from(ident.as_str()),
-            Role::Owner,
-        ),
+        Secret::Account(secret) => {
+            (verify(secret, &hash).await?, Arc::from(ident.as_str()), Role::Owner)
+        }
         Secret::Admin { key, password } => {
             let Ok(key) = Key::parse(key) else { return Ok(None) };
             let node = Node::new(secret_bucket.clone(), layer(LAYER), path(ADMINS_PATH));
             let head = row(services, &node, &key, &mut rows).await?;
             let admin = head.and_then(|head| head.value.read::<AdminRow>().ok());
             let admin = admin.filter(|admin| admin.active);
-            // As slow as a wrong password: who is an admin is not told by the time it takes.
             let hash = admin.as_ref().map_or(secrets::OF_NOTHING, |admin| &admin.password);
-            let proves = verify(services, password, hash, &payer, address).await?;
+            let proves = verify(password, hash).await?;
             let is_own = *secret_bucket == bucket;
             let role = if is_own { Role::Admin } else { Role::ParentAdmin };
             (proves && admin.is_some(), Arc::from(key.as_str()), role)
@@ -381,15 +380,18 @@ async fn verify(
     services: &Services,
     secret: &str,
     stored: &str,
-    of: &Bucket,
-    from: IpAddr,
+    (of, from): (&Bucket, IpAddr),
+    attempt: &Arc<Attempt>,
 ) -> Result<bool, Fault> {
     if !secrets::is_slow(stored) {
         return Ok(secrets::verify_random(secret, stored));
     }
+    // Who asks may hang up meanwhile: a guess counts all the same.
+    let attempt = attempt.clone();
+    let wrong = Box::new(move || attempt.wrong());
     services
         .passwords
-        .verify(of, from, secret.to_owned(), stored.to_owned())
+        .verify(of, from, secret.to_owned(), stored.to_owned(), wrong)
         .await
         .ok_or_else(|| Fault::with(Code::Overloaded, "too many logins are being checked"))
 }

@@ -46,6 +46,9 @@ pub(crate) async fn call(services: &Services, call: &Call<'_>) -> Result<Answer,
             if name.is_some() && kicked.members == 0 {
                 return Err(Code::NotFound.into());
             }
+            if kicked.members == 0 {
+                return Ok(Answer::number(0));
+            }
             services.logs.note(&room.bucket, Level::Info, || {
                 let whom = name.as_deref().unwrap_or("everybody");
                 format!("{} kicked {whom} from {}", call.caller.who, call.path)

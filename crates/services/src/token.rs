@@ -346,7 +346,7 @@ async fn hold(services: &Services, verified: &Verified) -> Result<(), Fault> {
 }
 
 /// From when on a token is one of this account and user, in milliseconds since 1970: not their
-/// predecessors', nor revoked as a user's at the root or the token's path. It may be ahead of a clock
+/// predecessors', nor revoked as a user's at the token's path or above it. It may be ahead of a clock
 /// that was set back, and tokens are made to hold all the same. `None` for an account that may not
 /// log in.
 async fn since(
@@ -360,8 +360,8 @@ async fn since(
     let Some(mut since_ms) = principal::active_since(services, account, sub).await? else {
         return Ok(None);
     };
-    for at in [&Path::root(), at] {
-        let revoked_ms = user_revoked(services, bucket, identity, at).await?;
+    for at in at.ancestors() {
+        let revoked_ms = user_revoked(services, bucket, identity, &at).await?;
         since_ms = since_ms.max(revoked_ms.map_or(0, |revoked_ms| revoked_ms + 1));
     }
     Ok(Some(since_ms))
@@ -567,8 +567,10 @@ async fn revoke(services: &Services, call: &Call<'_>) -> Result<Answer, Fault> {
     let key = who_key(&identity).ok_or(Code::BadName)?;
     let now_ms = services.clock.now_micros() / 1000;
     // For good: a token without an end may be among them.
-    let row = Revoked { not_before_ms: services.moments.newest(now_ms) };
     let node = revoked_node(bucket, &call.path).ok_or(Code::BadSegment)?;
+    // What was revoked stays so, even if the clock was set back since.
+    let before_ms = user_revoked(services, bucket, &identity, &call.path).await?.unwrap_or(0);
+    let row = Revoked { not_before_ms: services.moments.newest(now_ms).max(before_ms) };
     put_revocation(services, &node, key, row, &call.caller.who).await?;
     let name = percent_encode(&identity);
     services.rooms.close(bucket, Closing::Revoked, &|socket| {

@@ -263,11 +263,16 @@ impl Passwords for Machine {
         _: std::net::IpAddr,
         password: String,
         hash: String,
+        wrong: Box<dyn FnOnce() + Send>,
     ) -> BoxFuture<'_, Option<bool>> {
         Box::pin(async move {
             self.pause(Duration::from_millis(50)).await;
             let hash = hash.strip_prefix("argon2id:").unwrap_or_default();
-            Some(services::secrets::verify_random(&password, hash))
+            let is_right = services::secrets::verify_random(&password, hash);
+            if !is_right {
+                wrong();
+            }
+            Some(is_right)
         })
     }
 }

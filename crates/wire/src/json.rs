@@ -83,6 +83,13 @@ impl Json {
         serde_json::from_str(&self.0).ok()
     }
 
+    /// The members of an object that has at most `max`, read no further than that; `None` for other
+    /// values, for more, and where a name is no Unicode text.
+    pub fn few_members(&self, max: usize) -> Option<Members> {
+        let mut reader = serde_json::Deserializer::from_str(&self.0);
+        reader.deserialize_map(Object { members_max: max }).ok()
+    }
+
     /// The value of one member of an object.
     pub fn member(&self, name: &str) -> Option<Json> {
         self.members()?.get(name).cloned()
@@ -223,23 +230,31 @@ impl FromIterator<(String, Json)> for Members {
 
 impl<'de> serde::Deserialize<'de> for Members {
     fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Members, D::Error> {
-        struct Object;
-        impl<'de> Visitor<'de> for Object {
-            type Value = Members;
+        deserializer.deserialize_map(Object { members_max: usize::MAX })
+    }
+}
 
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("an object")
-            }
+/// Reads an object that has no more members than it may.
+struct Object {
+    members_max: usize,
+}
 
-            fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members, A::Error> {
-                let mut members = Vec::new();
-                while let Some(member) = map.next_entry::<String, Json>()? {
-                    members.push(member);
-                }
-                Ok(members.into_iter().collect())
+impl<'de> Visitor<'de> for Object {
+    type Value = Members;
+
+    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "an object of at most {} members", self.members_max)
+    }
+
+    fn visit_map<A: MapAccess<'de>>(self, mut map: A) -> Result<Members, A::Error> {
+        let mut members = Vec::new();
+        while let Some(member) = map.next_entry::<String, Json>()? {
+            if members.len() == self.members_max {
+                return Err(serde::de::Error::invalid_length(members.len() + 1, &self));
             }
+            members.push(member);
         }
-        deserializer.deserialize_map(Object)
+        Ok(members.into_iter().collect())
     }
 }
 

@@ -11,7 +11,7 @@ use thiserror::Error;
 use crate::json::{Json, JsonError, Members};
 use crate::names::percent_decode_into;
 
-/// Most parameters in a query or form.
+/// Most parameters in a query, a form or a body.
 pub const PARAMS_MAX: usize = 256;
 
 /// Why a query or body cannot be read.
@@ -22,6 +22,8 @@ pub enum ParamsError {
     BadQuery,
     #[error("the body is not UTF-8")]
     NotUtf8,
+    #[error("the body has more than {PARAMS_MAX} members, or one whose name is no Unicode text")]
+    BadMembers,
     #[error("the body is neither a form nor JSON: {0}")]
     BadBody(JsonError),
 }
@@ -75,6 +77,12 @@ impl Params {
         self.query.get(name).map(Json::string)
     }
 
+    /// Every value of a parameter, of the query and of the body.
+    pub fn all(&self, name: &str) -> impl Iterator<Item = Json> {
+        let of_query = self.query.iter().filter(move |(known, _)| *known == name);
+        of_query.map(|(_, value)| Json::string(value)).chain(self.body.get(name).cloned())
+    }
+
     /// Gives a parameter another name, unless that one is there already.
     pub fn rename(&mut self, from: &str, to: &str) {
         if let Some(text) = self.text(from).map(Cow::into_owned)
@@ -104,9 +112,7 @@ fn read_body(body: &[u8]) -> Result<Members, ParamsError> {
     match Json::parse(text) {
         // A body that is not an object (`null` is sent by real clients) carries no parameters.
         Ok(json) if !json.is_object() => Ok(Members::default()),
-        Ok(json) => json.members().ok_or_else(|| {
-            ParamsError::BadBody(JsonError::Syntax("a name that is no Unicode text".to_owned()))
-        }),
+        Ok(json) => json.few_members(PARAMS_MAX).ok_or(ParamsError::BadMembers),
         Err(error) if text.starts_with(['{', '[', '"']) || !text.contains('=') => {
             Err(ParamsError::BadBody(error))
         }

@@ -269,6 +269,7 @@ impl Passwords for Hashing {
         _: std::net::IpAddr,
         password: String,
         hash: String,
+        wrong: Box<dyn FnOnce() + Send>,
     ) -> BoxFuture<'_, Option<bool>> {
         Box::pin(async move {
             self.looks.fetch_add(1, SeqCst);
@@ -276,7 +277,11 @@ impl Passwords for Hashing {
             for _ in 0..100 {
                 tokio::task::yield_now().await;
             }
-            Some(secrets::verify_chosen(&password, &hash))
+            let is_right = secrets::verify_chosen(&password, &hash);
+            if !is_right {
+                wrong();
+            }
+            Some(is_right)
         })
     }
 }
