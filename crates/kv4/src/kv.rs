@@ -305,6 +305,17 @@ impl Kv4 {
         self.store.stat_paths(bucket, measure, under, limit)
     }
 
+    pub fn series_paths(
+        &self,
+        bucket: &Bucket,
+        layer: &Layer,
+        under: &Path,
+        after: Option<&Path>,
+        limit: usize,
+    ) -> BoxFuture<'_, Result<Vec<Path>, StoreError>> {
+        self.store.series_paths(bucket, layer, under, after, limit)
+    }
+
     pub fn stat_keys(
         &self,
         bucket: &Bucket,

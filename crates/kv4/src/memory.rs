@@ -176,9 +176,8 @@ impl Store for MemoryStore {
             if query.key.as_ref().is_some_and(|key| *key != entry.key) {
                 continue;
             }
-            for version in series.iter().rev() {
-                let at = version.ver.stamp.micros;
-                if at >= query.from_micros && at <= query.to_micros && found.len() < query.limit {
+            for version in series.iter().rev().filter(|version| query.asks_for(version)) {
+                if found.len() < query.limit {
                     found.push((entry.key.clone(), version.clone()));
                 }
             }
@@ -325,6 +324,24 @@ impl Store for MemoryStore {
         let paths = inner.cells(bucket, measure).map(|(cell, _)| &cell.path);
         let paths: BTreeSet<Path> = paths.filter(|path| path.is_within(under)).cloned().collect();
         ready(at_most(limit, paths))
+    }
+
+    fn series_paths(
+        &self,
+        bucket: &Bucket,
+        layer: &Layer,
+        under: &Path,
+        after: Option<&Path>,
+        limit: usize,
+    ) -> BoxFuture<'_, Result<Vec<Path>, StoreError>> {
+        let inner = self.inner();
+        let nodes = inner.series.keys().map(|entry| &entry.node);
+        let of_layer = nodes.filter(|node| node.bucket == *bucket && node.layer == *layer);
+        let paths: BTreeSet<Path> = of_layer
+            .map(|node| node.path.clone())
+            .filter(|path| path.is_within(under) && after.is_none_or(|after| path > after))
+            .collect();
+        ready(Ok(paths.into_iter().take(limit).collect()))
     }
 
     fn stat_keys(

@@ -76,6 +76,17 @@ pub struct SeriesQuery {
     pub to_micros: u64,
     /// Most versions in the answer; the newest are kept.
     pub limit: usize,
+    /// Whether deletions are among the versions.
+    pub with_deletions: bool,
+}
+
+impl SeriesQuery {
+    /// Whether a version is one that is asked for.
+    pub fn asks_for(&self, version: &Version) -> bool {
+        let at = version.ver.stamp.micros;
+        let is_within = at >= self.from_micros && at <= self.to_micros;
+        is_within && (self.with_deletions || version.value.is_some())
+    }
 }
 
 /// What of a node's series may go: a version goes when it is not the newest of its entry and either
@@ -205,6 +216,17 @@ pub trait Store: Send + Sync {
         layer: &Layer,
         under: &Path,
     ) -> BoxFuture<'_, Result<Vec<(Path, u64)>, StoreError>>;
+
+    /// Paths of a layer at or below `under` that have a series, live or not, in order; those after
+    /// `after`, at most `limit`.
+    fn series_paths(
+        &self,
+        bucket: &Bucket,
+        layer: &Layer,
+        under: &Path,
+        after: Option<&Path>,
+        limit: usize,
+    ) -> BoxFuture<'_, Result<Vec<Path>, StoreError>>;
 
     /// The bucket's changes after `since` in order, at most `limit` and fewer when their values are
     /// large, and the bucket's last seq.

@@ -145,6 +145,17 @@ impl Network {
         Some(Network { base: widen(address) & mask, mask })
     }
 
+    /// The one spelling of it, as the key of a rule: all others are the same rule.
+    pub fn to_key(self) -> String {
+        let base = Ipv6Addr::from(self.base);
+        let ones = self.mask.count_ones();
+        let (address, ones, bits) = match base.to_ipv4_mapped() {
+            Some(base) if ones >= 96 => (IpAddr::V4(base), ones - 96, 32),
+            _ => (IpAddr::V6(base), ones, 128),
+        };
+        if ones == bits { address.to_string() } else { format!("{address}/{ones}") }
+    }
+
     pub fn contains(self, address: IpAddr) -> bool {
         widen(address) & self.mask == self.base
     }

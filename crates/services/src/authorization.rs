@@ -1,7 +1,7 @@
 //! `_auth`: addresses and ranges that may not use a path or what lies below it (seed 002
 //! "Authorization Service", `spec/xirsys.md` §2 row 19).
 //!
-//! The key is the address or CIDR prefix, the value a note. A new rule also closes what is open.
+//! The key is the address or CIDR prefix, in its shortest spelling, the value a note. A new rule also closes what is open.
 //! Not here: applying rules to calls ([`crate::access`]).
 
 use wire::envelope::Fault;
@@ -15,6 +15,14 @@ use crate::{Answer, Call, Method, Services, layer, store_fault};
 pub(crate) const LAYER: &str = "*auth";
 
 pub(crate) async fn call(services: &Services, call: &Call<'_>) -> Result<Answer, Fault> {
+    let mut params = call.params.clone();
+    let network = entries::key(call)?.and_then(|key| Network::parse(key.as_str()));
+    // However a range is written, it is one rule.
+    if let Some(network) = network {
+        params.set("k", &network.to_key());
+    }
+    let (path, precondition) = (call.path.clone(), call.precondition.clone());
+    let call = &Call { params: &params, path, precondition, ..*call };
     let node = entries::node(call, layer(LAYER));
     match call.method {
         Method::Get => entries::get(services, call, &node).await,
@@ -22,7 +30,7 @@ pub(crate) async fn call(services: &Services, call: &Call<'_>) -> Result<Answer,
         Method::Put | Method::Post => {
             let key = entries::key(call)?
                 .ok_or_else(|| Fault::with(Code::BadName, "`k` is the address to deny"))?;
-            if Network::parse(key.as_str()).is_none() {
+            if network.is_none() {
                 return Err(Fault::with(
                     Code::BadName,
                     format!("`{key}` is neither an IP address nor a CIDR prefix"),

@@ -28,7 +28,11 @@ pub(crate) async fn call(services: &Services, call: &Call<'_>) -> Result<Answer,
             };
             let value = call.params.json("v").ok_or(Code::ValueMissing)?;
             if !settings::is_legal(known, &value) {
-                return Err(Fault::with(Code::BadRequest, format!("`{key}`: {}", known.doc)));
+                let why = format!("that is no value of `{key}`, which is: {}", known.doc);
+                return Err(Fault::with(Code::BadRequest, why));
+            }
+            if known.of_root && !call.path.is_root() {
+                return Err(Fault::with(Code::BadRequest, format!("`{key}` is set at `/` only")));
             }
             let settings = services.settings.of(&services.kv, &call.caller.bucket).await;
             entries::has_room(services, &node, &key, settings.map_err(store_fault)?.len()).await?;

@@ -163,33 +163,28 @@ async fn series(services: &Services, call: &Call<'_>, node: &Node) -> Result<Ans
         None => (0, u64::MAX),
     };
     let limit = limit(call)?;
-    let with_deletions = call.params.flag("deletions");
     // The store answers key by key; the newest of all keys are those that are asked for.
-    let of_store = if key.is_some() { limit } else { ROWS_MAX };
+    let of_store = if key.is_some() { limit } else { ROWS_MAX + 1 };
     let query = SeriesQuery {
         node: node.clone(),
         key: key.clone(),
         from_micros,
         to_micros,
         limit: of_store,
+        with_deletions: call.params.flag("deletions"),
     };
     let mut rows = services.kv.series(&query).await.map_err(store_fault)?;
     if key.is_none() {
-        if rows.len() == ROWS_MAX {
+        if rows.len() > ROWS_MAX {
             return Err(store_fault(StoreError::TooLarge));
         }
         rows.sort_by_key(|(_, version)| std::cmp::Reverse(version.ver.stamp));
         rows.truncate(limit);
     }
-    let shown = rows.iter().filter_map(|(row_key, version)| {
-        let value = match &version.value {
-            Some(value) => accounts::shown(&node.layer, value),
-            None if with_deletions => Cow::Owned(Json::null()),
-            None => return None,
-        };
-        Some((row_key, version, value))
-    });
-    Ok(Answer::list(shown, |v, (row_key, version, value)| {
+    Ok(Answer::list(&rows, |v, (row_key, version)| {
+        let deleted = || Cow::Owned(Json::null());
+        let value = version.value.as_ref();
+        let value = value.map_or_else(deleted, |value| accounts::shown(&node.layer, value));
         v.push('[');
         v.push_str(&version.ver.stamp.unix_s().to_string());
         v.push(',');

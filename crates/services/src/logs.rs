@@ -27,6 +27,9 @@ pub const KEPT_S: u64 = 7 * 86_400;
 /// [`Level::Debug`], which an account makes as many of as it makes calls, wait apart from the others.
 pub const LINES_MAX: usize = 10_000;
 
+/// Paths whose series are pruned before the next ones are asked for.
+const PATHS_PAGE: usize = 1_000;
+
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub enum Level {
     Debug,
@@ -294,11 +297,20 @@ impl Services {
             let is_highest =
                 |at: &Path| !at.ancestors().skip(1).any(|above| places.contains_key(&above));
             for at in places.keys().filter(|at| is_highest(at)) {
-                for (path, _) in self.kv.paths(bucket, &kept, at).await? {
-                    let nearest = path.ancestors().find_map(|above| places.get(&above));
-                    let Some(setting) = nearest else { continue };
-                    let node = Node::new(bucket.clone(), kept.clone(), path);
-                    gone += self.kv.prune(&node, setting.at(now_micros)).await?;
+                let mut last = None;
+                loop {
+                    let after = last.as_ref();
+                    let paths = self.kv.series_paths(bucket, &kept, at, after, PATHS_PAGE).await?;
+                    for path in &paths {
+                        let nearest = path.ancestors().find_map(|above| places.get(&above));
+                        let Some(setting) = nearest else { continue };
+                        let node = Node::new(bucket.clone(), kept.clone(), path.clone());
+                        gone += self.kv.prune(&node, setting.at(now_micros)).await?;
+                    }
+                    match paths.last() {
+                        Some(path) => last = Some(path.clone()),
+                        None => break,
+                    }
                 }
             }
         }

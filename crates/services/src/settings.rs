@@ -18,6 +18,8 @@ pub struct Known {
     pub name: &'static str,
     /// What it does and what its value looks like.
     pub doc: &'static str,
+    /// Whether it can be set at `/` only.
+    pub of_root: bool,
     check: fn(&Json) -> bool,
 }
 
@@ -26,37 +28,47 @@ pub const KNOWN: [Known; 6] = [
     Known {
         name: "cors_origins",
         doc: "Origins that pages may call from: an array of strings such as \
-              \"https://example.org\"; without it every origin may.",
-        check: |value| value.read::<Vec<String>>().is_ok(),
+              \"https://example.org\", as browsers send them, without a path; without this setting \
+              every origin may.",
+        of_root: true,
+        check: |value| {
+            value.read::<Vec<String>>().is_ok_and(|origins| origins.iter().all(|o| is_origin(o)))
+        },
     },
     Known {
         name: "debug_log",
         doc: "true: a line in `*logs:debug` for every call, with its method, service, path, caller, \
-              address and outcome; at `/` only.",
+              address and outcome.",
+        of_root: true,
         check: |value| value.read::<bool>().is_ok(),
     },
     Known {
         name: "real_status",
-        doc: "true: errors answer their real HTTP status without being asked to; at `/` only.",
+        doc: "true: errors answer their real HTTP status without being asked to, but for callers \
+              who have not proven who they are.",
+        of_root: true,
         check: |value| value.read::<bool>().is_ok(),
     },
     Known {
         name: "retention",
         doc: "How long series are kept: {\"layer\":\"*data\",\"age_s\":n,\"count\":n}; layer is \
-              *data when left out, and a bound left out does not hold.",
-        check: |value| {
-            value.read::<RetentionSetting>().is_ok_and(|set| Layer::parse(&set.layer).is_ok())
-        },
+              *data when left out, and a bound left out does not hold; count is at least 1. What is \
+              too old goes within the minute.",
+        of_root: false,
+        check: |value| value.read::<RetentionSetting>().is_ok_and(|set| set.is_legal()),
     },
     Known {
         name: "strict",
         doc: "true: an update without the `_ver_` that it read is refused with `_ver_missing`.",
+        of_root: false,
         check: |value| value.read::<bool>().is_ok(),
     },
     Known {
         name: "token_expire_max_s",
-        doc: "Longest lifetime in seconds that `_token` gives; `expire=0` is refused under it.",
-        check: |value| value.read::<u64>().is_ok(),
+        doc: "Longest lifetime that `_token` gives: seconds, at least 1; `expire=0` is refused under \
+              it.",
+        of_root: false,
+        check: |value| value.read::<u64>().is_ok_and(|seconds| seconds > 0),
     },
 ];
 
@@ -74,7 +86,32 @@ fn data_layer() -> String {
     crate::data::LAYER.to_owned()
 }
 
+/// Whether a text is an origin as browsers write it (RFC 6454 §6.2): a scheme, a host in lower case,
+/// and a port where it is not the scheme's own.
+fn is_origin(text: &str) -> bool {
+    let Some((scheme, host)) = text.split_once("://") else { return false };
+    let is_scheme = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "+-.".contains(c);
+    let is_host =
+        |c: char| c.is_ascii_graphic() && !c.is_ascii_uppercase() && !"/?#@\\*,".contains(c);
+    let is_own_port = matches!(
+        (scheme, host.rsplit_once(':')),
+        ("http", Some((_, "80"))) | ("https", Some((_, "443")))
+    );
+    !scheme.is_empty()
+        && scheme.chars().all(is_scheme)
+        && !host.is_empty()
+        && host.chars().all(is_host)
+        && !is_own_port
+}
+
 impl RetentionSetting {
+    /// A layer without a star is none that a service writes: a star that was forgotten.
+    fn is_legal(&self) -> bool {
+        let is_layer = Layer::parse(&self.layer).is_ok() && self.layer.starts_with('*');
+        let has_bound = self.age_s.is_some() || self.count.is_some();
+        is_layer && has_bound && self.count != Some(0)
+    }
+
     /// The bounds as a store takes them, at a moment.
     pub fn at(&self, now_micros: u64) -> Retention {
         Retention {
@@ -135,5 +172,36 @@ impl Settings {
             .collect();
         places.sort_by(|a, b| a.0.cmp(&b.0));
         places
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_setting_that_can_never_hold_is_refused() {
+        let is_legal = |name: &str, value: &str| {
+            let known = known(name).expect("there is such a setting");
+            super::is_legal(known, &Json::parse(value).expect("legal JSON"))
+        };
+        for (name, value, legal) in [
+            ("cors_origins", r#"["https://example.org","http://[::1]:8080"]"#, true),
+            ("cors_origins", "[]", true),
+            ("cors_origins", r#"["*"]"#, false),
+            ("cors_origins", r#"["https://example.org/"]"#, false),
+            ("cors_origins", r#"["https://Example.org"]"#, false),
+            ("cors_origins", r#"["https://example.org:443"]"#, false),
+            ("cors_origins", r#"["banana"]"#, false),
+            ("retention", r#"{"count":1}"#, true),
+            ("retention", r#"{"layer":"*conf","age_s":0}"#, true),
+            ("retention", r#"{"layer":"data","count":1}"#, false),
+            ("retention", r#"{"count":0}"#, false),
+            ("retention", "{}", false),
+            ("token_expire_max_s", "1", true),
+            ("token_expire_max_s", "0", false),
+        ] {
+            assert_eq!(is_legal(name, value), legal, "{name}: {value}");
+        }
     }
 }

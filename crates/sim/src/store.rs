@@ -337,6 +337,19 @@ impl Store for SimStore {
         self.read(move |rows| rows.stat_paths(&bucket, &measure, &under, limit))
     }
 
+    fn series_paths(
+        &self,
+        bucket: &Bucket,
+        layer: &Layer,
+        under: &Path,
+        after: Option<&Path>,
+        limit: usize,
+    ) -> BoxFuture<'_, Result<Vec<Path>, StoreError>> {
+        let (bucket, layer, under) = (bucket.clone(), layer.clone(), under.clone());
+        let after = after.cloned();
+        self.read(move |rows| rows.series_paths(&bucket, &layer, &under, after.as_ref(), limit))
+    }
+
     fn stat_keys(
         &self,
         bucket: &Bucket,

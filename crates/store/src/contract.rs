@@ -121,6 +121,7 @@ pub enum Step {
     /// Compare everything that can be asked of one node.
     Look(Node),
     Series(SeriesQuery),
+    SeriesPaths(Node, Option<Path>, usize),
     Stats(StatQuery),
     /// Paths of a measure at or below one, and keys of that, at most so many.
     StatNames(Bucket, Layer, Path, usize),
@@ -163,13 +164,17 @@ fn step() -> impl Strategy<Value = Step> {
         1 => bucket().prop_map(Step::DropBucket),
         2 => prop::collection::vec((cell(), stat()), 1..6).prop_map(Step::PutStats),
         3 => entry().prop_map(|entry| Step::Look(entry.node)),
-        2 => (entry(), any::<bool>(), 0..60u64, 0..90u64, 0..9usize).prop_map(
-            |(entry, of_key, from_micros, to_micros, limit)| {
+        2 => (entry(), any::<[bool; 2]>(), 0..60u64, 0..90u64, 0..9usize).prop_map(
+            |(entry, [of_key, with_deletions], from_micros, to_micros, limit)| {
                 let key = of_key.then_some(entry.key);
                 let node = entry.node;
-                Step::Series(SeriesQuery { node, key, from_micros, to_micros, limit })
+                let of = SeriesQuery { node, key, from_micros, to_micros, limit, with_deletions };
+                Step::Series(of)
             }
         ),
+        1 => (entry(), prop::option::of(entry()), 0..4usize).prop_map(|(under, after, limit)| {
+            Step::SeriesPaths(under.node, after.map(|entry| entry.node.path), limit)
+        }),
         3 => (cell(), any::<bool>(), any::<bool>(), minute(), minute(), 1..6usize, 0..5usize).prop_map(
             |(cell, of_path, of_key, from_minute, to_minute, depth, groups_max)| {
                 Step::Stats(StatQuery {
@@ -334,6 +339,17 @@ fn take(store: &dyn Store, model: &mut Model, heard: &Heard, step: Step) -> Test
         Step::Look(node) => look(store, model, &node)?,
         Step::Series(query) => {
             prop_assert_eq!(block_on(store.series(&query)), Ok(model.series(&query)));
+        }
+        Step::SeriesPaths(under, after, limit) => {
+            let nodes = model.series.keys().map(|entry| &entry.node);
+            let paths: BTreeSet<Path> = nodes
+                .filter(|node| node.bucket == under.bucket && node.layer == under.layer)
+                .map(|node| node.path.clone())
+                .filter(|path| path.is_within(&under.path) && Some(path) > after.as_ref())
+                .collect();
+            let Node { bucket, layer, path } = &under;
+            let found = block_on(store.series_paths(bucket, layer, path, after.as_ref(), limit));
+            prop_assert_eq!(found, Ok(paths.into_iter().take(limit).collect::<Vec<_>>()));
         }
         Step::Stats(query) => {
             prop_assert_eq!(block_on(store.stats(&query)), model.stats(&query));
@@ -509,7 +525,9 @@ impl Model {
             let is_asked = query.key.as_ref().is_none_or(|key| *key == entry.key);
             for (_, version) in series.iter().rev().filter(|_| is_asked) {
                 let at = version.ver.stamp.micros;
-                if entry.node == query.node && at >= query.from_micros && at <= query.to_micros {
+                let is_wanted = query.with_deletions || version.value.is_some();
+                let is_within = at >= query.from_micros && at <= query.to_micros;
+                if entry.node == query.node && is_within && is_wanted {
                     found.push((entry.key.clone(), version.clone()));
                 }
             }

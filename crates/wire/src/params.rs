@@ -83,6 +83,15 @@ impl Params {
         of_query.map(|(_, value)| Json::string(value)).chain(self.body.get(name).cloned())
     }
 
+    /// Gives a parameter another value.
+    pub fn set(&mut self, name: &str, value: &str) {
+        let others = self.query.iter().filter(|(known, _)| *known != name);
+        let mut query = Form::default();
+        others.for_each(|(name, value)| query.push(name, value));
+        self.query = query;
+        self.body.set(name, Json::string(value));
+    }
+
     /// Gives a parameter another name, unless that one is there already.
     pub fn rename(&mut self, from: &str, to: &str) {
         if let Some(text) = self.text(from).map(Cow::into_owned)

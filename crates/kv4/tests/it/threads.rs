@@ -240,6 +240,17 @@ impl Store for Yielding {
         self.0.stat_paths(bucket, measure, under, limit)
     }
 
+    fn series_paths(
+        &self,
+        bucket: &Bucket,
+        layer: &Layer,
+        under: &Path,
+        after: Option<&Path>,
+        limit: usize,
+    ) -> BoxFuture<'_, Result<Vec<Path>, StoreError>> {
+        self.0.series_paths(bucket, layer, under, after, limit)
+    }
+
     fn stat_keys(
         &self,
         bucket: &Bucket,

@@ -193,3 +193,61 @@ async fn a_bound_on_tokens_is_one_on_those_without_an_end_too() {
     let endless = json!({ "k": "bob", "expire": 0 });
     assert_eq!(stage.call(&elena, "PUT", "/_token", endless).await["v"], "bad_request");
 }
+
+#[tokio::test]
+async fn a_rule_is_one_however_it_is_written() {
+    let stage = Stage::new().await;
+    let (elena, _) = stage.account("elena").await;
+    let rule = |key: &str| json!({ "k": key });
+    for (written, kept) in [
+        ("10.1.2.3/8", "10.0.0.0/8"),
+        ("::ffff:192.0.2.9", "192.0.2.9"),
+        ("2001:DB8:0::/32", "2001:db8::/32"),
+        ("0.0.0.0/0", "0.0.0.0/0"),
+        ("::/0", "::/0"),
+    ] {
+        let target = "/_auth/shut";
+        stage.ok(&elena, "PUT", target, rule(written)).await;
+        stage.ok(&elena, "PUT", target, rule(kept)).await;
+        assert_eq!(stage.ok(&elena, "GET", target, Value::Null).await, json!([kept]));
+        assert_eq!(stage.ok(&elena, "DELETE", target, rule(written)).await, 1, "{written}");
+    }
+}
+
+/// What is removed or listed with a path above it is what may be seen by itself.
+#[tokio::test]
+async fn a_rule_holds_for_what_is_reached_from_above() {
+    let stage = Stage::new().await;
+    let (elena, _) = stage.account("elena").await;
+    for path in ["/_ns/a", "/_ns/a/b"] {
+        stage.ok(&elena, "PUT", path, Value::Null).await;
+    }
+    stage.ok(&elena, "PUT", "/_auth/a/b", json!({ "k": "127.0.0.1" })).await;
+    assert_eq!(stage.call(&elena, "DELETE", "/_ns/a", Value::Null).await["v"], "unauthorized");
+    assert_eq!(stage.ok(&elena, "GET", "/_ns", Value::Null).await, json!(["a"]));
+}
+
+/// The second of two deletions, as a retry makes, must not find who was made after the first.
+#[tokio::test]
+async fn one_deletion_of_an_account_is_under_way_at_a_time() {
+    let stage = Stage::new().await;
+    let (elena, _) = stage.account("elena").await;
+    let hashing = stage.hashes.acquire().await.unwrap();
+    let admin = json!({ "k": "ann", "v": { "password": "secret one" } });
+    let mut write = Box::pin(stage.call(&elena, "PUT", "/_acc/users/admins", admin));
+    let end = || Box::pin(stage.call(SYS, "DELETE", "/_acc/accounts?k=elena", Value::Null));
+    let (mut first, mut second) = (end(), end());
+    for waiting in [&mut write, &mut first] {
+        for _ in 0..100 {
+            let pending = std::future::poll_fn(|context| {
+                std::task::Poll::Ready(waiting.as_mut().poll(context).is_pending())
+            });
+            assert!(pending.await);
+            tokio::task::yield_now().await;
+        }
+    }
+    assert_eq!(second.as_mut().await["v"], "locked");
+    drop(hashing);
+    let (_, ended) = tokio::join!(write, first);
+    assert_eq!(ended["v"], 1);
+}

@@ -196,3 +196,25 @@ async fn of_the_retentions_above_a_path_the_nearest_holds() {
     assert_eq!(left, [5, 3, 3, 2, 2, 5]);
     assert_eq!(stage.call(SYS, "GET", "/_conf?k=retention", Value::Null).await["v"], "not_found");
 }
+
+/// Data that is a path each, as of sessions, has no live entry when it is done with.
+#[tokio::test]
+async fn retention_is_of_paths_too_on_which_nothing_is_live() {
+    let stage = Stage::new().await;
+    let (elena, _) = stage.account("elena").await;
+    let kept = json!({ "k": "retention", "v": { "age_s": 60 } });
+    stage.ok(&elena, "PUT", "/_conf", kept).await;
+    for at in 0..3 {
+        let path = format!("/_data/session/{at}");
+        stage.ok(&elena, "PUT", &path, json!({ "k": "a", "v": at })).await;
+        stage.ok(&elena, "DELETE", &format!("{path}?k=a"), Value::Null).await;
+    }
+    let series = "/_data/session/1?k=a&time_series=1";
+    let rows = |v: &Value| v.as_array().unwrap().len();
+    assert_eq!(rows(&stage.ok(&elena, "GET", series, Value::Null).await), 1);
+    let newest = format!("{series}&limit=1");
+    assert_eq!(rows(&stage.ok(&elena, "GET", &newest, Value::Null).await), 1, "not its deletion");
+    stage.clock.advance_s(61);
+    assert_eq!(prune(&stage).await, 6);
+    assert_eq!(rows(&stage.ok(&elena, "GET", series, Value::Null).await), 0);
+}

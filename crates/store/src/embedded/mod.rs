@@ -387,6 +387,23 @@ impl Store for EmbeddedStore {
         Box::pin(self.readers().read(account, make))
     }
 
+    fn series_paths(
+        &self,
+        bucket: &Bucket,
+        layer: &Layer,
+        under: &DataPath,
+        after: Option<&DataPath>,
+        limit: usize,
+    ) -> BoxFuture<'_, Result<Vec<DataPath>, StoreError>> {
+        let (bucket, layer, under) = (bucket.clone(), layer.clone(), under.clone());
+        let (account, after) = (bucket.top(), after.cloned());
+        let make = move || {
+            let after = after.clone();
+            read::series_paths(bucket.clone(), layer.clone(), under.clone(), after, limit)
+        };
+        Box::pin(self.readers().read(account, make))
+    }
+
     fn stat_keys(
         &self,
         bucket: &Bucket,

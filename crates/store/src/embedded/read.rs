@@ -279,8 +279,10 @@ pub(crate) fn series(query: SeriesQuery) -> impl Scan<Vec<(Key, Version)>> {
                     let is_wanted = found.len() < query.limit;
                     if is_wanted {
                         let version = decode(Record::read(value).and_then(Record::to_version))?;
-                        take_bytes(&mut bytes_left, &version)?;
-                        found.push((key.clone(), version));
+                        if query.asks_for(&version) {
+                            take_bytes(&mut bytes_left, &version)?;
+                            found.push((key.clone(), version));
+                        }
                     }
                     Ok(is_wanted)
                 })?;
@@ -307,8 +309,10 @@ pub(crate) fn series(query: SeriesQuery) -> impl Scan<Vec<(Key, Version)>> {
             let key = decode(keys::read_key(&entry[prefix_len..]))?;
             if at <= query.to_micros {
                 let newest = decode(newest.to_version())?;
-                take_bytes(&mut bytes_left, &newest)?;
-                found.push((key.clone(), newest));
+                if query.asks_for(&newest) {
+                    take_bytes(&mut bytes_left, &newest)?;
+                    found.push((key.clone(), newest));
+                }
             }
             let start = keys::version(entry, query.from_micros);
             let end = behind(&keys::version(entry, query.to_micros));
@@ -517,6 +521,45 @@ pub(crate) fn stat_paths(
             }
             push_within(&mut found, limit, path)?;
             Ok(Next::Leap(keys::prefix_end(cell.of_path)))
+        })?;
+        Ok(is_through.then(|| std::mem::take(&mut found)))
+    }
+}
+
+pub(crate) fn series_paths(
+    bucket: Bucket,
+    layer: Layer,
+    under: Path,
+    after: Option<Path>,
+    limit: usize,
+) -> impl Scan<Vec<Path>> {
+    let (mut rest, mut found) = (None, Vec::new());
+    move |txn: &ReadTransaction, slice: &mut Slice| {
+        let begin = || {
+            let Some(id) = bucket_id(txn, &bucket)? else { return Ok(None) };
+            let prefix = keys::layer(id, &layer);
+            let mut rest = Rest::below(prefix.clone(), &under);
+            if let Some(after) = &after {
+                let mut last = prefix;
+                push_part(&mut last, after.as_str());
+                rest.start = rest.start.max(keys::prefix_end(&last));
+            }
+            Ok(Some(rest))
+        };
+        let Some(rest) = rest_of(&mut rest, begin)? else { return Ok(Some(Vec::new())) };
+        let prefix_len = rest.prefix_len;
+        let is_through = rest.read(&txn.open_table(HEADS)?, slice, |row, _| {
+            if found.len() == limit {
+                return Ok(Next::Nothing);
+            }
+            let of_path = &row[prefix_len..];
+            let length = of_path.iter().position(|byte| *byte == 0).unwrap_or(of_path.len());
+            let path = decode(keys::read_path(&of_path[..length]))?;
+            if !path.is_within(&under) {
+                return Ok(Next::Leap(first_below(&row[..prefix_len], &under)));
+            }
+            found.push(path);
+            Ok(Next::Leap(keys::prefix_end(&row[..prefix_len + length + 1])))
         })?;
         Ok(is_through.then(|| std::mem::take(&mut found)))
     }

@@ -135,6 +135,7 @@ fn carry_out(store: &dyn Store, step: Step) {
         | Step::Series(_)
         | Step::Stats(_)
         | Step::StatNames(..)
+        | Step::SeriesPaths(..)
         | Step::Changes(..) => {}
     }
 }

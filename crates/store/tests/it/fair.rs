@@ -39,6 +39,7 @@ fn a_small_read_does_not_wait_for_anothers_series() {
     }
     assert!(block_on(store.write(vec![put(&quiet, "v")]))[0].is_ok());
     let query = SeriesQuery {
+        with_deletions: true,
         node: loud.node.clone(),
         key: None,
         from_micros: 0,
