@@ -20,7 +20,9 @@ use crate::access::ERASE;
 use crate::entries::{self, Found};
 use crate::precondition::Precondition;
 use crate::writing::Writing;
-use crate::{Answer, Call, Closing, Method, Services, layer, secrets, store_fault, write_fault};
+use crate::{
+    Answer, Call, Closing, Method, Services, layer, secrets, store_fault, token, write_fault,
+};
 
 pub(crate) const LAYER: &str = "*acc";
 pub(crate) const ACCOUNTS_PATH: &str = "/accounts";
@@ -391,6 +393,7 @@ async fn delete_account(
     .await?;
     close_account(services, call, &key).await?;
     for bucket in buckets_of(services, call, &key).await? {
+        token::forget_endless(services, &bucket).await?;
         services.kv.drop_bucket(&bucket).await.map_err(store_fault)?;
     }
     let answer = if call.params.flag(ERASE) {

@@ -35,6 +35,10 @@ pub(crate) const KEYS_LAYER: &str = "*keys";
 const KEYS_PATH: &str = "/token";
 const ROWS_PATH: &str = "/tokens";
 const REVOKED_PATH: &str = "/revoked";
+/// Keys of the rows of an account's tokens without an end, in its own bucket.
+const ENDLESS_PATH: &str = "/endless";
+/// Tokens without an end that an account may have.
+const ENDLESS_MAX: u64 = 10_000;
 /// Revocations of tokens whose end is known.
 const REVOKED_UNTIL_PATH: &str = "/revoked-until";
 const SEAL_PURPOSE: &str = "token key";
@@ -291,6 +295,9 @@ async fn issue(services: &Services, claims: &Claims) -> Result<String, Fault> {
         not_before_ms: claims.not_before_ms,
         expires_s: claims.expires_s,
     };
+    if claims.expires_s == 0 {
+        note_endless(services, &claims, &row_key(&text)).await?;
+    }
     let value =
         serde_json::to_value(&row).map_err(|e| Fault::with(Code::Internal, e.to_string()))?;
     let write = Write {
@@ -302,6 +309,40 @@ async fn issue(services: &Services, claims: &Claims) -> Result<String, Fault> {
     };
     services.kv.write(write).await.map_err(write_fault)?;
     Ok(text)
+}
+
+/// Notes in the account's bucket that it has a row, which is to go with it.
+async fn note_endless(services: &Services, claims: &Claims, key: &Key) -> Result<(), Fault> {
+    let bucket = Bucket::account(&claims.account, claims.sub.as_ref()).ok_or(Code::Internal)?;
+    let (layer, at) = (layer(LAYER), path(ENDLESS_PATH));
+    let held = services.kv.paths(&bucket, &layer, &at).await.map_err(store_fault)?;
+    if held.iter().any(|(_, held)| *held >= ENDLESS_MAX) {
+        let why = format!("an account has at most {ENDLESS_MAX} tokens without an end");
+        return Err(Fault::with(Code::NotAllowed, why));
+    }
+    let write = Write {
+        entry: endless_node(&bucket).entry(key.clone()),
+        op: Op::Put { value: Json::null(), keys: Default::default() },
+        condition: Condition::Any,
+        who: claims.account.as_str().into(),
+        stamp: services.stamp(),
+    };
+    services.kv.write(write).await.map_err(write_fault)?;
+    Ok(())
+}
+
+fn endless_node(bucket: &Bucket) -> Node {
+    Node::new(bucket.clone(), layer(LAYER), path(ENDLESS_PATH))
+}
+
+/// Lets go of the rows of a bucket's tokens without an end, before the bucket goes.
+pub(crate) async fn forget_endless(services: &Services, bucket: &Bucket) -> Result<(), Fault> {
+    let node = endless_node(bucket);
+    let rows = Node::new(Bucket::sys(), layer(LAYER), path(ROWS_PATH));
+    for key in services.kv.keys(&node).await.map_err(store_fault)? {
+        services.kv.erase(&rows.entry(key)).await.map_err(store_fault)?;
+    }
+    Ok(())
 }
 
 /// Verifies a token for a new connection: signature, time, account, revocation.
@@ -544,8 +585,10 @@ async fn revoke(services: &Services, call: &Call<'_>) -> Result<Answer, Fault> {
             Some(claims) if own(&claims) => {
                 if text.starts_with(ROW_PREFIX) {
                     // A deletion of it would stay for ever, and tell nothing.
-                    let entry = row_node(&text).entry(row_key(&text));
-                    services.kv.erase(&entry).await.map_err(store_fault)?;
+                    for node in [row_node(&text), endless_node(bucket)] {
+                        let entry = node.entry(row_key(&text));
+                        services.kv.erase(&entry).await.map_err(store_fault)?;
+                    }
                 }
                 (claims.id, claims.expires_s)
             }

@@ -218,3 +218,21 @@ async fn retention_is_of_paths_too_on_which_nothing_is_live() {
     assert_eq!(prune(&stage).await, 6);
     assert_eq!(rows(&stage.ok(&elena, "GET", series, Value::Null).await), 0);
 }
+
+#[tokio::test]
+async fn tokens_without_an_end_go_with_their_account() {
+    let stage = Stage::new().await;
+    let kv = &stage.neuron.services.kv;
+    let rows = Node::new(Bucket::sys(), layer_of("*token"), Path::parse("/tokens").unwrap());
+    let (elena, _) = stage.account("elena").await;
+    let endless = json!({ "k": "bob", "expire": 0 });
+    let mut tokens = Vec::new();
+    for _ in 0..3 {
+        tokens.push(stage.ok(&elena, "PUT", "/_token", endless.clone()).await);
+    }
+    let one = json!({ "id": tokens[0] });
+    stage.ok(&elena, "DELETE", "/_token", one).await;
+    assert_eq!(kv.keys(&rows).await.unwrap().len(), 2);
+    stage.ok(SYS, "DELETE", "/_acc/accounts?k=elena", Value::Null).await;
+    assert_eq!(kv.keys(&rows).await.unwrap().len(), 0);
+}
