@@ -32,6 +32,12 @@ const SECONDARY_BYTES: usize = 104;
 /// Bytes that a node costs beside its entries and names.
 const NODE_BYTES: usize = 832;
 
+/// Seconds after which a load is given up for those who wait for it: whoever loads may not be polled,
+/// and must hold nobody up for long. He goes on with what he reads.
+const LOADING_S: u32 = 2;
+/// Commits that are kept for a load; with more it is given up too.
+const LOADING_TOLD_MAX: usize = 1_000;
+
 /// How much views may hold, and for how long.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Limits {
@@ -317,15 +323,16 @@ impl Views {
         self.make_room();
     }
 
-    /// Tells the time; drops nodes that were not read for [`Limits::idle_s`].
+    /// Tells the time; drops nodes that were not read for [`Limits::idle_s`], and loads that take too
+    /// long.
     pub fn tick(&self, now_s: u32) {
         self.now_s.store(now_s, Ordering::Relaxed);
         let slots = self.slots.pin();
         for (node, slot) in &slots {
             // The clock may have been set back: what was used later than now was used now.
             let used_s = slot.used_s.fetch_min(now_s, Ordering::Relaxed).min(now_s);
-            let idle_s = now_s - used_s;
-            if idle_s >= self.limits.idle_s && !is_loading(slot) {
+            let idle_s_max = if is_loading(slot) { LOADING_S } else { self.limits.idle_s };
+            if now_s - used_s >= idle_s_max {
                 self.discard(node, slot);
             }
         }
@@ -359,6 +366,11 @@ impl Views {
     fn change(&self, node: &Node, told: &[Told]) {
         let slots = self.slots.pin();
         let Some(slot) = slots.get(node) else { return };
+        if let State::Loading(before) = &**slot.state.load()
+            && before.len() + told.len() > LOADING_TOLD_MAX
+        {
+            return self.discard(node, slot);
+        }
         let _writer = slot.writer.lock().unwrap_or_else(PoisonError::into_inner);
         let next = match &**slot.state.load() {
             State::Gone => return,

@@ -87,7 +87,43 @@ struct Loading<'a> {
     ticket: Ticket<'a>,
     /// [`History::drops_told`] when it began.
     drops_told: usize,
+    begun_s: u32,
+    /// Whether it took so long that nobody waits for it.
+    is_given_up: bool,
     rows: Option<Result<Vec<Head>, StoreError>>,
+}
+
+/// Seconds after which nobody waits for a load.
+const LOADING_S: u32 = 2;
+/// Commits during a load after which nobody waits for it either.
+const LOADING_TOLD_MAX: usize = 1_000;
+
+/// Whoever loads a node may not be polled for long: he keeps nobody from it.
+#[test]
+fn a_load_that_does_not_end_is_given_up() {
+    let views = Views::new(Limits::default());
+    let node = node(0, 0);
+    let is_mine = || matches!(views.load(&node), Load::Mine(_));
+    let Load::Mine(slow) = views.load(&node) else { panic!("nobody loads it") };
+    assert!(matches!(views.load(&node), Load::Wait(_)));
+    views.tick(LOADING_S - 1);
+    assert!(matches!(views.load(&node), Load::Wait(_)));
+    views.tick(LOADING_S);
+    assert!(is_mine());
+    slow.loaded(Vec::new());
+    assert!(is_mine(), "what was given up fills nothing");
+
+    let (store, heard) = (MemoryStore::new(), Arc::new(Heard::default()));
+    store.listen(heard.clone());
+    let Load::Mine(slow) = views.load(&node) else { panic!("nobody loads it") };
+    let entry = node.entry(key(0));
+    for at in 0..=LOADING_TOLD_MAX {
+        assert!(matches!(views.load(&node), Load::Wait(_)), "after {at}");
+        now(store.write(vec![write(&entry, Some(1), Default::default())]));
+        views.apply(&heard.take());
+    }
+    assert!(is_mine());
+    drop(slow);
 }
 
 impl Run {
@@ -99,6 +135,7 @@ impl Run {
 
     fn take(mut self, limits: Limits, steps: Vec<Step>) -> TestCaseResult {
         let views = Views::new(limits);
+        views.tick(self.now_s);
         let mut loads: Vec<Loading<'_>> = Vec::new();
         let mut waits: Vec<(Node, Held<'_, ()>)> = Vec::new();
         for step in steps {
@@ -150,11 +187,23 @@ impl Run {
                 let node = node(of, nth);
                 match views.load(&node) {
                     Load::Mine(ticket) => {
-                        // The load of a dropped bucket goes on without a slot; else one at a time.
+                        // The load of a dropped bucket, or one that was given up, goes on without a
+                        // slot; else one at a time.
                         let drops_told = self.history.drops_told;
-                        let rival = loads.iter().find(|load| load.node == node);
-                        prop_assert!(rival.is_none_or(|load| load.drops_told < drops_told));
-                        loads.push(Loading { node, ticket, drops_told, rows: None });
+                        let rivals = loads.iter().filter(|load| load.node == node);
+                        let is_over =
+                            |load: &Loading<'_>| load.is_given_up || load.drops_told < drops_told;
+                        prop_assert!(rivals.into_iter().all(is_over));
+                        let (begun_s, is_given_up) = (self.now_s, false);
+                        let rows = None;
+                        loads.push(Loading {
+                            node,
+                            ticket,
+                            drops_told,
+                            begun_s,
+                            is_given_up,
+                            rows,
+                        });
                     }
                     Load::Wait(listener) => waits.push((node, Held::new(wait(listener)))),
                     Load::Done => {}
@@ -181,6 +230,10 @@ impl Run {
             Step::Tick(by) => {
                 self.now_s = self.now_s.saturating_add_signed(by);
                 views.tick(self.now_s);
+                for load in loads {
+                    load.begun_s = load.begun_s.min(self.now_s);
+                    load.is_given_up |= self.now_s - load.begun_s >= LOADING_S;
+                }
             }
         }
         Ok(())
@@ -194,7 +247,7 @@ impl Run {
             Ok(rows) => {
                 let table = load.ticket.loaded(rows);
                 // What was read of a bucket before its drop was so when it was read.
-                if load.drops_told == self.history.drops_told {
+                if load.drops_told == self.history.drops_told && !load.is_given_up {
                     self.check(&load.node, &table)?;
                 }
             }
