@@ -36,6 +36,7 @@ pub struct Derived<T> {
     /// each other a compilation.
     touched: Box<[AtomicU64]>,
     hasher: foldhash::fast::RandomState,
+    cleared: AtomicU64,
 }
 
 impl<T: Send + Sync + std::fmt::Debug + 'static> Derived<T> {
@@ -48,6 +49,7 @@ impl<T: Send + Sync + std::fmt::Debug + 'static> Derived<T> {
             keeping: Mutex::new(()),
             touched: (0..TOUCHED_PLACES).map(|_| AtomicU64::new(0)).collect(),
             hasher: foldhash::fast::RandomState::default(),
+            cleared: AtomicU64::new(0),
         });
         kv.on_commit(derived.clone());
         derived
@@ -77,10 +79,16 @@ impl<T: Send + Sync + std::fmt::Debug + 'static> Derived<T> {
             let kept = self.compiled.pin();
             if kept.len() >= BUCKETS_MAX {
                 kept.clear();
+                self.cleared.fetch_add(1, Ordering::Relaxed);
             }
             kept.insert(bucket.clone(), compiled.clone());
         }
         Ok(compiled)
+    }
+
+    /// How often all forms were forgotten, since they were too many.
+    pub fn cleared(&self) -> u64 {
+        self.cleared.load(Ordering::Relaxed)
     }
 
     fn forget(&self, bucket: &Bucket) {

@@ -3,6 +3,7 @@
 
 use std::borrow::Cow;
 use std::collections::HashMap;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -467,7 +468,10 @@ fn limit(call: &Call<'_>) -> Result<usize, Fault> {
 
 /// How many reads wait for a version, by the bucket of who pays for them.
 #[derive(Debug, Default)]
-pub(crate) struct Awaiting(Mutex<HashMap<Bucket, usize>>);
+pub(crate) struct Awaiting {
+    counts: Mutex<HashMap<Bucket, usize>>,
+    pub(crate) refused: AtomicU64,
+}
 
 /// A read that waits, until this is dropped.
 struct Awaits<'a> {
@@ -477,9 +481,10 @@ struct Awaits<'a> {
 
 impl Awaiting {
     fn begin<'a>(&'a self, bucket: &'a Bucket) -> Option<Awaits<'a>> {
-        let mut counts = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let count = counts.entry(bucket.clone()).or_default();
         if *count >= AT_WAITING_MAX {
+            self.refused.fetch_add(1, Ordering::Relaxed);
             return None;
         }
         *count += 1;
@@ -489,7 +494,7 @@ impl Awaiting {
 
 impl Drop for Awaits<'_> {
     fn drop(&mut self) {
-        let mut counts = self.awaiting.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut counts = self.awaiting.counts.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(count) = counts.get_mut(self.bucket) {
             *count -= 1;
             if *count == 0 {

@@ -7,6 +7,7 @@
 //! request and keeping its answer will carry it out again.
 
 use std::collections::{HashMap, HashSet};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use aws_lc_rs::digest::{Context, SHA256};
@@ -40,7 +41,13 @@ const UNKEPT_BYTES_MAX: usize = 16 << 10;
 
 /// What the store does not know of requests with a key.
 #[derive(Debug, Default)]
-pub struct Idempotent(Mutex<State>);
+pub struct Idempotent {
+    state: Mutex<State>,
+    /// Requests that were refused since too many were under way.
+    pub(crate) refused: AtomicU64,
+    /// Answers that neither the store took nor memory had room for.
+    pub(crate) lost: AtomicU64,
+}
 
 #[derive(Debug, Default)]
 struct State {
@@ -51,7 +58,7 @@ struct State {
 
 impl Idempotent {
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -125,6 +132,7 @@ pub async fn begin<'a>(
     {
         let mut state = services.idempotent.state();
         if state.under_way.len() >= UNDER_WAY_MAX {
+            services.idempotent.refused.fetch_add(1, Ordering::Relaxed);
             return Err(Code::Overloaded.into());
         }
         if !state.under_way.insert((bucket.clone(), key.clone())) {
@@ -180,7 +188,9 @@ impl Guard<'_> {
             let why = fault.detail.as_deref().unwrap_or(fault.code.as_str());
             format!("the answer to an idempotency key of {} was not stored: {why}", self.bucket)
         });
+        let lost = &services.idempotent.lost;
         if row.answer.len() > UNKEPT_BYTES_MAX {
+            lost.fetch_add(1, Ordering::Relaxed);
             return;
         }
         let mut state = services.idempotent.state();
@@ -190,6 +200,8 @@ impl Guard<'_> {
         }
         if state.unkept.len() < UNKEPT_MAX {
             state.unkept.insert((self.bucket.clone(), self.key.clone()), row);
+        } else {
+            lost.fetch_add(1, Ordering::Relaxed);
         }
     }
 

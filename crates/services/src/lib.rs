@@ -8,6 +8,7 @@
 pub mod access;
 mod accounts;
 mod authorization;
+pub mod bounds;
 mod configuration;
 mod data;
 pub mod describe;

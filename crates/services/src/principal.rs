@@ -73,7 +73,7 @@ pub struct Proven {
     /// failures, or a blocked address would learn from it which of its guesses is right.
     proofs: papaya::HashMap<[u8; 32], Arc<Proof>, foldhash::fast::RandomState>,
     /// How often half of them were forgotten.
-    halvings: AtomicU64,
+    pub(crate) halvings: AtomicU64,
 }
 
 impl std::fmt::Debug for Proven {

@@ -105,7 +105,11 @@ impl Moments {
 
 /// Tokens that are connected, or were a moment ago.
 #[derive(Debug, Default)]
-pub struct Graces(Mutex<HashMap<u64, Grace>>);
+pub struct Graces {
+    by_token: Mutex<HashMap<u64, Grace>>,
+    /// Tokens that were connected and not remembered, for want of room.
+    pub(crate) lost: AtomicU64,
+}
 
 #[derive(Clone, Copy, Debug, Default)]
 struct Grace {
@@ -118,18 +122,20 @@ struct Grace {
 impl Graces {
     /// Notes that a socket was opened with a token.
     pub fn connected(&self, token: u64, now_s: u64) {
-        let mut graces = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut graces = self.by_token.lock().unwrap_or_else(PoisonError::into_inner);
         if graces.len() >= GRACES_MAX {
             graces.retain(|_, grace| grace.open > 0 || grace.gone_s + GRACE_S >= now_s);
         }
         if graces.len() < GRACES_MAX || graces.contains_key(&token) {
             graces.entry(token).or_default().open += 1;
+        } else {
+            self.lost.fetch_add(1, Ordering::Relaxed);
         }
     }
 
     /// Notes that such a socket has gone.
     pub fn disconnected(&self, token: u64, now_s: u64) {
-        let mut graces = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut graces = self.by_token.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(grace) = graces.get_mut(&token) {
             grace.open = grace.open.saturating_sub(1);
             grace.gone_s = now_s;
@@ -137,12 +143,12 @@ impl Graces {
     }
 
     fn holds(&self, token: u64, now_s: u64) -> bool {
-        let graces = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let graces = self.by_token.lock().unwrap_or_else(PoisonError::into_inner);
         graces.get(&token).is_some_and(|grace| grace.open > 0 || grace.gone_s + GRACE_S >= now_s)
     }
 
     fn forget(&self, token: u64) {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).remove(&token);
+        self.by_token.lock().unwrap_or_else(PoisonError::into_inner).remove(&token);
     }
 }
 
