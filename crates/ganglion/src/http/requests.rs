@@ -14,7 +14,7 @@ use wire::errors::Code;
 use super::answers::Answer;
 use super::connection::Connection;
 use super::replies::{HttpResponse, closing, faulted, plain, reply, wants_problem};
-use super::{Shared, streams};
+use super::{Shared, foreign, streams};
 use crate::lifecycle::Busy;
 use crate::sockets;
 use crate::turns::Spender;
@@ -77,6 +77,9 @@ impl Connection {
             return closing(faulted(&fault, StatusCode::BAD_REQUEST, wants_problem));
         }
         if self.is_admin {
+            if let Some(refusal) = foreign::refusal(&request, &self.shared.config.neuron.host) {
+                return refusal;
+            }
             let response = self.health(request.method(), path).await;
             return response.unwrap_or_else(|| {
                 plain(StatusCode::NOT_FOUND, "metrics, livez, readyz and drainz are here\n")
