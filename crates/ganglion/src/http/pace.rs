@@ -17,9 +17,6 @@ use tokio::time::Sleep;
 use super::answers::Untaken;
 use super::frames::Frames;
 
-/// Less than this in one write is what HTTP/2 says of itself: pings, windows, settings.
-const ANSWER_BYTES_MIN: usize = 1 << 10;
-
 /// What a connection's requests tell its transport.
 #[derive(Debug, Default)]
 pub(super) struct Pace {
@@ -32,7 +29,8 @@ pub(super) struct Pace {
     answered: AtomicU32,
     /// Whether too many frames came that ask for nothing.
     is_flooded: AtomicBool,
-    /// Told of what HTTP/2 writes, but for what it says of itself.
+    /// Told of what is written. What HTTP/2 says of itself is no answer, and too little to matter:
+    /// [`frames`](super::frames) are what it answers to.
     untaken: Arc<Untaken>,
 }
 
@@ -104,13 +102,11 @@ impl<IO> Paced<IO> {
         Paced { io, pace, frames, head_time, write_time, deadline: None, write_deadline: None }
     }
 
-    /// Notes a write, and whether it has something of an answer in it.
+    /// Notes a write.
     fn took(&mut self, written: &Poll<io::Result<usize>>) {
         let Poll::Ready(Ok(taken)) = *written else { return };
         self.frames.sent(taken);
-        if taken >= ANSWER_BYTES_MIN && self.pace.is_http2() {
-            self.pace.untaken.moved();
-        }
+        self.pace.untaken.took(taken);
     }
 
     /// Counts the frames of what was read.

@@ -4,8 +4,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
+use http::StatusCode;
 use http::header::{self, HeaderName};
-use http::{Method, StatusCode};
 use hyper::body;
 use neuron::requests::{self, Admission as _, Payer};
 use wire::envelope::Fault;
@@ -14,7 +14,7 @@ use wire::errors::Code;
 use super::answers::Answer;
 use super::connection::Connection;
 use super::replies::{HttpResponse, closing, faulted, plain, reply, wants_problem};
-use super::{Shared, foreign, streams};
+use super::{foreign, streams};
 use crate::lifecycle::Busy;
 use crate::sockets;
 use crate::turns::Spender;
@@ -39,16 +39,16 @@ impl Connection {
     ) -> hyper::Response<Answer> {
         let head = malformed(&request).and_then(|()| self.address(&request));
         let address = *head.as_ref().unwrap_or(&self.peer);
-        let asker = Asker { address, spender: streams::spender(&self.spender) };
-        let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
+        let spender = streams::spender(&self.spender);
         let wants_problem = wants_problem(request.headers());
-        let response = self.respond(request, asker, head.err()).await;
         // What was written is told: it was done.
-        let must_go = self.is_admin || !is_read;
+        let must_go =
+            self.is_admin || requests::may_write(request.method().as_str(), request.uri().path());
+        let asker = Asker { address, spender: spender.clone() };
+        let response = self.respond(request, asker, head.err()).await;
         let (parts, bytes) = response.into_parts();
-        let Shared { turns, .. } = &*self.shared;
         let (untaken, is_http2) = (self.pace.untaken(), self.pace.is_http2());
-        match Answer::counted(bytes, turns, untaken, address, is_http2, must_go) {
+        match Answer::counted(bytes, &spender, untaken, is_http2, must_go) {
             Some(answer) => hyper::Response::from_parts(parts, answer),
             None => {
                 let why = "too many bytes of answers to this client, or to all, were not taken yet";
@@ -194,7 +194,7 @@ impl Connection {
             *wanted = wanted.or(value.to_str().ok());
         }
         request.authority = host.unwrap_or(request.authority);
-        let ticket = asker.spender.ticket();
+        let ticket = asker.spender.ticket_for(self.pace.untaken().bytes(), body.len());
         let work = self.shared.neuron.request(&request, &ticket);
         let Some(response) = ticket.carry_out(work).await else {
             return self.other(parts, asker).await;
