@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use neuron::requests::Payer;
 use services::sessions::Session;
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -70,6 +71,7 @@ where
         .max_header_list_size(u32::try_from(limits.headers.0).unwrap_or(u32::MAX))
         .keep_alive_interval(Duration::from_secs(20));
     let lifecycle = shared.lifecycle.clone();
+    let head = shared.turns.body(Payer::Address(peer));
     let connection = Arc::new(Connection {
         spender,
         entered: Arc::new(entered),
@@ -79,7 +81,7 @@ where
         is_admin,
         session: Session::default(),
         has_begun: AtomicBool::new(false),
-        pace: Arc::default(),
+        pace: Arc::new(Pace::new(head)),
     });
     let header_time = connection.shared.config.limits.header_time.0;
     let served = connection.clone();

@@ -32,7 +32,8 @@ const ANSWERS_OF_CONNECTION: usize = 8;
 
 impl Turns {
     /// Begins to count the bytes of a body that somebody sends: an account that has proven itself
-    /// before, or else an address.
+    /// before, or else an address. The head of a request that is not there as a whole, or whose body is
+    /// not, counts as a body does.
     pub(crate) fn body(self: &Arc<Self>, sender: Payer) -> BodyBytes {
         BodyBytes { turns: self.clone(), of: self.account(counted_as(sender)), bytes: 0 }
     }
@@ -91,15 +92,38 @@ impl BodyBytes {
         }
         if of_all > max { Err("of all together") } else { Ok(()) }
     }
+
+    /// Counts this many from here on; as [`BodyBytes::grow`] when they are more than before.
+    pub(crate) fn resize(&mut self, bytes: usize) -> Result<(), &'static str> {
+        if bytes > self.bytes {
+            return self.grow(bytes - self.bytes);
+        }
+        self.shrink(bytes);
+        Ok(())
+    }
+
+    /// Counts none any more.
+    pub(crate) fn clear(&mut self) {
+        self.shrink(0);
+    }
+
+    fn shrink(&mut self, bytes: usize) {
+        let less = self.bytes - bytes;
+        if less == 0 {
+            return;
+        }
+        self.bytes = bytes;
+        self.of.bodies.fetch_sub(less, Ordering::Relaxed);
+        self.turns.bodies.fetch_sub(less, Ordering::Relaxed);
+        if self.of.is_stranger() {
+            self.turns.bodies_of_strangers.fetch_sub(less, Ordering::Relaxed);
+        }
+    }
 }
 
 impl Drop for BodyBytes {
     fn drop(&mut self) {
-        self.of.bodies.fetch_sub(self.bytes, Ordering::Relaxed);
-        self.turns.bodies.fetch_sub(self.bytes, Ordering::Relaxed);
-        if self.of.is_stranger() {
-            self.turns.bodies_of_strangers.fetch_sub(self.bytes, Ordering::Relaxed);
-        }
+        self.clear();
     }
 }
 

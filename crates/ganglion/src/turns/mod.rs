@@ -197,14 +197,14 @@ impl Turns {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::net::Ipv4Addr;
 
     use neuron::requests::Admission as _;
 
     use super::*;
 
-    pub(super) const BOUNDS: Bounds = Bounds {
+    pub(crate) const BOUNDS: Bounds = Bounds {
         at_once: 4,
         waiting: 2,
         workers: 2,
@@ -215,7 +215,7 @@ mod tests {
         address_rate: 0,
     };
 
-    pub(super) fn turns(bounds: Bounds) -> Arc<Turns> {
+    pub(crate) fn turns(bounds: Bounds) -> Arc<Turns> {
         Turns::new(bounds, AlarmClock::start().expect("a thread"))
     }
 
