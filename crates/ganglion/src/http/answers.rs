@@ -384,6 +384,28 @@ mod tests {
     }
 
     #[tokio::test(start_paused = true)]
+    async fn an_http1_client_that_takes_too_little_of_its_answers_is_cut() {
+        let stage = Stage::new(|_| {});
+        for (bytes, is_cut) in [(1_000, true), (9_000, false)] {
+            let mut client = stage.connect(1);
+            // More than the transport holds.
+            let asked = format!("GET {PAGE} HTTP/1.1\r\nhost: a\r\n\r\n").repeat(8);
+            client.write_all(asked.as_bytes()).await.expect("it is taken");
+            let begun = Instant::now();
+            let mut taken = vec![0; bytes];
+            while begun.elapsed() < WRITE_TIME * 2 - Duration::from_secs(5) {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                if client.write_all(b"\r\n").await.is_err() {
+                    break;
+                }
+                client.read_exact(&mut taken).await.expect("there is more");
+            }
+            let is_open = client.write_all(b"\r\n").await.is_ok();
+            assert_eq!(is_open, !is_cut, "{bytes} a second");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
     async fn an_http2_client_that_takes_its_answers_slowly_is_not_cut() {
         let stage = Stage::new(|_| {});
         let mut client = Client::connect(&stage, 1).await;
