@@ -124,6 +124,26 @@ fn health_readiness_and_drain_are_three_answers() -> Result<()> {
     assert!(metrics.contains("\nganglion_store_commits_total "), "{metrics}");
     assert_eq!(ask(format!("{}/metrics", neuron.url()), "GET")?.0, "404", "not on the public port");
 
+    for header in ["origin: https://evil.example", "host: evil.example"] {
+        let drain = format!("{admin}/drainz");
+        let status = curl::run(&[
+            "-X",
+            "POST",
+            "-H",
+            header,
+            "-o",
+            "/dev/null",
+            "-w",
+            "%{http_code}",
+            &drain,
+        ])?;
+        assert_eq!(status, "403", "{header}");
+    }
+    assert_eq!(
+        ask(format!("{admin}/readyz"), "GET")?.0,
+        "200",
+        "a page of a stranger drains nothing"
+    );
     assert_eq!(ask(format!("{admin}/drainz"), "POST")?.0, "200");
     assert_eq!(ask(format!("{admin}/livez"), "GET")?.0, "200");
     let (status, why) = ask(format!("{admin}/readyz"), "GET")?;

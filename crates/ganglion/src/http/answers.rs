@@ -5,10 +5,9 @@
 //! ever. Not here: how many bytes may wait (`turns`).
 
 use std::convert::Infallible;
-use std::net::IpAddr;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -16,7 +15,8 @@ use bytes::Bytes;
 use hyper::body::{Body, Frame, SizeHint};
 use tokio::time::{Instant, Sleep};
 
-use crate::turns::{AnswerBytes, Turns};
+use super::connection::WRITE_TIME;
+use crate::turns::{AnswerBytes, Spender};
 
 /// Bytes that a transport takes at a time: an HTTP/2 frame's default bound. With less room in its
 /// window a stream holds no more than this of its answer in the transport.
@@ -24,53 +24,72 @@ const PIECE_BYTES: usize = 16 << 10;
 /// An answer up to this size is not counted: its headers weigh as much.
 const SMALL_BYTES: usize = 1 << 10;
 
+/// Bytes of answers in a second that a client must take, over some time: as many as a slow telephone
+/// does.
+const TAKEN_BYTES_PER_S: u64 = 8 << 10;
+
 /// What the client of one connection has not taken yet.
 #[derive(Debug)]
 pub(super) struct Untaken {
     bytes: AtomicUsize,
-    /// When it took something, last.
-    moved: Mutex<Instant>,
+    /// When it will have taken too little.
+    late_at: Mutex<Instant>,
 }
 
 impl Default for Untaken {
     fn default() -> Untaken {
-        Untaken { bytes: AtomicUsize::new(0), moved: Mutex::new(Instant::now()) }
+        Untaken { bytes: AtomicUsize::new(0), late_at: Mutex::new(Instant::now() + WRITE_TIME) }
     }
 }
 
 impl Untaken {
-    /// Notes that the client has taken something.
-    pub(super) fn moved(&self) {
-        *self.moved.lock().unwrap_or_else(PoisonError::into_inner) = Instant::now();
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes.load(Ordering::Relaxed)
     }
 
-    /// When the client has taken nothing for this long; `None` while it need take nothing.
-    fn late_at(&self, write_time: Duration) -> Option<Instant> {
-        let moved = *self.moved.lock().unwrap_or_else(PoisonError::into_inner);
-        (self.bytes.load(Ordering::Relaxed) > 0).then_some(moved + write_time)
+    /// Notes an answer.
+    fn owe(&self, bytes: usize) {
+        if self.bytes.fetch_add(bytes, Ordering::Relaxed) == 0 {
+            *self.late_at() = Instant::now() + WRITE_TIME;
+        }
+    }
+
+    /// Notes that the transport has taken something. That puts off when it is too late by as long as a
+    /// slow client would need for it.
+    pub(super) fn took(&self, bytes: usize) {
+        if self.bytes() == 0 {
+            return;
+        }
+        let time = Duration::from_micros(bytes as u64 * 1_000_000 / TAKEN_BYTES_PER_S);
+        let mut late_at = self.late_at();
+        *late_at = (*late_at + time).min(Instant::now() + WRITE_TIME);
+    }
+
+    fn late_at(&self) -> MutexGuard<'_, Instant> {
+        self.late_at.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-/// Ends when a connection's client takes nothing of its answers for too long.
+/// Ends when a connection's client takes too little of its answers for too long.
 #[derive(Debug)]
 pub(super) struct Patience {
     untaken: Arc<Untaken>,
-    write_time: Duration,
     timer: Option<Pin<Box<Sleep>>>,
 }
 
 impl Patience {
-    pub(super) fn new(untaken: Arc<Untaken>, write_time: Duration) -> Patience {
-        Patience { untaken, write_time, timer: None }
+    pub(super) fn new(untaken: Arc<Untaken>) -> Patience {
+        Patience { untaken, timer: None }
     }
 
     /// To be asked after each poll of the connection.
     pub(super) fn poll_over(&mut self, context: &mut Context<'_>) -> Poll<()> {
         loop {
-            let Some(late_at) = self.untaken.late_at(self.write_time) else {
+            if self.untaken.bytes() == 0 {
                 self.timer = None;
                 return Poll::Pending;
-            };
+            }
+            let late_at = *self.untaken.late_at();
             let timer =
                 self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(late_at)));
             // A timer that is too early looks again when it is over.
@@ -89,15 +108,16 @@ impl Patience {
 #[derive(Debug)]
 pub(super) struct Answer {
     rest: Bytes,
-    /// Told of each piece, when it goes in pieces.
-    connection: Option<Arc<Untaken>>,
+    /// How much of it goes at a time.
+    piece: usize,
 }
 
 /// Bytes that are counted until the last piece of them is dropped.
 struct Counted {
     bytes: Bytes,
     connection: Arc<Untaken>,
-    _counted: AnswerBytes,
+    /// None of what is in memory for others anyway.
+    _counted: Option<AnswerBytes>,
 }
 
 impl AsRef<[u8]> for Counted {
@@ -109,41 +129,37 @@ impl AsRef<[u8]> for Counted {
 impl Drop for Counted {
     fn drop(&mut self) {
         self.connection.bytes.fetch_sub(self.bytes.len(), Ordering::Relaxed);
-        self.connection.moved();
     }
 }
 
 impl Answer {
     /// One that is not counted.
     pub(super) fn uncounted(bytes: Bytes) -> Answer {
-        Answer { rest: bytes, connection: None }
+        Answer { piece: bytes.len(), rest: bytes }
     }
 
-    /// One that is counted as its client's; `None` when there is no room for it. What `must_go` is
-    /// counted only. HTTP/1 is given it at once, and writes it at once.
+    /// One that is counted as that of whoever called last; `None` when there is no room for it. What
+    /// `must_go` is counted only, and a page, of which there are no two copies, as untaken only. HTTP/1
+    /// is given it at once, and writes it at once.
     pub(super) fn counted(
         bytes: Bytes,
-        turns: &Arc<Turns>,
+        spender: &Spender,
         connection: &Arc<Untaken>,
-        address: IpAddr,
         is_http2: bool,
         must_go: bool,
     ) -> Option<Answer> {
-        if bytes.len() <= SMALL_BYTES {
+        let length = bytes.len();
+        if length <= SMALL_BYTES {
             return Some(Answer::uncounted(bytes));
         }
-        if connection.bytes.load(Ordering::Relaxed) == 0 {
-            // Before it is counted: the last time may be long ago.
-            connection.moved();
-        }
-        let held = connection.bytes.fetch_add(bytes.len(), Ordering::Relaxed);
-        let Some(counted) = turns.answer(address, held, bytes.len(), must_go) else {
-            connection.bytes.fetch_sub(bytes.len(), Ordering::Relaxed);
-            return None;
+        let counted = match bytes.is_unique() {
+            true => Some(spender.answer(connection.bytes(), length, must_go)?),
+            false => None,
         };
+        connection.owe(length);
         let owner = Counted { bytes, connection: connection.clone(), _counted: counted };
-        let rest = Bytes::from_owner(owner);
-        Some(Answer { rest, connection: is_http2.then(|| connection.clone()) })
+        let piece = if is_http2 { PIECE_BYTES } else { length };
+        Some(Answer { rest: Bytes::from_owner(owner), piece })
     }
 }
 
@@ -158,11 +174,7 @@ impl Body for Answer {
         if self.rest.is_empty() {
             return Poll::Ready(None);
         }
-        let Some(connection) = &self.connection else {
-            return Poll::Ready(Some(Ok(Frame::data(std::mem::take(&mut self.rest)))));
-        };
-        connection.moved();
-        let at = PIECE_BYTES.min(self.rest.len());
+        let at = self.piece.min(self.rest.len());
         // The last piece takes the owner with it.
         let piece = match at == self.rest.len() {
             true => std::mem::take(&mut self.rest),
@@ -185,14 +197,16 @@ mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
     use tokio::time::timeout;
 
-    use super::super::connection::WRITE_TIME;
-    use super::super::stage::Stage;
+    use super::super::stage::{SYS_SECRET, Stage, authorization, basic};
     use super::*;
 
     /// A page of some size that needs no store.
     const PAGE: &str = "/openapi.json";
+    const VALUE_BYTES: usize = 30_000;
 
     // RFC 9113 §6.
+    const DATA: u8 = 0;
+
     const HEADERS: u8 = 1;
 
     const SETTINGS: u8 = 4;
@@ -203,10 +217,18 @@ mod tests {
 
     const ACK: u8 = 1;
 
-    const END_STREAM_AND_HEADERS: u8 = 5;
+    const END_STREAM: u8 = 1;
 
-    /// `:status: 200` (RFC 7541, appendix A).
-    const OK: u8 = 0x88;
+    const END_HEADERS: u8 = 4;
+
+    // Fields of RFC 7541, appendix A.
+    const METHOD_GET: &[u8] = &[0x82];
+
+    const METHOD_PUT: &[u8] = b"\x02\x03PUT";
+
+    const SCHEME_HTTP: u8 = 0x86;
+
+    const STATUS_200: u8 = 0x88;
 
     /// An HTTP/2 client by hand, whose streams' windows are shut until it opens one.
     struct Client(DuplexStream);
@@ -221,18 +243,44 @@ mod tests {
         }
 
         async fn send(&mut self, kind: u8, flags: u8, stream: u8, payload: &[u8]) {
-            let length = u8::try_from(payload.len()).expect("short frames");
-            let head = [0, 0, length, kind, flags, 0, 0, 0, stream];
+            let [_, high, middle, low] = u32::try_from(payload.len()).expect("short").to_be_bytes();
+            let head = [high, middle, low, kind, flags, 0, 0, 0, stream];
             // It may have hung up.
             let _ = self.0.write_all(&[&head[..], payload].concat()).await;
         }
 
         /// Asks for the page.
         async fn ask(&mut self, stream: u8) {
-            let length = u8::try_from(PAGE.len()).expect("a short path");
-            // GET, http, and literals without indexing for `:path` and `:authority`.
-            let fields = [&[0x82, 0x86, 0x04, length], PAGE.as_bytes(), &[0x01, 1, b'a']].concat();
-            self.send(HEADERS, END_STREAM_AND_HEADERS, stream, &fields).await;
+            self.request(stream, METHOD_GET, PAGE, "", b"").await;
+        }
+
+        /// Makes a request, with credentials if there are any.
+        async fn request(
+            &mut self,
+            stream: u8,
+            method: &[u8],
+            path: &str,
+            as_whom: &str,
+            body: &[u8],
+        ) {
+            let text = |text: &str| {
+                let length = u8::try_from(text.len()).expect("shorter than 127 bytes");
+                [&[length], text.as_bytes()].concat()
+            };
+            // Literals without indexing for `:path`, `:authority` and `authorization`.
+            let mut fields = [method, &[SCHEME_HTTP, 0x04], &text(path), &[0x01, 1, b'a']].concat();
+            if !as_whom.is_empty() {
+                fields.extend([0x0f, 0x08]);
+                fields.extend(text(as_whom));
+            }
+            let flags = if body.is_empty() { END_HEADERS | END_STREAM } else { END_HEADERS };
+            self.send(HEADERS, flags, stream, &fields).await;
+            if !body.is_empty() {
+                for piece in body.chunks(PIECE_BYTES) {
+                    self.send(DATA, 0, stream, piece).await;
+                }
+                self.send(DATA, END_STREAM, stream, b"").await;
+            }
         }
 
         /// The next frame that is not about the connection; `None` at the end.
@@ -246,70 +294,186 @@ mod tests {
                 match (head[3], head[4] & ACK) {
                     (PING, 0) => self.send(PING, ACK, 0, &payload).await,
                     (SETTINGS, 0) => self.send(SETTINGS, ACK, 0, &[]).await,
-                    (kind, _) if head[5..] != [0; 4] => return Some((kind, payload)),
+                    (kind @ (HEADERS | DATA), _) => return Some((kind, payload)),
                     _ => {}
                 }
             }
         }
 
-        /// Whether the next answer is the page.
+        /// Whether the next answer is one with status 200.
         async fn is_answered(&mut self) -> bool {
             loop {
                 let (kind, payload) = self.next().await.expect("an answer");
                 if kind == HEADERS {
-                    return payload[0] == OK;
+                    return payload[0] == STATUS_200;
                 }
             }
         }
+
+        /// Opens a stream's window and the connection's, and takes what then comes; `None` at the end.
+        async fn take(&mut self, stream: u8, bytes: u32) -> Option<()> {
+            for stream in [0, stream] {
+                self.send(WINDOW_UPDATE, 0, stream, &bytes.to_be_bytes()).await;
+            }
+            let mut left = bytes as usize;
+            while left > 0 {
+                left -= self.next().await?.1.len();
+            }
+            Some(())
+        }
     }
 
-    #[tokio::test(start_paused = true)]
-    async fn an_http2_client_that_takes_nothing_of_its_answers_is_cut() {
-        let stage = Stage::new(|_| {});
-        let mut client = Client::connect(&stage, 1).await;
-        client.ask(1).await;
-        assert!(client.is_answered().await);
-        // It takes some, and again, each time late.
-        let step = WRITE_TIME - Duration::from_secs(1);
-        for _ in 0..3 {
-            assert!(timeout(step, client.next()).await.is_err(), "there is no window");
-            client.send(WINDOW_UPDATE, 0, 1, &2_000_u32.to_be_bytes()).await;
-            assert_eq!(client.next().await.expect("it is not cut").1.len(), 2_000);
+    const SYS: &str = "$sys";
+    const VALUE_AT: &str = "/_data/p?k=a";
+
+    /// A stage whose budget for answers is some 21 values, with one that `$sys` and `bea` may read.
+    async fn with_values() -> Stage {
+        let stage = Stage::new(|config| config.limits.answers.0 = 21 * VALUE_BYTES);
+        let bea = r#"{"k":"bea","v":{"email":"bea@example.org","secret":"bea's"}}"#;
+        put(&stage, "/_acc/accounts", SYS, SYS_SECRET, bea).await;
+        for (ident, secret) in [(SYS, SYS_SECRET), ("bea", "bea's")] {
+            put(&stage, "/_data/p", ident, secret, &value("a")).await;
         }
-        let begun = Instant::now();
-        let end = timeout(WRITE_TIME * 3, client.next()).await.expect("it is cut");
-        assert!(end.is_none());
-        assert_eq!(begun.elapsed().as_secs(), WRITE_TIME.as_secs());
+        stage
+    }
+
+    fn value(key: &str) -> String {
+        format!(r#"{{"k":"{key}","v":"{}"}}"#, "x".repeat(VALUE_BYTES))
+    }
+
+    async fn put(stage: &Stage, path: &str, ident: &str, secret: &str, body: &str) {
+        let (credentials, length) = (basic(ident, secret), body.len());
+        let head = format!(
+            "PUT {path} HTTP/1.1\r\nhost: a\r\nauthorization: {credentials}\r\ncontent-length: {length}\r\n"
+        );
+        let answer = stage.send(9, head.as_bytes(), body.as_bytes()).await;
+        assert!(answer.contains(r#""s":"ok""#), "{answer}");
+    }
+
+    async fn until_all_is_given_back(stage: &Stage) {
         while stage.shared.turns.answer_bytes() > 0 {
             tokio::task::yield_now().await;
         }
     }
 
+    #[tokio::test(start_paused = true)]
+    async fn an_http2_client_that_takes_too_little_of_its_answers_is_cut() {
+        // Of a window of so many bytes, opened so often.
+        for (bytes, every) in [(0, 1), (1, 1), (8_000, 29), (1_000, 1)] {
+            let stage = Stage::new(|_| {});
+            let mut client = Client::connect(&stage, 1).await;
+            client.ask(1).await;
+            assert!(client.is_answered().await);
+            let (begun, every) = (Instant::now(), Duration::from_secs(every));
+            let taking = async {
+                loop {
+                    tokio::time::sleep(every).await;
+                    match bytes {
+                        0 => client.next().await.map(drop)?,
+                        _ => client.take(1, bytes).await?,
+                    }
+                }
+            };
+            let end: Option<()> = timeout(WRITE_TIME * 3, taking).await.expect("it is cut");
+            let late = begun.elapsed();
+            assert!(
+                end.is_none() && late >= WRITE_TIME && late < WRITE_TIME * 2,
+                "{bytes}: {late:?}"
+            );
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_http1_client_that_takes_too_little_of_its_answers_is_cut() {
+        let stage = Stage::new(|_| {});
+        for (bytes, is_cut) in [(1_000, true), (9_000, false)] {
+            let mut client = stage.connect(1);
+            // More than the transport holds.
+            let asked = format!("GET {PAGE} HTTP/1.1\r\nhost: a\r\n\r\n").repeat(8);
+            client.write_all(asked.as_bytes()).await.expect("it is taken");
+            let begun = Instant::now();
+            let mut taken = vec![0; bytes];
+            while begun.elapsed() < WRITE_TIME * 2 - Duration::from_secs(5) {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                if client.write_all(b"\r\n").await.is_err() {
+                    break;
+                }
+                client.read_exact(&mut taken).await.expect("there is more");
+            }
+            let is_open = client.write_all(b"\r\n").await.is_ok();
+            assert_eq!(is_open, !is_cut, "{bytes} a second");
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn an_http2_client_that_takes_its_answers_slowly_is_not_cut() {
+        let stage = Stage::new(|_| {});
+        let mut client = Client::connect(&stage, 1).await;
+        let begun = Instant::now();
+        for stream in (1..=255).step_by(2) {
+            client.ask(stream).await;
+            assert!(client.is_answered().await);
+            for _ in 0..4 {
+                tokio::time::sleep(Duration::from_secs(1)).await;
+                client.take(stream, 9_000).await.expect("it is not cut");
+            }
+        }
+        assert!(begun.elapsed() > WRITE_TIME * 10);
+    }
+
     #[tokio::test]
     async fn answers_that_are_not_taken_are_bounded_and_others_have_theirs() {
-        let whole = Stage::new(|_| {}).ask(1, b"GET /openapi.json HTTP/1.1\r\nhost: a\r\n").await;
-        let (_, page) = whole.split_once("\r\n\r\n").expect("a body");
-        let stage = Stage::new(|config| config.limits.answers.0 = 20 * page.len());
-        let mut clients = Vec::new();
-        let mut answered = Vec::new();
-        for _ in 0..3 {
+        let stage = with_values().await;
+        let (mut clients, mut answered) = (Vec::new(), Vec::new());
+        let as_sys = basic(SYS, SYS_SECRET);
+        for from in 1..=3 {
+            let mut client = Client::connect(&stage, from).await;
+            for stream in [1, 3, 5] {
+                client.request(stream, METHOD_GET, VALUE_AT, &as_sys, b"").await;
+                answered.push(client.is_answered().await);
+            }
+            client.ask(7).await;
+            assert!(client.is_answered().await, "a page is nobody's");
+            clients.push(client);
+        }
+        let (yes, no) = (true, false);
+        // An eighth of a connection is two and a half, a quarter of an account five.
+        assert_eq!(answered, [yes, yes, no, yes, yes, no, yes, no, no]);
+        let held = stage.shared.turns.answer_bytes();
+        assert!((5 * VALUE_BYTES..6 * VALUE_BYTES).contains(&held), "{held}");
+        let mut other = Client::connect(&stage, 1).await;
+        other.request(1, METHOD_GET, VALUE_AT, &basic("bea", "bea's"), b"").await;
+        assert!(other.is_answered().await, "another account");
+        drop((clients, other));
+        until_all_is_given_back(&stage).await;
+    }
+
+    /// What was written must be told, so where it could not be nothing is written.
+    #[tokio::test]
+    async fn writes_whose_answers_are_not_taken_are_refused_before_they_are_done() {
+        let stage = with_values().await;
+        let (mut clients, mut answered) = (Vec::new(), Vec::new());
+        let as_sys = basic(SYS, SYS_SECRET);
+        for connection in 1..=3 {
             let mut client = Client::connect(&stage, 1).await;
             for stream in [1, 3, 5] {
-                client.ask(stream).await;
+                let body = value(&format!("{connection}-{stream}"));
+                client.request(stream, METHOD_PUT, "/_data/p", &as_sys, body.as_bytes()).await;
                 answered.push(client.is_answered().await);
             }
             clients.push(client);
         }
         let (yes, no) = (true, false);
-        // An eighth of a connection is two and a half, a quarter of an address five.
         assert_eq!(answered, [yes, yes, no, yes, yes, no, yes, no, no]);
-        assert_eq!(stage.shared.turns.answer_bytes(), 5 * page.len());
-        let mut other = Client::connect(&stage, 2).await;
-        other.ask(1).await;
-        assert!(other.is_answered().await, "another address");
-        drop((clients, other));
-        while stage.shared.turns.answer_bytes() > 0 {
-            tokio::task::yield_now().await;
+        let held = stage.shared.turns.answer_bytes();
+        assert!((5 * VALUE_BYTES..6 * VALUE_BYTES).contains(&held), "{held}");
+        put(&stage, "/_data/p", "bea", "bea's", &value("b")).await;
+        drop(clients);
+        until_all_is_given_back(&stage).await;
+        let head = format!("GET /_data/p HTTP/1.1\r\nhost: a\r\n{}", authorization());
+        let keys = stage.ask(9, head.as_bytes()).await;
+        for (key, is_there) in [("1-3", true), ("3-1", true), ("1-5", false), ("3-3", false)] {
+            assert_eq!(keys.contains(&format!("\"{key}\"")), is_there, "{key}: {keys}");
         }
     }
 }

@@ -32,6 +32,11 @@ impl Connection {
             return Err(too_large());
         }
         let mut counted = self.shared.turns.body(self.sender(headers, address).await);
+        let overloaded = |of_whom: &str| {
+            Fault::with(Code::Overloaded, format!("too many bytes {of_whom} are being received"))
+        };
+        // It is there for as long as the body is not.
+        counted.grow(head_bytes(headers)).map_err(overloaded)?;
         let reading = async {
             let mut first = Bytes::new();
             let mut all = BytesMut::new();
@@ -43,10 +48,7 @@ impl Connection {
                 if first.len() + all.len() + data.len() > limits.body.0 {
                     return Err(too_large());
                 }
-                if let Err(of_whom) = counted.grow(data.len()) {
-                    let why = format!("too many bytes {of_whom} are being received");
-                    return Err(Fault::with(Code::Overloaded, why));
-                }
+                counted.grow(data.len()).map_err(overloaded)?;
                 // Most bodies come in one piece, which is not copied.
                 if first.is_empty() && all.is_empty() {
                     first = data;
@@ -75,12 +77,35 @@ impl Connection {
     }
 }
 
+/// What headers weigh, as RFC 9113 §6.5.2 has it.
+fn head_bytes(headers: &http::HeaderMap) -> usize {
+    headers.iter().map(|(name, value)| name.as_str().len() + value.len() + 32).sum()
+}
+
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     use super::super::stage::{Stage, address, authorization};
     use super::*;
+
+    #[tokio::test]
+    async fn a_head_weighs_while_its_body_does_not_come() {
+        let stage = Stage::new(|_| {});
+        let mut connection = stage.connect(1);
+        let filler = "x".repeat(20_000);
+        let head =
+            format!("PUT /_data/p HTTP/1.1\r\nhost: a\r\nx: {filler}\r\ncontent-length: 2\r\n\r\n");
+        connection.write_all(head.as_bytes()).await.expect("it is taken");
+        let weight = "hostaxcontent-length2".len() + filler.len() + 3 * 32;
+        while stage.shared.turns.body_bytes() != weight {
+            tokio::task::yield_now().await;
+        }
+        drop(connection);
+        while stage.shared.turns.body_bytes() > 0 {
+            tokio::task::yield_now().await;
+        }
+    }
 
     /// A few addresses that finish no body stop nobody else's.
     #[tokio::test]

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::server::conn::auto;
+use neuron::requests::Payer;
 use services::sessions::Session;
 use tokio::io::{AsyncRead, AsyncWrite};
 
@@ -19,7 +20,7 @@ use super::streams::Streams;
 use crate::listen::Entered;
 use crate::turns::Spender;
 
-/// How long a client may take no byte of an answer.
+/// How long a client may take no byte of an answer, or too few of them.
 pub(super) const WRITE_TIME: Duration = Duration::from_secs(30);
 /// Most streams of one HTTP/2 connection at a time.
 const STREAMS_MAX: u32 = 128;
@@ -70,6 +71,7 @@ where
         .max_header_list_size(u32::try_from(limits.headers.0).unwrap_or(u32::MAX))
         .keep_alive_interval(Duration::from_secs(20));
     let lifecycle = shared.lifecycle.clone();
+    let head = shared.turns.body(Payer::Address(peer));
     let connection = Arc::new(Connection {
         spender,
         entered: Arc::new(entered),
@@ -79,7 +81,7 @@ where
         is_admin,
         session: Session::default(),
         has_begun: AtomicBool::new(false),
-        pace: Arc::default(),
+        pace: Arc::new(Pace::new(head)),
     });
     let header_time = connection.shared.config.limits.header_time.0;
     let served = connection.clone();
@@ -95,7 +97,7 @@ where
     let mut beginning = std::pin::pin!(beginning);
     let mut stopping = std::pin::pin!(lifecycle.stopping());
     let mut hears_stop = false;
-    let mut patience = Patience::new(connection.pace.untaken().clone(), WRITE_TIME);
+    let mut patience = Patience::new(connection.pace.untaken().clone());
     // Not `select!`: what seldom happens is not asked for at every request.
     let ended = std::future::poll_fn(|context| {
         if let Poll::Ready(done) = serving.as_mut().poll(context) {
@@ -106,8 +108,7 @@ where
         {
             return Poll::Ready(End::NeverBegun);
         }
-        // HTTP/1 writes its answer or is stuck in doing so, which the transport sees.
-        if connection.pace.is_http2() && patience.poll_over(context).is_ready() {
+        if patience.poll_over(context).is_ready() {
             return Poll::Ready(End::Stuck);
         }
         // Once is enough to be woken: a task's waker stays the same.
@@ -124,7 +125,7 @@ where
             log_end(peer, done);
         }
         End::NeverBegun => tracing::debug!(%peer, "no request came"),
-        End::Stuck => tracing::debug!(%peer, "the client takes nothing of its answers"),
+        End::Stuck => tracing::debug!(%peer, "the client takes too little of its answers"),
         End::Stopping => {
             serving.as_mut().graceful_shutdown();
             log_end(peer, serving.await);

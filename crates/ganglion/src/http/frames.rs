@@ -17,6 +17,10 @@ const HEAD_BYTES: usize = 9;
 /// RFC 9113 §6.1.
 const DATA: u8 = 0;
 const PADDED: u8 = 8;
+/// RFC 9113 §6.2, §6.10.
+const HEADERS: u8 = 1;
+const CONTINUATION: u8 = 9;
+const END_HEADERS: u8 = 4;
 /// Padding is no more than this, with the byte that tells its length.
 const PADDING_BYTES_MAX: usize = 256;
 
@@ -45,6 +49,8 @@ pub(super) struct Frames {
     filled: Instant,
     /// Bytes that were sent and not yet turned into credit.
     sent: usize,
+    /// Bytes of a request's head that is not whole.
+    of_head: usize,
 }
 
 /// Where in the stream of bytes the next one is.
@@ -54,15 +60,32 @@ enum At {
     Preface(usize),
     /// In a frame's head, with so many bytes of it.
     Head([u8; HEAD_BYTES], usize),
-    /// So many bytes before the end of a frame.
-    Payload(usize),
+    /// So many bytes before the end of a frame, and what it is to a request's head.
+    Payload(usize, Part),
     /// The connection is not HTTP/2.
     Elsewhere,
 }
 
+/// What a frame is to the head of a request.
+#[derive(Clone, Copy, Debug)]
+enum Part {
+    None,
+    Some,
+    Last,
+}
+
 impl Frames {
     pub(super) fn new() -> Frames {
-        Frames { at: At::Preface(0), credit: CREDIT, filled: Instant::now(), sent: 0 }
+        let (at, filled) = (At::Preface(0), Instant::now());
+        Frames { at, credit: CREDIT, filled, sent: 0, of_head: 0 }
+    }
+
+    /// Bytes of a request's head that is not whole; `None` unless this is HTTP/2.
+    pub(super) fn of_head(&self) -> Option<usize> {
+        match self.at {
+            At::Head(..) | At::Payload(..) => Some(self.of_head),
+            At::Preface(_) | At::Elsewhere => None,
+        }
     }
 
     /// Notes what the client was sent.
@@ -95,15 +118,26 @@ impl Frames {
                     if *before == HEAD_BYTES {
                         let head = *head;
                         let length = u32::from_be_bytes([0, head[0], head[1], head[2]]) as usize;
-                        self.at = At::Payload(length);
+                        let part = match (head[3], head[4] & END_HEADERS) {
+                            (HEADERS | CONTINUATION, 0) => Part::Some,
+                            (HEADERS | CONTINUATION, _) => Part::Last,
+                            _ => Part::None,
+                        };
+                        self.at = At::Payload(length, part);
                         is_paid &= self.pay(cost(&head, length), &answers);
                     }
                     taken
                 }
-                At::Payload(left) => {
+                At::Payload(left, part) => {
                     let taken = bytes.len().min(*left);
                     *left -= taken;
-                    if *left == 0 {
+                    let is_over = *left == 0;
+                    match part {
+                        Part::None => {}
+                        Part::Last if is_over => self.of_head = 0,
+                        Part::Some | Part::Last => self.of_head += taken,
+                    }
+                    if is_over {
                         self.at = At::Head([0; HEAD_BYTES], 0);
                     }
                     taken
@@ -153,13 +187,11 @@ fn cost(head: &[u8; HEAD_BYTES], length: usize) -> u32 {
 mod tests {
     use super::*;
 
-    const HEADERS: u8 = 1;
     const PRIORITY: u8 = 2;
     const RST_STREAM: u8 = 3;
     const SETTINGS: u8 = 4;
     const PING: u8 = 6;
     const WINDOW_UPDATE: u8 = 8;
-    const CONTINUATION: u8 = 9;
     const UNKNOWN: u8 = 0xbe;
 
     fn frame(kind: u8, flags: u8, length: usize) -> Vec<u8> {
@@ -241,6 +273,24 @@ mod tests {
             assert_eq!(CREDIT - frames.credit, 6, "in pieces of {piece}");
             assert!(matches!(frames.at, At::Head(_, 0)));
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_head_is_counted_until_it_is_whole() {
+        let mut frames = frames();
+        let mut read = |bytes: &[u8]| {
+            assert!(frames.read(bytes, || 0));
+            frames.of_head()
+        };
+        let (begun, goes_on) = (frame(HEADERS, 0, 100), frame(CONTINUATION, 0, 200));
+        assert_eq!(read(&frame(HEADERS, END_HEADERS, 100)), Some(0));
+        assert_eq!(read(&begun[..HEAD_BYTES + 40]), Some(40));
+        assert_eq!(read(&begun[HEAD_BYTES + 40..]), Some(100));
+        assert_eq!(read(&goes_on), Some(300));
+        let last = frame(CONTINUATION, END_HEADERS, 50);
+        assert_eq!(read(&last[..HEAD_BYTES + 49]), Some(349));
+        assert_eq!(read(&last[HEAD_BYTES + 49..]), Some(0));
+        assert_eq!(read(&frame(DATA, 0, 100)[..50]), Some(0));
     }
 
     #[tokio::test(start_paused = true)]

@@ -3,13 +3,14 @@
 //! A [`connection`] is served by hyper over a transport with a [`pace`], below which HTTP/2's
 //! [`frames`] are counted; its [`streams`] are metered. Each of the [`requests`] has its head looked at
 //! ([`forwarded`]), its body read within limits ([`bodies`]), and is answered by the neuron, by
-//! [`health`] or by one of the [`pages`]; the answer is put into HTTP in [`replies`] and counted until
+//! [`health`] (on a private listener to nobody [`foreign`]) or by one of the [`pages`]; the answer is put into HTTP in [`replies`] and counted until
 //! its client has taken it ([`answers`]). Not here: what a request means (`neuron`), and WebSockets
 //! after their handshake (`sockets`).
 
 mod answers;
 mod bodies;
 mod connection;
+mod foreign;
 mod forwarded;
 mod frames;
 mod health;

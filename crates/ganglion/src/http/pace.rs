@@ -2,12 +2,12 @@
 //!
 //! hyper's own limit also runs while a connection is merely idle, so that one is the keep-alive time
 //! and this one stands beside it. Only HTTP/1 is paced; the timer is set only when a head comes in
-//! pieces. The transport also sees whether answers are taken, and counts frames of HTTP/2 (`frames`).
+//! pieces, and what has come of such a head counts as a body of its address does. The transport also sees whether answers are taken, and counts frames of HTTP/2 (`frames`).
 
 use std::io::{self, IoSlice};
 use std::pin::Pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU32, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
@@ -16,13 +16,17 @@ use tokio::time::Sleep;
 
 use super::answers::Untaken;
 use super::frames::Frames;
+use crate::turns::BodyBytes;
 
-/// Less than this in one write is what HTTP/2 says of itself: pings, windows, settings.
-const ANSWER_BYTES_MIN: usize = 1 << 10;
+/// A head up to this size is not counted: its connection has a buffer of that size anyway, and most
+/// heads are smaller.
+const SMALL_BYTES: usize = 8 << 10;
 
 /// What a connection's requests tell its transport.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub(super) struct Pace {
+    /// Counts what has come of a head that is not whole.
+    head: Mutex<BodyBytes>,
     /// Bytes of a head have come, and its request has not begun.
     in_head: AtomicBool,
     /// Requests under way.
@@ -32,15 +36,31 @@ pub(super) struct Pace {
     answered: AtomicU32,
     /// Whether too many frames came that ask for nothing.
     is_flooded: AtomicBool,
-    /// Told of what HTTP/2 writes, but for what it says of itself.
+    /// Told of what is written. What HTTP/2 says of itself is no answer, and too little to matter:
+    /// [`frames`](super::frames) are what it answers to.
     untaken: Arc<Untaken>,
 }
 
 impl Pace {
+    /// For a connection whose heads count as `head`, which is empty.
+    pub(super) fn new(head: BodyBytes) -> Pace {
+        Pace {
+            head: Mutex::new(head),
+            in_head: AtomicBool::new(false),
+            under_way: AtomicUsize::new(0),
+            is_http2: AtomicBool::new(false),
+            answered: AtomicU32::new(0),
+            is_flooded: AtomicBool::new(false),
+            untaken: Arc::default(),
+        }
+    }
+
     /// A request has begun; it is over when the guard is dropped.
     pub(super) fn begun(self: &Arc<Self>, version: http::Version) -> UnderWay {
         if version == http::Version::HTTP_2 {
             self.is_http2.store(true, Ordering::Relaxed);
+        } else {
+            self.head().clear();
         }
         self.under_way.fetch_add(1, Ordering::Relaxed);
         self.in_head.store(false, Ordering::Relaxed);
@@ -65,6 +85,10 @@ impl Pace {
         self.is_flooded.load(Ordering::Relaxed)
     }
 
+    fn head(&self) -> MutexGuard<'_, BodyBytes> {
+        self.head.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     fn is_paced(&self) -> bool {
         self.under_way.load(Ordering::Relaxed) == 0 && !self.is_http2()
     }
@@ -81,12 +105,17 @@ impl Drop for UnderWay {
 }
 
 /// A transport that fails when a head takes longer than `head_time`, when the peer takes no byte of
-/// what is written for `write_time`, or when it sends too many [`frames`](super::frames).
+/// what is written for `write_time`, when it sends too many [`frames`](super::frames), or when its
+/// address has too many bytes of heads that are not whole.
 #[derive(Debug)]
 pub(crate) struct Paced<IO> {
     io: IO,
     pace: Arc<Pace>,
     frames: Frames,
+    /// Bytes of an HTTP/1 head.
+    head_bytes: usize,
+    /// Whether bytes of a head may be counted.
+    is_head_counted: bool,
     head_time: Duration,
     write_time: Duration,
     deadline: Option<Pin<Box<Sleep>>>,
@@ -100,17 +129,37 @@ impl<IO> Paced<IO> {
         head_time: Duration,
         write_time: Duration,
     ) -> Paced<IO> {
-        let frames = Frames::new();
-        Paced { io, pace, frames, head_time, write_time, deadline: None, write_deadline: None }
+        Paced {
+            io,
+            pace,
+            frames: Frames::new(),
+            head_bytes: 0,
+            is_head_counted: false,
+            head_time,
+            write_time,
+            deadline: None,
+            write_deadline: None,
+        }
     }
 
-    /// Notes a write, and whether it has something of an answer in it.
+    /// Counts what there is of a head that is not whole.
+    fn count_head(&mut self, bytes: usize) -> io::Result<()> {
+        let is_counted = bytes > SMALL_BYTES;
+        if !is_counted && !std::mem::take(&mut self.is_head_counted) {
+            return Ok(());
+        }
+        self.is_head_counted = is_counted;
+        let counted = if is_counted { bytes } else { 0 };
+        self.pace.head().resize(counted).map_err(|of_whom| {
+            io::Error::other(format!("too many bytes {of_whom} are being received"))
+        })
+    }
+
+    /// Notes a write.
     fn took(&mut self, written: &Poll<io::Result<usize>>) {
         let Poll::Ready(Ok(taken)) = *written else { return };
         self.frames.sent(taken);
-        if taken >= ANSWER_BYTES_MIN && self.pace.is_http2() {
-            self.pace.untaken.moved();
-        }
+        self.pace.untaken.took(taken);
     }
 
     /// Counts the frames of what was read.
@@ -159,16 +208,26 @@ impl<IO: AsyncRead + Unpin> AsyncRead for Paced<IO> {
         let this = self.get_mut();
         let before = buffer.filled().len();
         let read = Pin::new(&mut this.io).poll_read(context, buffer);
+        let came = buffer.filled().len() - before;
         this.follow(&buffer.filled()[before..])?;
+        if let Some(of_head) = this.frames.of_head() {
+            this.count_head(of_head)?;
+        }
         if !this.pace.is_paced() {
             this.deadline = None;
             return read;
         }
+        let was_in_head = this.pace.in_head.load(Ordering::Relaxed);
+        this.head_bytes = if was_in_head { this.head_bytes + came } else { came };
+        // A head that comes as a whole is none that anybody waits for.
+        if was_in_head && this.frames.of_head().is_none() {
+            this.count_head(this.head_bytes)?;
+        }
         if read.is_ready() {
-            if buffer.filled().len() > before {
+            if came > 0 {
                 this.pace.in_head.store(true, Ordering::Relaxed);
             }
-        } else if !this.pace.in_head.load(Ordering::Relaxed) {
+        } else if !was_in_head {
             this.deadline = None;
             return read;
         }
@@ -229,11 +288,15 @@ impl<IO: AsyncWrite + Unpin> AsyncWrite for Paced<IO> {
 #[cfg(test)]
 mod tests {
     use std::io::ErrorKind;
+    use std::net::{IpAddr, Ipv4Addr};
 
+    use neuron::requests::Payer;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
     use tokio::time::{Instant, sleep, timeout};
 
     use super::*;
+    use crate::turns::tests::{BOUNDS, turns};
+    use crate::turns::{Bounds, Turns};
 
     const HEAD_TIME: Duration = Duration::from_secs(10);
     const WRITE_TIME: Duration = Duration::from_secs(30);
@@ -242,9 +305,45 @@ mod tests {
 
     /// A transport that holds 16 bytes on their way, and its peer.
     fn transport() -> (Paced<DuplexStream>, Arc<Pace>, DuplexStream) {
-        let (io, peer) = tokio::io::duplex(16);
-        let pace = Arc::new(Pace::default());
+        transport_of(&turns(BOUNDS), 16)
+    }
+
+    fn transport_of(
+        turns: &Arc<Turns>,
+        bytes: usize,
+    ) -> (Paced<DuplexStream>, Arc<Pace>, DuplexStream) {
+        let (io, peer) = tokio::io::duplex(bytes);
+        let head = turns.body(Payer::Address(IpAddr::V4(Ipv4Addr::LOCALHOST)));
+        let pace = Arc::new(Pace::new(head));
         (Paced::new(io, pace.clone(), HEAD_TIME, WRITE_TIME), pace, peer)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn heads_that_are_not_whole_are_bounded() {
+        const PIECE: usize = 6 << 10;
+        // Of an address, an eighth: four pieces.
+        let turns = turns(Bounds { bodies: 32 * PIECE, ..BOUNDS });
+        let (mut first, first_pace, mut first_peer) = transport_of(&turns, PIECE);
+        let (mut second, second_pace, mut second_peer) = transport_of(&turns, PIECE);
+        let mut buffer = [0; PIECE];
+        let mut counted = Vec::new();
+        for _ in 0..3 {
+            first_peer.write_all(&[b'x'; PIECE]).await.expect("room");
+            assert_eq!(first.read(&mut buffer).await.expect("a piece"), PIECE);
+            let waited = timeout(Duration::from_secs(1), first.read(&mut buffer)).await;
+            assert!(waited.is_err(), "nothing else has come");
+            counted.push(turns.body_bytes());
+        }
+        assert_eq!(counted, [0, 2 * PIECE, 3 * PIECE]);
+        second_peer.write_all(&[b'x'; PIECE]).await.expect("room");
+        assert_eq!(second.read(&mut buffer).await.expect("a small one is let be"), PIECE);
+        second_peer.write_all(&[b'x'; PIECE]).await.expect("room");
+        let error = second.read(&mut buffer).await.expect_err("there is no room");
+        assert_eq!(error.kind(), ErrorKind::Other);
+        drop((second, second_pace));
+        assert_eq!(turns.body_bytes(), 3 * PIECE);
+        let _under_way = first_pace.begun(http::Version::HTTP_11);
+        assert_eq!(turns.body_bytes(), 0, "it was whole");
     }
 
     #[tokio::test(start_paused = true)]

@@ -4,8 +4,8 @@ use std::net::IpAddr;
 use std::sync::Arc;
 use std::sync::atomic::Ordering;
 
-use http::header::{self, HeaderName, HeaderValue};
-use http::{Method, StatusCode};
+use http::StatusCode;
+use http::header::{self, HeaderName};
 use hyper::body;
 use neuron::requests::{self, Admission as _, Payer};
 use wire::envelope::Fault;
@@ -14,7 +14,7 @@ use wire::errors::Code;
 use super::answers::Answer;
 use super::connection::Connection;
 use super::replies::{HttpResponse, closing, faulted, plain, reply, wants_problem};
-use super::{Shared, streams};
+use super::{foreign, streams};
 use crate::lifecycle::Busy;
 use crate::sockets;
 use crate::turns::Spender;
@@ -37,17 +37,18 @@ impl Connection {
         self: &Arc<Self>,
         request: hyper::Request<body::Incoming>,
     ) -> hyper::Response<Answer> {
-        let address = self.address(&request);
-        let asker = Asker { address, spender: streams::spender(&self.spender) };
-        let is_read = matches!(*request.method(), Method::GET | Method::HEAD);
+        let head = malformed(&request).and_then(|()| self.address(&request));
+        let address = *head.as_ref().unwrap_or(&self.peer);
+        let spender = streams::spender(&self.spender);
         let wants_problem = wants_problem(request.headers());
-        let response = self.respond(request, asker).await;
         // What was written is told: it was done.
-        let must_go = self.is_admin || !is_read;
+        let must_go =
+            self.is_admin || requests::may_write(request.method().as_str(), request.uri().path());
+        let asker = Asker { address, spender: spender.clone() };
+        let response = self.respond(request, asker, head.err()).await;
         let (parts, bytes) = response.into_parts();
-        let Shared { turns, .. } = &*self.shared;
         let (untaken, is_http2) = (self.pace.untaken(), self.pace.is_http2());
-        match Answer::counted(bytes, turns, untaken, address, is_http2, must_go) {
+        match Answer::counted(bytes, &spender, untaken, is_http2, must_go) {
             Some(answer) => hyper::Response::from_parts(parts, answer),
             None => {
                 let why = "too many bytes of answers to this client, or to all, were not taken yet";
@@ -62,6 +63,7 @@ impl Connection {
         self: &Arc<Self>,
         request: hyper::Request<body::Incoming>,
         asker: Asker,
+        malformed: Option<String>,
     ) -> HttpResponse {
         let address = asker.address;
         self.has_begun.store(true, Ordering::Relaxed);
@@ -69,12 +71,15 @@ impl Connection {
         let busy = self.shared.lifecycle.busy();
         self.shared.counters.requests.fetch_add(1, Ordering::Relaxed);
         let path = request.uri().path();
-        if let Some(why) = malformed(&request) {
+        if let Some(why) = malformed {
             let fault = Fault::with(Code::BadRequest, why);
             let wants_problem = wants_problem(request.headers());
             return closing(faulted(&fault, StatusCode::BAD_REQUEST, wants_problem));
         }
         if self.is_admin {
+            if let Some(refusal) = foreign::refusal(&request, &self.shared.config.neuron.host) {
+                return refusal;
+            }
             let response = self.health(request.method(), path).await;
             return response.unwrap_or_else(|| {
                 plain(StatusCode::NOT_FOUND, "metrics, livez, readyz and drainz are here\n")
@@ -185,11 +190,11 @@ impl Connection {
                 _ if *name == IDEMPOTENCY_KEY => &mut request.idempotency_key,
                 _ => continue,
             };
-            // The first of equal names stands.
+            // Of those that may come twice, the first stands.
             *wanted = wanted.or(value.to_str().ok());
         }
         request.authority = host.unwrap_or(request.authority);
-        let ticket = asker.spender.ticket();
+        let ticket = asker.spender.ticket_for(self.pace.untaken().bytes(), body.len());
         let work = self.shared.neuron.request(&request, &ticket);
         let Some(response) = ticket.carry_out(work).await else {
             return self.other(parts, asker).await;
@@ -201,25 +206,50 @@ impl Connection {
     }
 }
 
-/// Why a request's head cannot be taken for what it seems to say.
-fn malformed<B>(request: &hyper::Request<B>) -> Option<&'static str> {
-    let headers = request.headers();
-    // RFC 9112 §3.2. What is in front of us may have gone by the other one.
-    let hosts = headers.get_all(header::HOST).iter().count();
-    if hosts > 1 || (hosts == 0 && request.version() == http::Version::HTTP_11) {
-        return Some("a request names one host");
+/// Headers that decide something, each by one value in ASCII. One that is left out because it cannot
+/// be read, or for another of its name, would leave the word to something else: to credentials
+/// elsewhere in the request, or to nothing where a condition was meant.
+static DECIDING: [HeaderName; 6] = [
+    header::HOST,
+    header::AUTHORIZATION,
+    header::ORIGIN,
+    header::IF_MATCH,
+    header::IF_NONE_MATCH,
+    IDEMPOTENCY_KEY,
+];
+
+/// Refuses a head that cannot be taken for what it seems to say, and tells why.
+fn malformed<B>(request: &hyper::Request<B>) -> Result<(), String> {
+    let mut seen = [false; 6];
+    for (name, value) in request.headers() {
+        let Some(at) = DECIDING.iter().position(|deciding| deciding == name) else { continue };
+        let is_first = !std::mem::replace(&mut seen[at], true);
+        if !is_first || value.to_str().is_err() {
+            let why = if is_first { "is ASCII" } else { "comes once" };
+            return Err(format!("`{}` {why}", shown(name)));
+        }
     }
-    // Left out, it would leave the word to credentials elsewhere in the request.
-    let is_text = |value: &HeaderValue| value.to_str().is_ok();
-    if !headers.get_all(header::AUTHORIZATION).iter().all(is_text) {
-        return Some("`Authorization` is ASCII");
+    // RFC 9112 §3.2. What is in front of us may have gone by another one.
+    match !seen[0] && request.version() == http::Version::HTTP_11 {
+        true => Err("a request names one `Host`".to_owned()),
+        false => Ok(()),
     }
-    None
+}
+
+/// A header's name as people write it.
+fn shown(name: &HeaderName) -> String {
+    let mut text = String::new();
+    for part in name.as_str().split_inclusive('-') {
+        let (first, rest) = part.split_at(1);
+        text.push_str(&first.to_ascii_uppercase());
+        text.push_str(rest);
+    }
+    text
 }
 
 #[cfg(test)]
 mod tests {
-    use super::super::stage::{SYS_SECRET, Stage, address};
+    use super::super::stage::{SYS_SECRET, Stage, address, authorization};
     use super::*;
 
     /// What needs no proof is not free of its address's share.
@@ -259,6 +289,8 @@ mod tests {
             ("GET / HTTP/1.1\r\nhost: a\r\nhost: b\r\n".to_owned(), true),
             ("GET / HTTP/1.0\r\nhost: a\r\nhost: a\r\n".to_owned(), true),
             (format!("{of_query}authorization: Basic \u{e9}\r\n"), true),
+            (format!("{of_query}{0}{0}", authorization()), true),
+            (format!("{of_query}{}", authorization()), false),
             ("GET / HTTP/1.1\r\nhost: a\r\n".to_owned(), false),
             ("GET / HTTP/1.0\r\n".to_owned(), false),
             (of_query, false),
@@ -266,6 +298,21 @@ mod tests {
             let answer = stage.ask(1, head.as_bytes()).await;
             let status = answer.split(' ').nth(1);
             assert_eq!(status, Some(if is_refused { "400" } else { "200" }), "{head}: {answer}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_header_that_decides_something_comes_once_and_can_be_read() {
+        let stage = Stage::new(|_| {});
+        for name in ["If-Match", "If-None-Match", "Idempotency-Key", "Origin", "Authorization"] {
+            let line = |value: &str| format!("{name}: {value}\r\n");
+            for lines in [line("\u{e9}"), line("\"1\"").repeat(2), line("\"1\"") + &line("\u{e9}")]
+            {
+                let head = format!("DELETE /_data/p?k=a HTTP/1.1\r\nhost: a\r\n{lines}");
+                let answer = stage.ask(1, head.as_bytes()).await;
+                assert!(answer.starts_with("HTTP/1.1 400 "), "{lines}: {answer}");
+                assert!(answer.contains(&format!("`{name}`")), "{lines}: {answer}");
+            }
         }
     }
 }

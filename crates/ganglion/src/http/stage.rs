@@ -44,10 +44,15 @@ impl Stage {
 
     /// Sends a request's head without its last line, and reads all that comes.
     pub(super) async fn ask(&self, from: u8, head: &[u8]) -> String {
+        self.send(from, head, b"").await
+    }
+
+    /// The same with a body, of which the head says how long it is.
+    pub(super) async fn send(&self, from: u8, head: &[u8], body: &[u8]) -> String {
         let mut connection = self.connect(from);
-        connection.write_all(head).await.expect("it is taken");
-        let end = b"connection: close\r\n\r\n";
-        connection.write_all(end).await.expect("it is taken");
+        for bytes in [head, b"connection: close\r\n\r\n", body] {
+            connection.write_all(bytes).await.expect("it is taken");
+        }
         let mut answer = Vec::new();
         connection.read_to_end(&mut answer).await.expect("an answer");
         String::from_utf8(answer).expect("text")
@@ -59,6 +64,10 @@ pub(super) fn address(last: u8) -> IpAddr {
 }
 
 pub(super) fn authorization() -> String {
-    let basic = base64::engine::general_purpose::STANDARD.encode(format!("$sys:{SYS_SECRET}"));
-    format!("authorization: Basic {basic}\r\n")
+    format!("authorization: {}\r\n", basic("$sys", SYS_SECRET))
+}
+
+pub(super) fn basic(ident: &str, secret: &str) -> String {
+    let both = format!("{ident}:{secret}");
+    format!("Basic {}", base64::engine::general_purpose::STANDARD.encode(both))
 }

@@ -377,13 +377,14 @@ mod tests {
         caller: &Caller,
         service: Service,
         method: services::Method,
-        query: &str,
+        asked: &str,
     ) -> Result<String> {
+        let (query, body) = if asked.starts_with('{') { ("", asked) } else { (asked, "") };
         let call = Call {
             caller,
             method,
             path: Path::root(),
-            params: &Params::read(query, b"")?,
+            params: &Params::read(query, body.as_bytes())?,
             precondition: services::precondition::Precondition::Unsaid,
             address: std::net::Ipv4Addr::LOCALHOST.into(),
             authority: "",
@@ -426,7 +427,7 @@ mod tests {
                 let asked = format!("k={name}&expire=600");
                 let token = ask(&shared, &sys, Service::Token, services::Method::Put, &asked);
                 let token: String = serde_json::from_str(&token.await?)?;
-                let admitted = admit(&shared, &token, None, ADDRESS).await;
+                let admitted = admit(&shared, &token, None, None, ADDRESS).await;
                 Ok((token, admitted.ok().context("the token is right")?))
             };
             let (_, admitted) = admit("ann").await?;
@@ -443,6 +444,32 @@ mod tests {
             );
             assert_eq!(shared.neuron.sockets.stats().sockets, 0, "{query}");
         }
+        shared.store.close().await;
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn a_page_of_an_origin_that_its_account_does_not_allow_opens_nothing() -> Result<()> {
+        let folder = tempfile::TempDir::new()?;
+        let (shared, sys) = neuron(folder.path())?;
+        shared.neuron.services.load_keys().await?;
+        let token =
+            ask(&shared, &sys, Service::Token, services::Method::Put, "k=ann&expire=600").await?;
+        let token: String = serde_json::from_str(&token)?;
+        let (known, other) = (Some("https://known.example"), Some("https://other.example"));
+        let allowed = async || {
+            let mut allowed = Vec::new();
+            for origin in [None, known, other] {
+                let admitted = admit(&shared, &token, None, origin, ADDRESS).await;
+                allowed.push(admitted.map(drop));
+            }
+            allowed
+        };
+        assert_eq!(allowed().await, [Ok(()), Ok(()), Ok(())], "without a setting");
+        let set = r#"{"k":"cors_origins","v":["https://known.example"]}"#;
+        ask(&shared, &sys, Service::Configuration, services::Method::Put, set).await?;
+        let refused = Err((CloseCode::UNAUTHORIZED, "not_allowed".to_owned()));
+        assert_eq!(allowed().await, [Ok(()), Ok(()), refused]);
         shared.store.close().await;
         Ok(())
     }

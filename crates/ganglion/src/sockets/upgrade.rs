@@ -11,6 +11,7 @@ use hyper::body::Incoming;
 use services::RoomRef;
 use services::token::{self, Verified};
 use wire::envelope::Fault;
+use wire::errors::Code;
 use wire::names::Path;
 use wire::ws::CloseCode;
 
@@ -43,7 +44,8 @@ pub(crate) async fn upgrade(
         let params = wire::params::Params::read(query, b"").ok()?;
         Some(params.text("path")?.into_owned())
     });
-    let admitted = admit(shared, &token, asked.as_deref(), address).await;
+    let origin = request.headers().get(header::ORIGIN).and_then(|origin| origin.to_str().ok());
+    let admitted = admit(shared, &token, asked.as_deref(), origin, address).await;
     let upgraded = hyper::upgrade::on(&mut request);
     let (shared, entered) = (shared.clone(), entered.clone());
     tokio::spawn(async move {
@@ -65,11 +67,13 @@ pub(crate) async fn upgrade(
     response
 }
 
-/// What a valid token opens, or the close that tells why it does not.
+/// What a valid token opens for a page of an origin, or the close that tells why it does not. What is
+/// no page says no origin, as on the HTTP API.
 pub(super) async fn admit(
     shared: &Shared,
     token: &str,
     asked: Option<&str>,
+    origin: Option<&str>,
     address: IpAddr,
 ) -> Admitted {
     if shared.lifecycle.is_draining() {
@@ -77,6 +81,14 @@ pub(super) async fn admit(
     }
     let services = &shared.neuron.services;
     let verified = token::verify(services, token).await.map_err(|fault| refusal(&fault))?;
+    if let Some(origin) = origin {
+        let settings = services.settings.of(&services.kv, &verified.bucket).await;
+        let settings = settings.map_err(|error| refusal(&services::store_fault(error)))?;
+        let origins = settings.at::<Vec<String>>(&Path::root(), "cors_origins");
+        if origins.is_some_and(|origins| origins.iter().all(|known| known != origin)) {
+            return Err(refusal(&Fault::new(Code::NotAllowed)));
+        }
+    }
     let asked = asked.map(Path::parse).transpose();
     let asked = asked.map_err(|error| refusal(&Fault::new(error.code())))?;
     let room = token::room(services, &verified, asked.as_ref(), address).await;
@@ -118,8 +130,6 @@ fn accept_key(request: &hyper::Request<Incoming>) -> Option<String> {
 
 #[cfg(test)]
 mod tests {
-    use wire::errors::Code;
-
     use super::*;
 
     /// The client library never tries again after 4401.
@@ -128,6 +138,7 @@ mod tests {
         for (code, close) in [
             (Code::Unauthorized, CloseCode::UNAUTHORIZED),
             (Code::NoNamespace, CloseCode::UNAUTHORIZED),
+            (Code::NotAllowed, CloseCode::UNAUTHORIZED),
             (Code::StoreUnavailable, CloseCode::TRY_AGAIN_LATER),
             (Code::StoreDegraded, CloseCode::TRY_AGAIN_LATER),
             (Code::Overloaded, CloseCode::TRY_AGAIN_LATER),

@@ -63,7 +63,7 @@ pub(crate) struct Counters {
     pub(crate) over_rate: AtomicU64,
     /// Waited for their payer's share of time.
     pub(crate) delayed: AtomicU64,
-    /// Reads refused because too many bytes of answers were not taken.
+    /// Refused because too many bytes of answers were not taken.
     pub(crate) answers_refused: AtomicU64,
 }
 
@@ -88,6 +88,8 @@ pub(crate) struct Turns {
     bodies_of_strangers: AtomicUsize,
     /// Bytes of answers that were not taken yet.
     answers: AtomicUsize,
+    /// Those of them to clients that have not proven anything.
+    answers_of_strangers: AtomicUsize,
     /// What a write costs the store's own thread, in ns of its time.
     write_ns: AtomicU64,
     pub(crate) counters: Counters,
@@ -108,6 +110,7 @@ impl Turns {
             bodies: AtomicUsize::new(0),
             bodies_of_strangers: AtomicUsize::new(0),
             answers: AtomicUsize::new(0),
+            answers_of_strangers: AtomicUsize::new(0),
             write_ns: AtomicU64::new(0),
             counters: Counters::default(),
             alarm,
@@ -194,14 +197,14 @@ impl Turns {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::net::Ipv4Addr;
 
     use neuron::requests::Admission as _;
 
     use super::*;
 
-    pub(super) const BOUNDS: Bounds = Bounds {
+    pub(crate) const BOUNDS: Bounds = Bounds {
         at_once: 4,
         waiting: 2,
         workers: 2,
@@ -212,7 +215,7 @@ mod tests {
         address_rate: 0,
     };
 
-    pub(super) fn turns(bounds: Bounds) -> Arc<Turns> {
+    pub(crate) fn turns(bounds: Bounds) -> Arc<Turns> {
         Turns::new(bounds, AlarmClock::start().expect("a thread"))
     }
 

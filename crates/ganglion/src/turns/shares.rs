@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use neuron::requests::{Admission, Payer, Refused};
 use tokio::sync::OwnedSemaphorePermit;
 
+use super::budgets::AnswerBytes;
 use super::payers::{Account, counted_as, stranger};
 use super::{Bounds, Turns};
 
@@ -61,6 +62,15 @@ impl Spender {
         self.last.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(super) fn turns(&self) -> &Arc<Turns> {
+        &self.turns
+    }
+
+    /// Who called last.
+    pub(super) fn payer(&self) -> Arc<Account> {
+        self.last().clone()
+    }
+
     /// Who calls, from here on.
     fn account(&self, payer: Payer) -> Arc<Account> {
         let account = {
@@ -76,9 +86,16 @@ impl Spender {
         account
     }
 
-    /// For one request.
+    /// For one request that is answered in a few words.
     pub(crate) fn ticket(&self) -> Ticket<'_> {
-        Ticket { spender: self, lane: Mutex::new(None) }
+        self.ticket_for(0, 0)
+    }
+
+    /// For one request that, if it writes, is answered in about so many `bytes`, over a connection
+    /// whose client holds `of_connection` bytes of answers before.
+    pub(crate) fn ticket_for(&self, of_connection: usize, bytes: usize) -> Ticket<'_> {
+        let (lane, reserved) = (Mutex::new(None), Mutex::new(None));
+        Ticket { spender: self, lane, of_connection, bytes, reserved }
     }
 
     /// Waits until a new connection's address may have a TLS handshake: one after another, each until
@@ -104,11 +121,15 @@ impl Spender {
     }
 }
 
-/// One request of a connection, and the place that its read has in its payer's lane.
+/// One request of a connection, the place that its read has in its payer's lane, and the room that is
+/// kept for what its write is answered.
 #[derive(Debug)]
 pub(crate) struct Ticket<'a> {
     spender: &'a Spender,
     lane: Mutex<Option<OwnedSemaphorePermit>>,
+    of_connection: usize,
+    bytes: usize,
+    reserved: Mutex<Option<AnswerBytes>>,
 }
 
 impl Ticket<'_> {
@@ -121,6 +142,17 @@ impl Ticket<'_> {
             polled
         })
         .await
+    }
+
+    /// Keeps room for what a write is answered: to be told afterwards that there is none would be too
+    /// late.
+    fn reserve(&self, account: &Arc<Account>) -> Result<(), Refused> {
+        let reserved = AnswerBytes::count(&self.spender.turns, account.clone(), self.bytes);
+        if !reserved.has_room(self.of_connection) {
+            return Err(Refused::Overloaded);
+        }
+        *self.reserved.lock().unwrap_or_else(PoisonError::into_inner) = Some(reserved);
+        Ok(())
     }
 }
 
@@ -143,6 +175,9 @@ impl Admission for Ticket<'_> {
         };
         turns.meet(&account);
         let running = account.permit(&account.running, waiting).await.map_err(refused)?;
+        if !is_read {
+            self.reserve(&account)?;
+        }
         if !turns.is_in_company() {
             return Ok(running);
         }
