@@ -27,7 +27,7 @@ pub struct Known {
 pub const KNOWN: [Known; 6] = [
     Known {
         name: "cors_origins",
-        doc: "Origins that pages may call from: an array of strings such as \
+        doc: "Origins that pages may call and open sockets from: an array of strings such as \
               \"https://example.org\", as browsers send them, without a path; without this setting \
               every origin may.",
         of_root: true,
