@@ -72,6 +72,15 @@ pub(crate) fn bind(data_dir: &Path) -> Result<UnixListener> {
     bound.context("binding the control socket")
 }
 
+/// Takes the socket away when its neuron has ended in order.
+pub(crate) fn remove(data_dir: &Path) {
+    if let Err(error) =
+        Folder::open(data_dir).and_then(|folder| Ok(std::fs::remove_file(folder.socket())?))
+    {
+        tracing::warn!(%error, "the control socket was not removed");
+    }
+}
+
 /// Answers requests, one at a time, until the task is dropped.
 pub(crate) async fn serve(listener: UnixListener, store: Arc<EmbeddedStore>) {
     loop {

@@ -2,6 +2,7 @@
 //!
 //! This file reads the command line. The neuron is put together in `serve.rs`.
 
+mod check;
 mod client;
 mod config;
 mod control;
@@ -171,6 +172,11 @@ fn told(error: &anyhow::Error) -> String {
     text
 }
 
+#[allow(clippy::print_stderr)]
+fn warn(text: &str) {
+    eprintln!("ganglion: warning: {text}");
+}
+
 #[allow(clippy::print_stdout)]
 fn print(text: &str) {
     println!("{}", text.trim_end());
@@ -252,14 +258,15 @@ fn restore(data_dir: &Path, copy: &Path) -> Result<()> {
 fn config_verb(verb: ConfigVerb) -> Result<()> {
     match verb {
         ConfigVerb::Check { config } => {
-            let (config, file) = Config::load(config.as_deref())?;
-            // Without a file `serve` is `serve --dev`, which makes up its keys.
-            serve::check(&config, file.is_none())?;
+            let (config, file) = load(config.as_deref(), false)?;
+            for warning in check::check(&config, file.as_deref(), file.is_none())? {
+                warn(&warning);
+            }
             let place = file.map_or("no file; defaults".to_owned(), |f| f.display().to_string());
             print(&format!("right: {place}"));
         }
         ConfigVerb::Explain { key, config } => {
-            let (config, _) = Config::load(config.as_deref())?;
+            let (config, _) = load(config.as_deref(), false)?;
             print(&config::explain(&config, &key)?);
         }
         ConfigVerb::Reference => print(&config::reference()?),
@@ -270,17 +277,8 @@ fn config_verb(verb: ConfigVerb) -> Result<()> {
 /// The configuration with what the command line says over it.
 fn start(arguments: ServeArguments) -> Result<serve::Start> {
     let ServeArguments { config, dev, listen, data_dir, sys_secret, ready_file } = arguments;
-    let (mut loaded, file) = Config::load(config.as_deref())?;
+    let (mut loaded, file) = load(config.as_deref(), dev)?;
     let is_dev = dev || file.is_none();
-    if is_dev {
-        let listen = &mut loaded.listen;
-        for address in listen.http.iter_mut().chain(&mut listen.https).chain(&mut listen.admin) {
-            address.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
-        }
-        if loaded.store.data_dir == Config::default().store.data_dir {
-            loaded.store.data_dir = state_folder()?;
-        }
-    }
     if let Some(first) = listen.first() {
         if is_dev && listen.iter().any(|address| !address.ip().is_loopback()) {
             bail!("--dev listens on loopback only, not on {first}");
@@ -295,8 +293,24 @@ fn start(arguments: ServeArguments) -> Result<serve::Start> {
             bail!("--sys-secret cannot be empty, hold `#` or start with `!`");
         }
         loaded.neuron.sys_secret = secret;
+        loaded.neuron.sys_secret_file = PathBuf::new();
     }
-    Ok(serve::Start { config: loaded, is_dev, ready_file })
+    Ok(serve::Start { config: loaded, file, is_dev, ready_file })
+}
+
+/// The configuration as it holds for `serve`, which is `serve --dev` without a file; and the file.
+fn load(named: Option<&Path>, dev: bool) -> Result<(Config, Option<PathBuf>)> {
+    let (mut config, file) = Config::load(named)?;
+    if dev || file.is_none() {
+        let listen = &mut config.listen;
+        for address in listen.http.iter_mut().chain(&mut listen.https).chain(&mut listen.admin) {
+            address.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
+        }
+        if config.store.data_dir == Config::default().store.data_dir {
+            config.store.data_dir = state_folder()?;
+        }
+    }
+    Ok((config, file))
 }
 
 /// Where a development neuron keeps its data: the user's state folder.

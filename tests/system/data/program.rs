@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tests::curl;
 use tests::neuron::{Neuron, program};
+use tests::socket::Client;
 use tests::wait::until;
 
 use super::{Account, Caller, shared, v};
@@ -371,6 +372,19 @@ fn the_configuration_is_checked_explained_and_printed() -> Result<()> {
     for part in ["default: \"15s\"", "here:    \"3s\"", "GANGLION_STATS__FLUSH"] {
         assert!(explained.contains(part), "{part}: {explained}");
     }
+    let data_dir =
+        |folder: &Path| format!("[neuron]\nsys_secret = \"s\"\n[store]\ndata_dir = {folder:?}");
+    std::fs::write(home.join("taken"), "")?;
+    for (text, hint) in [
+        (data_dir(&home.join("taken")), "taken is not a folder"),
+        (data_dir(&home.join("taken/data")), "taken is not a folder"),
+        ("[neuron]\nsys_secret = \"s\"\nsys_secret_file = \"/s\"".to_owned(), "both"),
+        ("[listen]\nadmin = [\"127.0.0.1:9\", \"127.0.0.1:9\"]".to_owned(), "are the same"),
+    ] {
+        std::fs::write(&file, &text)?;
+        let said = complaint(config(&["check"], &[])?)?;
+        assert!(said.contains(hint), "{text:?}: {said:?} does not say {hint:?}");
+    }
     for (text, hint) in [
         ("[stats]\nflsh = \"1s\"", "`stats.flush`"),
         ("[stat]\nflush = \"1s\"", "`stats`"),
@@ -405,6 +419,163 @@ fn the_configuration_is_checked_explained_and_printed() -> Result<()> {
     let said = complaint(config(&["explain", "limits.bodi"], &[])?)?;
     assert!(said.contains("`limits.body`"), "{said}");
     assert!(complaint(config(&["check", "--config", "none.toml"], &[])?)?.contains("none.toml"));
+    Ok(())
+}
+
+/// A certificate for localhost and its key, made by openssl, valid for so many days from `from`.
+fn make_pair(folder: &Path, from: Option<&str>, days: &str) -> Result<()> {
+    let mut command = Command::new(if from.is_some() { "faketime" } else { "openssl" });
+    command.args(from).args(from.map(|_| "openssl"));
+    let made = command
+        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"])
+        .args(["-subj", "/CN=localhost", "-days", days, "-keyout", "key.pem", "-out", "cert.pem"])
+        .current_dir(folder)
+        .output()?;
+    ensure!(made.status.success(), "{made:?}");
+    Ok(())
+}
+
+#[test]
+fn an_expired_certificate_and_open_secrets_are_warned_of() -> Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let home = TempDir::new()?;
+    let place = |name: &str| home.path().join(name).display().to_string();
+    make_pair(home.path(), Some("2020-01-01 12:00:00"), "1")?;
+    std::fs::create_dir(place("data"))?;
+    let made_private = |name: &str, mode: u32| {
+        std::fs::set_permissions(place(name), std::fs::Permissions::from_mode(mode))
+    };
+    std::fs::write(place("secret"), "s")?;
+    std::fs::write(
+        place("ganglion.toml"),
+        format!(
+            "[neuron]\nsys_secret_file = {:?}\n[store]\ndata_dir = {:?}\n[listen]\n\
+             http = [\"127.0.0.1:0\"]\nhttps = [\"127.0.0.1:0\"]\nadmin = [\"127.0.0.1:0\"]\n\
+             [tls]\ncert = {:?}\nkey = {:?}\n",
+            place("secret"),
+            place("data"),
+            place("cert.pem"),
+            place("key.pem"),
+        ),
+    )?;
+    let check = || {
+        let output = verb(home.path(), &["config", "check"], &[])?;
+        ensure!(output.status.success(), "{output:?}");
+        Ok(String::from_utf8(output.stderr)?)
+    };
+    for mode in [0o644, 0o640] {
+        for name in ["secret", "key.pem"] {
+            made_private(name, mode)?;
+        }
+        made_private("data", mode | 0o111)?;
+        let said = check()?;
+        assert!(said.contains("has expired on 2020-01-02 12:00:0"), "{said}");
+        for name in ["secret", "key.pem", "data"] {
+            // Of a folder, others may enter it in both rounds.
+            let is_open = mode == 0o644 || name == "data";
+            let advice = format!(" {}", place(name));
+            assert_eq!(said.lines().any(|line| line.ends_with(&advice)), is_open, "{name}: {said}");
+        }
+    }
+    made_private("data", 0o700)?;
+    make_pair(home.path(), None, "1")?;
+    assert_eq!(check()?, "");
+    Ok(())
+}
+
+#[test]
+fn what_is_wrong_with_a_certificate_is_told_once_and_a_hangup_looks_at_once() -> Result<()> {
+    let home = TempDir::new()?;
+    make_pair(home.path(), None, "1")?;
+    let (cert, key) = (home.path().join("cert.pem"), home.path().join("key.pem"));
+    let right = std::fs::read(&cert)?;
+    let (shown_cert, shown_key) = (cert.display().to_string(), key.display().to_string());
+    let settings = [
+        ("GANGLION_LISTEN__HTTPS", "[\"127.0.0.1:0\"]"),
+        ("GANGLION_TLS__CERT", &*shown_cert),
+        ("GANGLION_TLS__KEY", &*shown_key),
+    ];
+    let neuron = Neuron::start_with(&settings, &[])?;
+    let log_has = |text: &str, count: usize| {
+        until(|| neuron.log(), |log| log.matches(text).count() >= count)?;
+        assert_eq!(neuron.log()?.matches(text).count(), count, "{text}");
+        anyhow::Ok(())
+    };
+    assert!(neuron.metric("tls_certificate_end_seconds")? > 1_700_000_000);
+    std::fs::write(&cert, "garbage")?;
+    let wrong = format!("there is no PEM certificate in {shown_cert}");
+    log_has(&wrong, 1)?;
+    // Two looks later it is still told once.
+    std::thread::sleep(std::time::Duration::from_secs(5));
+    log_has(&wrong, 1)?;
+    assert_eq!(neuron.metric("tls_reload_failures_total")?, 1);
+    let other = TempDir::new()?;
+    make_pair(other.path(), None, "1")?;
+    std::fs::copy(other.path().join("cert.pem"), &cert)?;
+    log_has("do not fit", 1)?;
+    std::fs::write(&cert, right)?;
+    log_has("the TLS certificate was read again", 1)?;
+    assert_eq!(neuron.metric("tls_reload_failures_total")?, 2);
+
+    let hangup = Command::new("kill").args(["-HUP", &neuron.pid().to_string()]).status()?;
+    ensure!(hangup.success());
+    log_has("the TLS certificate was read again", 2)?;
+    log_has("SIGHUP", 1)?;
+    Ok(())
+}
+
+#[test]
+fn a_drain_that_begins_succeeds_and_is_logged() -> Result<()> {
+    let mut neuron = Neuron::start()?;
+    let top = Account::new(&neuron)?;
+    let token = v(top.put("/_token?k=bob&expire=600", json!({})))?;
+    let token = token.as_str().context("a token")?;
+    let mut socket = Client::connect(&format!("ws://{}/ws/v2/{token}", neuron.address("http")?))?;
+    socket.frame()?;
+    let drain = format!("http://{}/drainz", neuron.address("admin")?);
+    for _ in 0..2 {
+        // A status from 400 on fails with `-f`.
+        assert_eq!(curl::run(&["-f", "-X", "POST", &drain])?, "ok\n1 sockets\n");
+    }
+    assert_eq!(curl::run(&["-o", "/dev/null", "-w", "%{http_code}", &drain])?, "503");
+    assert_eq!(curl::run(&["-f", "-X", "DELETE", &drain])?, "ok\n");
+    let log = neuron.log()?;
+    for part in ["draining: new sockets", "back in service", "ready", "admin=[127.0.0.1:"] {
+        assert_eq!(log.matches(part).count(), 1 + usize::from(part == "ready"), "{part}: {log}");
+    }
+    assert_eq!(neuron.stop()?, Some(0));
+    assert!(!neuron.data_dir().join("control.sock").exists());
+    Ok(())
+}
+
+#[test]
+fn metrics_say_what_prometheus_looks_for() -> Result<()> {
+    let neuron = shared()?;
+    let url = format!("http://{}/metrics", neuron.address("admin")?);
+    let text = curl::run(&["-i", &url])?;
+    assert!(text.contains("content-type: text/plain; version=0.0.4; charset=utf-8\r\n"), "{text}");
+    let value = |start: &str| -> Result<f64> {
+        let value = text.lines().find_map(|line| line.strip_prefix(start));
+        Ok(value.with_context(|| format!("{start}: {text}"))?.trim().parse()?)
+    };
+    assert_eq!(value("ganglion_build_info{version=\"0.1.0\"} ")?, 1.0);
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_secs_f64();
+    let age = now - value("process_start_time_seconds ")?;
+    assert!((-1.0..3600.0).contains(&age), "{age}");
+    let resident = value("process_resident_memory_bytes ")?;
+    assert!((1e6..1e9).contains(&resident), "{resident}");
+    Ok(())
+}
+
+#[test]
+fn a_store_of_a_real_neuron_is_not_shown_by_a_development_one() -> Result<()> {
+    let mut neuron = Neuron::start()?;
+    neuron.stop()?;
+    std::fs::remove_file(neuron.data_dir().join("dev.json"))?;
+    let data_dir = neuron.data_dir().display().to_string();
+    let said = complaint(start_that_ends(&["--dev", "--data-dir", &data_dir])?)?;
+    assert!(said.contains("was not made by `serve --dev`"), "{said}");
+    assert!(!neuron.data_dir().join("dev.json").exists());
     Ok(())
 }
 
