@@ -6,7 +6,7 @@
 use serde_json::{Map, Value, json};
 use wire::errors::Code;
 
-use crate::{Method, Service};
+use crate::{Method, Service, settings};
 
 /// One method of a service on a path.
 #[derive(Clone, Copy, Debug)]
@@ -297,6 +297,20 @@ impl Service {
     pub fn offers(self, method: Method) -> bool {
         self.operations().iter().any(|operation| operation.method == method)
     }
+}
+
+/// The settings of `_conf`, as Markdown.
+pub fn settings() -> String {
+    let mut out = String::from(
+        "# Settings\n\nWhat an account may set for itself and its paths; made by `ganglion config \
+         settings`.\n\n`PUT /_conf/my/path {\"k\":\"<name>\",\"v\":<value>}` sets one. It holds at that \
+         path and below, until one of the same name is set further down; `DELETE \
+         /_conf/my/path?k=<name>` goes back to what holds above.\n\n| name | what it does |\n|---|---|\n",
+    );
+    for known in settings::KNOWN {
+        out.push_str(&format!("| `{}` | {} |\n", known.name, known.doc));
+    }
+    out
 }
 
 /// The OpenAPI 3.1 document of every service.

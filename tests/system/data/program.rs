@@ -343,6 +343,11 @@ fn a_restore_that_fails_names_the_place_and_leaves_nothing() -> Result<()> {
     std::fs::write(Path::new(&data).join("ganglion.redb"), "not a store")?;
     let said = complaint(run(&["fsck", "--data-dir", &data])?)?;
     assert!(said.contains("ganglion.redb") && !said.contains("`ganglion fsck"), "{said}");
+    std::fs::write(place("real.toml"), format!("[store]\ndata_dir = {of_neuron:?}\n"))?;
+    printed(run(&["backup", "--config", &place("real.toml"), &place("second")])?)?;
+    assert!(
+        complaint(run(&["fsck", "--config", &place("real.toml")])?)?.contains("another process")
+    );
     let said = complaint(run(&["fsck", "--data-dir", &place("none")])?)?;
     assert_eq!(said.matches("No such file").count(), 1, "{said}");
     Ok(())
@@ -356,6 +361,16 @@ fn the_configuration_is_checked_explained_and_printed() -> Result<()> {
         verb(home, &[&["config"], arguments].concat(), variables)
     };
     assert!(printed(config(&["check"], &[])?)?.contains("no file; defaults"));
+    // Without a file it is a development neuron that is explained.
+    let said = printed(config(&["explain", "listen.http"], &[])?)?;
+    assert!(said.contains("here:    [\"127.0.0.1:4006\"]"), "{said}");
+    assert!(printed(verb(home, &["help"], &[])?)?.starts_with("A whole real-time communications"));
+    let settings = printed(config(&["settings"], &[])?)?;
+    let committed = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/reference/settings.md");
+    if std::env::var_os("GANGLION_BLESS").is_some() {
+        std::fs::write(&committed, &settings)?;
+    }
+    assert_eq!(std::fs::read_to_string(committed)?, settings, "run this with GANGLION_BLESS=1");
     let reference = printed(config(&["reference"], &[])?)?;
     for key in ["flush = \"15s\"", "header_time = \"10s\"", "[store]", "data_dir = "] {
         assert!(reference.contains(key), "{key} is not in the reference");
@@ -646,6 +661,39 @@ fn the_client_verbs_ask_with_contexts() -> Result<()> {
     for arguments in [&["token", "/room", "--k", "bob", "--expire", "600"][..], &["token"]] {
         assert!(value(arguments)?.as_str().is_some_and(|token| token.len() > 40), "{arguments:?}");
     }
+
+    // A body and credentials that `ps` does not show.
+    let file = home.path().join("body.json");
+    std::fs::write(&file, r#"{"k":"c","v":3}"#)?;
+    let named = format!("@{}", file.display());
+    assert_eq!(value(&["put", "/_data/of a file", &named])?, 3);
+    assert!(complaint(run(&["put", "/_data/p", "@none"])?)?.contains("reading none"));
+    let piped = Command::new("sh")
+        .args(["-c", r#"echo '{"k":"d","v":4}' | "$PROGRAM" put '/_data/of a pipe' -"#])
+        .env("PROGRAM", program()?)
+        .env("XDG_CONFIG_HOME", home.path())
+        .output()?;
+    assert!(printed(piped)?.contains("\"v\": 4"));
+    let mine = [("GANGLION_URL", &*top.url), ("GANGLION_USER", &*other.credentials)];
+    let of = |arguments: &[&str]| -> Result<Value> {
+        v(Ok(serde_json::from_str(&printed(verb(home.path(), arguments, &mine)?)?)?))
+    };
+    assert_eq!(
+        of(&["get", "/_data/of a file"])?,
+        json!([]),
+        "the variables over the current context"
+    );
+    assert_eq!(of(&["get", "/_data/of a file", "--context", "mine"])?, json!(["c"]));
+    for (url, user, hint) in [
+        ("rtc.example.org", "a:b", "not an address"),
+        ("ftp://a", "a:b", "not an address"),
+        (&*top.url, "elena", "a colon"),
+    ] {
+        let add = ["context", "add", "wrong", "--url", url, "--user", user];
+        let said = complaint(run(&add)?)?;
+        assert!(said.contains(hint), "{url} {user}: {said}");
+    }
+    assert!(!printed(run(&["context", "list"])?)?.contains("wrong"));
 
     let said = complaint(run(&["get", "nope"])?)?;
     assert!(said.contains("404") && !said.contains("at line"), "{said}");
