@@ -72,6 +72,11 @@ pub(crate) fn bind(data_dir: &Path) -> Result<UnixListener> {
     bound.context("binding the control socket")
 }
 
+/// Whether a neuron has left its socket, as one does that was not stopped in order.
+pub(crate) fn was_left(data_dir: &Path) -> bool {
+    Folder::open(data_dir).is_ok_and(|folder| folder.socket().symlink_metadata().is_ok())
+}
+
 /// Takes the socket away when its neuron has ended in order.
 pub(crate) fn remove(data_dir: &Path) {
     if let Err(error) =

@@ -79,8 +79,16 @@ pub(crate) async fn serve(start: Start) -> Result<()> {
 
     let options = Options { cache_bytes: config.store.cache.0, ..Options::default() };
     let path = data_dir.join(STORE_FILE);
+    let (was_cut, begun) = (control::was_left(&data_dir), Instant::now());
     let opened = tokio::task::spawn_blocking(move || EmbeddedStore::open(&path, options)).await?;
     let store = opened.map_err(|error| not_opened(&data_dir, error))?;
+    if was_cut {
+        let took = begun.elapsed();
+        tracing::info!(
+            ?took,
+            "the neuron before was not stopped in order; its store was recovered"
+        );
+    }
     let store = Arc::new(store);
     let bound = Bound::all(&config, tls.as_ref(), is_dev)?;
     let addresses = bound.addresses();

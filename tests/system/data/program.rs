@@ -110,7 +110,10 @@ fn a_stop_answers_what_is_under_way_writes_what_was_counted_and_keeps_the_data()
 
     let stored = v(top.put("/_data/p", json!({ "k": "a", "v": { "n": 2 } })))?;
     neuron.kill()?;
+    let recovery = "was not stopped in order; its store was recovered";
+    assert!(!neuron.log()?.contains(recovery), "it was, so far");
     let neuron = neuron.restart()?;
+    assert_eq!(neuron.log()?.matches(recovery).count(), 1);
     let top = Caller { url: neuron.url(), ..top };
     assert_eq!(v(top.get("/_data/p?k=a"))?, stored, "what was answered survives SIGKILL");
     assert_eq!(v(top.get("/_data/p?k=a&time_series=1"))?.as_array().map(Vec::len), Some(2));
@@ -613,6 +616,8 @@ fn what_the_readme_says_to_paste_makes_a_right_configuration() -> Result<()> {
     );
     let mut pasted = Command::new("sh");
     pasted.args(["-e", "-c", &script]).env("PROGRAM", program()?).current_dir(home.path());
+    // Not everybody who tests may write in /var/lib.
+    pasted.env("GANGLION_STORE__DATA_DIR", home.path().join("data"));
     let said = printed(pasted.output()?)?;
     assert_eq!(said, format!("right: {etc}/ganglion.toml\n"));
     Ok(())
