@@ -15,7 +15,7 @@ const VIEWS_BYTES_MIN: usize = 128 << 10;
 
 impl Config {
     /// Refuses, by the key's name, what no neuron could run with. What stands in the files that are
-    /// named here is looked at by `serve::check`.
+    /// named here is looked at by `crate::check`.
     pub(super) fn check(&self) -> Result<()> {
         if self.neuron.sys_secret.contains('#') || self.neuron.sys_secret.starts_with('!') {
             bail!("neuron.sys_secret cannot hold `#` or start with `!`");
