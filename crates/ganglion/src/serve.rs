@@ -568,9 +568,9 @@ async fn stop(shared: &Arc<Shared>, deadline: Duration) {
 /// Has the certificate read again with every SIGHUP.
 async fn read_again(mut hangups: Signal, tls: Option<Arc<Tls>>) {
     while hangups.recv().await.is_some() {
-        tracing::info!("SIGHUP: the certificate is read again, and nothing else");
-        if let Some(tls) = &tls {
-            tls.read_again();
+        match tls.as_ref().is_some_and(|tls| tls.read_again()) {
+            true => tracing::info!("SIGHUP: the certificate is read again, and nothing else"),
+            false => tracing::info!("SIGHUP: there is no certificate to read again"),
         }
     }
 }

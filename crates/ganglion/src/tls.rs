@@ -57,7 +57,7 @@ impl Tls {
         self.current().end_s
     }
 
-    /// Says that the certificate has expired, and when.
+    /// What there is to say when the certificate has expired.
     pub(crate) fn expired(&self) -> Option<String> {
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default().as_secs();
         let end_s = self.end_s().filter(|end_s| *end_s < now)?;
@@ -68,9 +68,10 @@ impl Tls {
         self.current.read().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Has the files read, changed or not.
-    pub(crate) fn read_again(&self) {
+    /// Has the files read, changed or not; whether there are files.
+    pub(crate) fn read_again(&self) -> bool {
         self.again.notify_one();
+        !self.config.self_signed
     }
 
     /// Follows the files until the task is dropped. A pair that cannot be read leaves the old one;

@@ -586,6 +586,18 @@ fn metrics_say_what_prometheus_looks_for() -> Result<()> {
 }
 
 #[test]
+fn a_development_neuron_says_that_its_port_was_taken() -> Result<()> {
+    let taken = shared()?.address("http")?;
+    let neuron = Neuron::start_with(&[], &["--listen", &taken])?;
+    let log = neuron.log()?;
+    assert!(log.contains(&format!("{taken} is taken by another program")), "{log}");
+    let hangup = Command::new("kill").args(["-HUP", &neuron.pid().to_string()]).status()?;
+    ensure!(hangup.success());
+    until(|| neuron.log(), |log| log.contains("SIGHUP: there is no certificate"))?;
+    Ok(())
+}
+
+#[test]
 fn a_store_of_a_real_neuron_is_not_shown_by_a_development_one() -> Result<()> {
     let mut neuron = Neuron::start()?;
     neuron.stop()?;
