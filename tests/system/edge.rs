@@ -384,7 +384,9 @@ fn the_configuration_reference_is_committed() -> Result<()> {
 /// What is in `/metrics`, by what it says of itself.
 #[test]
 fn the_metrics_are_committed() -> Result<()> {
-    let neuron = Neuron::start()?;
+    let settings =
+        [("GANGLION_LISTEN__HTTPS", "[\"127.0.0.1:0\"]"), ("GANGLION_TLS__SELF_SIGNED", "true")];
+    let neuron = Neuron::start_with(&settings, &[])?;
     let text = curl::run(&[&format!("http://{}/metrics", neuron.address("admin")?)])?;
     let mut table = String::from(
         "# Metrics\n\nWhat `/metrics` of a private listener (`listen.admin`) shows, in Prometheus's text \

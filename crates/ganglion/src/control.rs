@@ -72,6 +72,20 @@ pub(crate) fn bind(data_dir: &Path) -> Result<UnixListener> {
     bound.context("binding the control socket")
 }
 
+/// Whether a neuron has left its socket, as one does that was not stopped in order.
+pub(crate) fn was_left(data_dir: &Path) -> bool {
+    Folder::open(data_dir).is_ok_and(|folder| folder.socket().symlink_metadata().is_ok())
+}
+
+/// Takes the socket away when its neuron has ended in order.
+pub(crate) fn remove(data_dir: &Path) {
+    if let Err(error) =
+        Folder::open(data_dir).and_then(|folder| Ok(std::fs::remove_file(folder.socket())?))
+    {
+        tracing::warn!(%error, "the control socket was not removed");
+    }
+}
+
 /// Answers requests, one at a time, until the task is dropped.
 pub(crate) async fn serve(listener: UnixListener, store: Arc<EmbeddedStore>) {
     loop {

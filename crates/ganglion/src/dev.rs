@@ -2,6 +2,7 @@
 //!
 //! It listens on loopback only; its keys stand in `dev.json` of the data folder.
 
+use std::net::SocketAddr;
 use std::path::Path;
 
 use anyhow::{Context, Result, bail};
@@ -14,7 +15,7 @@ use wire::names::Ident;
 use wire::params::Params;
 
 use crate::http::DemoAccess;
-use crate::serve::{Addresses, write_secret};
+use crate::serve::{Addresses, STORE_FILE, write_secret};
 use crate::system::SystemRng;
 
 const KEYS_FILE: &str = "dev.json";
@@ -29,9 +30,17 @@ pub(crate) struct Keys {
 }
 
 impl Keys {
-    /// Reads the keys of a data folder, or makes them.
+    /// Reads the keys of a data folder, or makes them for one without a store.
     pub(crate) fn load(data_dir: &Path) -> Result<Keys> {
         let file = data_dir.join(KEYS_FILE);
+        let store = data_dir.join(STORE_FILE);
+        if !file.exists() && store.exists() {
+            bail!(
+                "the store {} was not made by `serve --dev`, which would show its accounts to whoever \
+                 is at this machine: leave --dev out, or name another --data-dir",
+                store.display()
+            );
+        }
         if file.exists() {
             let text =
                 std::fs::read(&file).with_context(|| format!("reading {}", file.display()))?;
@@ -116,6 +125,7 @@ async fn make_demo_account(services: &Services, known: Option<&str>) -> Result<S
 #[allow(clippy::print_stdout)]
 pub(crate) fn print_welcome(
     addresses: &Addresses,
+    moved: &[SocketAddr],
     access: &DemoAccess,
     sys_secret: &str,
     data_dir: &Path,
@@ -126,6 +136,11 @@ pub(crate) fn print_welcome(
         "Ganglion {} is ready, in development mode: loopback only.\n",
         env!("CARGO_PKG_VERSION")
     );
+    for address in moved {
+        println!(
+            "  {address} is taken by another program: do not send it this neuron's secrets.\n"
+        );
+    }
     println!("  API      http://{api}");
     println!("  Demo     http://{api}/demo");
     if let Some(admin) = addresses.admin.first() {

@@ -2,6 +2,7 @@
 
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
 
 use tokio::sync::watch;
 
@@ -20,6 +21,7 @@ pub(crate) struct Lifecycle {
     /// What is wrong with that disk.
     disk_error: Mutex<Option<String>>,
     stop: watch::Sender<bool>,
+    pub(crate) started: SystemTime,
 }
 
 impl Lifecycle {
@@ -33,6 +35,7 @@ impl Lifecycle {
             disk_free: AtomicU64::new(0),
             disk_error: Mutex::default(),
             stop: watch::Sender::new(false),
+            started: SystemTime::now(),
         })
     }
 
@@ -42,12 +45,16 @@ impl Lifecycle {
 
     /// Takes no new work that lasts: readiness goes, sockets are refused.
     pub(crate) fn drain(&self) {
-        self.draining.store(true, Ordering::Relaxed);
+        if !self.draining.swap(true, Ordering::Relaxed) {
+            tracing::info!("draining: new sockets are refused, open ones stay until the stop");
+        }
     }
 
     /// Takes new work again; a process that stops does not.
     pub(crate) fn resume(&self) {
-        self.draining.store(false, Ordering::Relaxed);
+        if self.draining.swap(false, Ordering::Relaxed) {
+            tracing::info!("not draining any more: back in service");
+        }
     }
 
     pub(crate) fn is_draining(&self) -> bool {

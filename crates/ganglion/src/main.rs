@@ -2,6 +2,7 @@
 //!
 //! This file reads the command line. The neuron is put together in `serve.rs`.
 
+mod check;
 mod client;
 mod config;
 mod control;
@@ -29,7 +30,7 @@ use crate::config::Config;
 
 /// A whole real-time communications platform in one program.
 #[derive(Debug, Parser)]
-#[command(version, about)]
+#[command(version)]
 struct Arguments {
     #[command(subcommand)]
     verb: Option<Verb>,
@@ -55,16 +56,22 @@ enum Verb {
     /// Look at the configuration.
     #[command(subcommand)]
     Config(ConfigVerb),
-    /// Copy a running neuron's store to a file.
-    Backup(BackupArguments),
-    /// Make a store of a copy, in a data folder that has none.
-    Restore(BackupArguments),
-    /// Check every invariant of a store that no neuron has open.
-    Fsck {
-        /// The data folder.
-        #[arg(long)]
-        data_dir: PathBuf,
+    /// Copy a store to a file, while its neuron runs or not.
+    Backup {
+        #[command(flatten)]
+        place: Place,
+        /// The copy to make, where there is no file yet.
+        file: PathBuf,
     },
+    /// Make a store of a copy, in a data folder that has none.
+    Restore {
+        #[command(flatten)]
+        place: Place,
+        /// The copy, which `backup` made.
+        file: PathBuf,
+    },
+    /// Check every invariant of a store that no neuron has open.
+    Fsck(Place),
 }
 
 #[derive(Debug, Default, clap::Args)]
@@ -81,7 +88,8 @@ struct ServeArguments {
     /// Data folder, in place of `store.data_dir`.
     #[arg(long)]
     data_dir: Option<PathBuf>,
-    /// The `$sys` account's secret, in place of `neuron.sys_secret`.
+    /// The `$sys` account's secret, in place of `neuron.sys_secret`: for trials, since every user of
+    /// the machine sees it in `ps`.
     #[arg(long)]
     sys_secret: Option<String>,
     /// File to write every bound address to, as JSON, when ready.
@@ -95,7 +103,7 @@ struct Ask {
     place: Where,
     /// Path and query, as after the host in a URL.
     path: String,
-    /// JSON body.
+    /// JSON body; `-` reads it from standard input, `@file` from a file.
     body: Option<String>,
 }
 
@@ -132,15 +140,29 @@ enum ConfigVerb {
     },
     /// Print every key with its default and meaning, as a configuration file.
     Reference,
+    /// Print what an account may set in `_conf`, as Markdown.
+    Settings,
 }
 
+/// Where a store is.
 #[derive(Debug, clap::Args)]
-struct BackupArguments {
-    /// The data folder.
+struct Place {
+    /// The data folder, in place of `store.data_dir`.
     #[arg(long)]
-    data_dir: PathBuf,
-    /// The copy.
-    file: PathBuf,
+    data_dir: Option<PathBuf>,
+    /// The configuration file that names it; else $GANGLION_CONFIG, ./ganglion.toml or
+    /// /etc/ganglion/ganglion.toml.
+    #[arg(long)]
+    config: Option<PathBuf>,
+}
+
+impl Place {
+    fn data_dir(self) -> Result<PathBuf> {
+        match self.data_dir {
+            Some(data_dir) => Ok(data_dir),
+            None => Ok(load(self.config.as_deref(), false)?.0.store.data_dir),
+        }
+    }
 }
 
 fn main() -> ExitCode {
@@ -171,15 +193,32 @@ fn told(error: &anyhow::Error) -> String {
     text
 }
 
+#[allow(clippy::print_stderr)]
+fn warn(text: &str) {
+    eprintln!("ganglion: warning: {text}");
+}
+
 #[allow(clippy::print_stdout)]
 fn print(text: &str) {
     println!("{}", text.trim_end());
 }
 
+/// A body as it is named: standard input, a file, or itself.
+fn body(named: String) -> Result<String> {
+    match named.strip_prefix('@') {
+        Some(file) => std::fs::read_to_string(file).with_context(|| format!("reading {file}")),
+        None if named == "-" => {
+            std::io::read_to_string(std::io::stdin()).context("reading standard input")
+        }
+        None => Ok(named),
+    }
+}
+
 fn run(verb: Verb) -> Result<()> {
     let runtime = || tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let ask = |ask: Ask, method: &str| -> Result<()> {
-        let asking = client::ask(&ask.place, method, &ask.path, ask.body.as_deref());
+        let body = ask.body.map(body).transpose()?;
+        let asking = client::ask(&ask.place, method, &ask.path, body.as_deref());
         print(&runtime()?.block_on(asking)?);
         Ok(())
     };
@@ -204,10 +243,11 @@ fn run(verb: Verb) -> Result<()> {
             Ok(())
         }
         Verb::Config(verb) => config_verb(verb),
-        Verb::Backup(BackupArguments { data_dir, file }) => {
-            runtime()?.block_on(control::backup(&data_dir, &file))
+        Verb::Backup { place, file } => {
+            runtime()?.block_on(control::backup(&place.data_dir()?, &file))
         }
-        Verb::Restore(BackupArguments { data_dir, file }) => {
+        Verb::Restore { place, file } => {
+            let data_dir = place.data_dir()?;
             restore(&data_dir, &file)?;
             let key = data_dir.join(serve::CLUSTER_KEY_FILE);
             print(&format!(
@@ -217,8 +257,8 @@ fn run(verb: Verb) -> Result<()> {
             ));
             Ok(())
         }
-        Verb::Fsck { data_dir } => {
-            let file = data_dir.join(serve::STORE_FILE);
+        Verb::Fsck(place) => {
+            let file = place.data_dir()?.join(serve::STORE_FILE);
             let report = store::embedded::fsck(&file);
             let report = report.with_context(|| format!("checking {}", file.display()))?;
             print(&report.to_string());
@@ -252,17 +292,19 @@ fn restore(data_dir: &Path, copy: &Path) -> Result<()> {
 fn config_verb(verb: ConfigVerb) -> Result<()> {
     match verb {
         ConfigVerb::Check { config } => {
-            let (config, file) = Config::load(config.as_deref())?;
-            // Without a file `serve` is `serve --dev`, which makes up its keys.
-            serve::check(&config, file.is_none())?;
+            let (config, file) = load(config.as_deref(), false)?;
+            for warning in check::check(&config, file.as_deref(), file.is_none())? {
+                warn(&warning);
+            }
             let place = file.map_or("no file; defaults".to_owned(), |f| f.display().to_string());
             print(&format!("right: {place}"));
         }
         ConfigVerb::Explain { key, config } => {
-            let (config, _) = Config::load(config.as_deref())?;
+            let (config, _) = load(config.as_deref(), false)?;
             print(&config::explain(&config, &key)?);
         }
         ConfigVerb::Reference => print(&config::reference()?),
+        ConfigVerb::Settings => print(&services::describe::settings()),
     }
     Ok(())
 }
@@ -270,17 +312,8 @@ fn config_verb(verb: ConfigVerb) -> Result<()> {
 /// The configuration with what the command line says over it.
 fn start(arguments: ServeArguments) -> Result<serve::Start> {
     let ServeArguments { config, dev, listen, data_dir, sys_secret, ready_file } = arguments;
-    let (mut loaded, file) = Config::load(config.as_deref())?;
+    let (mut loaded, file) = load(config.as_deref(), dev)?;
     let is_dev = dev || file.is_none();
-    if is_dev {
-        let listen = &mut loaded.listen;
-        for address in listen.http.iter_mut().chain(&mut listen.https).chain(&mut listen.admin) {
-            address.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
-        }
-        if loaded.store.data_dir == Config::default().store.data_dir {
-            loaded.store.data_dir = state_folder()?;
-        }
-    }
     if let Some(first) = listen.first() {
         if is_dev && listen.iter().any(|address| !address.ip().is_loopback()) {
             bail!("--dev listens on loopback only, not on {first}");
@@ -295,8 +328,24 @@ fn start(arguments: ServeArguments) -> Result<serve::Start> {
             bail!("--sys-secret cannot be empty, hold `#` or start with `!`");
         }
         loaded.neuron.sys_secret = secret;
+        loaded.neuron.sys_secret_file = PathBuf::new();
     }
-    Ok(serve::Start { config: loaded, is_dev, ready_file })
+    Ok(serve::Start { config: loaded, file, is_dev, ready_file })
+}
+
+/// The configuration as it holds for `serve`, which is `serve --dev` without a file; and the file.
+fn load(named: Option<&Path>, dev: bool) -> Result<(Config, Option<PathBuf>)> {
+    let (mut config, file) = Config::load(named)?;
+    if dev || file.is_none() {
+        let listen = &mut config.listen;
+        for address in listen.http.iter_mut().chain(&mut listen.https).chain(&mut listen.admin) {
+            address.set_ip(std::net::Ipv4Addr::LOCALHOST.into());
+        }
+        if config.store.data_dir == Config::default().store.data_dir {
+            config.store.data_dir = state_folder()?;
+        }
+    }
+    Ok((config, file))
 }
 
 /// Where a development neuron keeps its data: the user's state folder.

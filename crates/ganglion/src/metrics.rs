@@ -2,15 +2,21 @@
 
 use std::fmt::Write as _;
 use std::sync::atomic::Ordering;
+use std::time::UNIX_EPOCH;
 
 use signal::Stats;
 
 use crate::http::Shared;
 use crate::sockets::Counters;
+use crate::system;
+
+/// Of the text exposition format.
+pub(crate) const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
 /// The text exposition format, version 0.0.4.
 pub(crate) fn render(shared: &Shared) -> String {
     let mut out = Text::default();
+    out.process(shared);
     let load = |counter: &std::sync::atomic::AtomicU64| counter.load(Ordering::Relaxed);
 
     let http = &shared.counters;
@@ -72,6 +78,25 @@ pub(crate) fn render(shared: &Shared) -> String {
         load(&gate.refused),
     );
 
+    let (mut failures, mut end_s) = (0, None);
+    if let Some(tls) = &shared.tls {
+        failures = load(&tls.failures);
+        end_s = tls.end_s();
+    }
+    out.counter(
+        "tls_reload_failures_total",
+        "Times that a changed certificate or key was not one to use.",
+        failures,
+    );
+    if let Some(end_s) = end_s {
+        out.line(
+            "gauge",
+            "ganglion_tls_certificate_end_seconds",
+            "Unix time after which the certificate is not valid; only with listen.https.",
+            format_args!(" {end_s}"),
+        );
+    }
+
     let views = shared.neuron.services.kv.view_stats();
     out.counter("view_hits_total", "Reads that found their node loaded.", views.hits);
     out.counter("view_misses_total", "Reads that had to load their node.", views.misses);
@@ -115,6 +140,32 @@ pub(crate) fn render(shared: &Shared) -> String {
 struct Text(String);
 
 impl Text {
+    /// What Prometheus's own conventions name for every process.
+    fn process(&mut self, shared: &Shared) {
+        let version = env!("CARGO_PKG_VERSION");
+        self.line(
+            "gauge",
+            "ganglion_build_info",
+            "1, with the program's version as a label.",
+            format_args!("{{version=\"{version}\"}} 1"),
+        );
+        let started = shared.lifecycle.started.duration_since(UNIX_EPOCH).unwrap_or_default();
+        self.line(
+            "gauge",
+            "process_start_time_seconds",
+            "Unix time at which the process started.",
+            format_args!(" {:.3}", started.as_secs_f64()),
+        );
+        if let Some(bytes) = system::resident_bytes() {
+            self.line(
+                "gauge",
+                "process_resident_memory_bytes",
+                "Resident memory.",
+                format_args!(" {bytes}"),
+            );
+        }
+    }
+
     /// Every figure of the rooms: a field that is not rendered does not compile.
     fn signal(&mut self, stats: &Stats) {
         let Stats { buckets, rooms, names, sockets, counters } = stats;
@@ -195,18 +246,16 @@ impl Text {
     }
 
     fn counter(&mut self, name: &str, help: &str, value: u64) {
-        self.line("counter", name, help, value);
+        self.line("counter", &format!("ganglion_{name}"), help, format_args!(" {value}"));
     }
 
     fn gauge(&mut self, name: &str, help: &str, value: usize) {
-        self.line("gauge", name, help, value as u64);
+        self.line("gauge", &format!("ganglion_{name}"), help, format_args!(" {value}"));
     }
 
-    fn line(&mut self, kind: &str, name: &str, help: &str, value: u64) {
-        let _ = writeln!(
-            self.0,
-            "# HELP ganglion_{name} {help}\n# TYPE ganglion_{name} {kind}\nganglion_{name} {value}"
-        );
+    /// One figure by its whole name; `rest` is what follows that, labels and value.
+    fn line(&mut self, kind: &str, name: &str, help: &str, rest: std::fmt::Arguments<'_>) {
+        let _ = writeln!(self.0, "# HELP {name} {help}\n# TYPE {name} {kind}\n{name}{rest}");
     }
 }
 

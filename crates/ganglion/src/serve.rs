@@ -16,8 +16,10 @@ use services::token::KeysError;
 use services::{Clock, Identity, Parts, Rng};
 use store::embedded::{EmbeddedStore, OpenError, Options};
 use tokio::net::TcpListener;
+use tokio::signal::unix::{Signal, SignalKind, signal};
 use wire::names::Key;
 
+use crate::check;
 use crate::config::Config;
 use crate::control;
 use crate::dev;
@@ -54,25 +56,44 @@ const PRUNE_EVERY: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(crate) struct Start {
     pub(crate) config: Config,
+    /// The file that it was read from.
+    pub(crate) file: Option<PathBuf>,
     pub(crate) is_dev: bool,
     pub(crate) ready_file: Option<PathBuf>,
 }
 
 /// Runs a neuron until it is told to stop.
 pub(crate) async fn serve(start: Start) -> Result<()> {
-    let Start { mut config, is_dev, ready_file } = start;
+    let Start { mut config, file, is_dev, ready_file } = start;
     os::raise_file_limit();
+    let hangups = signal(SignalKind::hangup())?;
     let data_dir = config.store.data_dir.clone();
     make_private_folder(&data_dir)?;
+    prepare_data_folder(&config)?;
     let dev_keys = is_dev.then(|| dev::Keys::load(&data_dir)).transpose()?;
     let sys_secret = sys_secret(&config, dev_keys.as_ref())?;
+    let tls = tls(&config)?;
+    for warning in check::warnings(&config, file.as_deref(), tls.as_deref()) {
+        tracing::warn!("{warning}");
+    }
 
-    prepare_data_folder(&config)?;
     let options = Options { cache_bytes: config.store.cache.0, ..Options::default() };
     let path = data_dir.join(STORE_FILE);
+    let (was_cut, begun) = (control::was_left(&data_dir), Instant::now());
     let opened = tokio::task::spawn_blocking(move || EmbeddedStore::open(&path, options)).await?;
     let store = opened.map_err(|error| not_opened(&data_dir, error))?;
+    if was_cut {
+        let took = begun.elapsed();
+        tracing::info!(
+            ?took,
+            "the neuron before was not stopped in order; its store was recovered"
+        );
+    }
     let store = Arc::new(store);
+    let bound = Bound::all(&config, tls.as_ref(), is_dev)?;
+    let addresses = bound.addresses();
+    let moved = addresses.moved_from(&config);
+    config.listen.https.clone_from(&addresses.https);
     let shared = assemble(&mut config, store.clone(), &sys_secret)?;
     let services = &shared.neuron.services;
     services.load_keys().await.map_err(|error| not_unsealed(&config, error))?;
@@ -81,13 +102,17 @@ pub(crate) async fn serve(start: Start) -> Result<()> {
         None => None,
     };
     let listening = config.listen.http.iter().chain(&config.listen.https);
-    let shared = Arc::new(Shared { pages: Pages::new(demo.as_ref(), listening), ..shared });
+    let pages = Pages::new(demo.as_ref(), listening);
+    let shared = Arc::new(Shared { pages, tls: tls.clone(), ..shared });
 
     let control = control::bind(&data_dir)?;
-    let bound = Bound::all(&shared, is_dev)?;
     let mut jobs = tokio::task::JoinSet::new();
-    let addresses = bound.spawn(&mut jobs, &shared);
+    bound.spawn(&mut jobs, &shared);
     jobs.spawn(control::serve(control, store.clone()));
+    jobs.spawn(read_again(hangups, tls.clone()));
+    if let Some(tls) = tls {
+        jobs.spawn(tls.follow());
+    }
     let flushing = tokio::spawn(flush(shared.clone()));
     jobs.spawn(age(shared.clone()));
     jobs.spawn(prune(shared.clone()));
@@ -97,9 +122,12 @@ pub(crate) async fn serve(start: Start) -> Result<()> {
         write_ready_file(file, &addresses)?;
     }
     if let Some(access) = &demo {
-        dev::print_welcome(&addresses, access, &sys_secret, &data_dir);
+        dev::print_welcome(&addresses, &moved, access, &sys_secret, &data_dir);
     }
-    tracing::info!(addresses = ?addresses.all(), "ready");
+    let Addresses { http, https, admin } = &addresses;
+    let (file, data_dir) =
+        (file.as_deref().map_or("none".into(), Path::to_string_lossy), data_dir.display());
+    tracing::info!(?http, ?https, ?admin, config = %file, %data_dir, "ready");
 
     stop_signal().await?;
     tracing::info!("stopping");
@@ -111,6 +139,8 @@ pub(crate) async fn serve(start: Start) -> Result<()> {
         if let Err(error) = shared.neuron.flush().await {
             tracing::warn!(%error, "the last statistics were not written");
         }
+        // A neuron that is started on a closed store makes its own.
+        control::remove(&config.store.data_dir);
         store.close().await;
     };
     if tokio::time::timeout(FINISH_TIME, finish).await.is_err() {
@@ -134,6 +164,7 @@ pub(crate) fn assemble(
         neuron: config.neuron.name.clone(),
         number: store.incarnation(),
         signal_urls: config.signal.urls.clone(),
+        https_port: config.listen.https.first().map(SocketAddr::port),
     };
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let stats = Arc::new(Statistics::default());
@@ -191,12 +222,13 @@ pub(crate) fn assemble(
         admin_gate: Gate::new(ADMIN_CONNECTIONS, ADMIN_CONNECTIONS),
         turns: Turns::new(bounds, AlarmClock::start()?),
         counters: Counters::default(),
+        tls: None,
         config: config.clone(),
     })
 }
 
 /// The `$sys` secret, from wherever it is set; one that credentials could not carry is refused.
-fn sys_secret(config: &Config, dev_keys: Option<&dev::Keys>) -> Result<String> {
+pub(crate) fn sys_secret(config: &Config, dev_keys: Option<&dev::Keys>) -> Result<String> {
     let secret = find_sys_secret(config, dev_keys)?;
     if secret.is_empty() || secret.contains('#') || secret.starts_with('!') {
         bail!("the `$sys` secret cannot be empty, hold `#` or start with `!`");
@@ -222,29 +254,14 @@ fn find_sys_secret(config: &Config, dev_keys: Option<&dev::Keys>) -> Result<Stri
     }
 }
 
-/// Looks at what a configuration names: what `serve` would refuse when it starts.
-pub(crate) fn check(config: &Config, is_dev: bool) -> Result<()> {
-    if !is_dev || !config.neuron.sys_secret_file.as_os_str().is_empty() {
-        sys_secret(config, None)?;
-    }
-    if !config.store.cluster_key_file.as_os_str().is_empty() {
-        read_cluster_key(&config.store.cluster_key_file)?;
-    }
-    let tls = &config.tls;
-    for (name, file) in [("tls.cert", &tls.cert), ("tls.key", &tls.key)] {
-        if !file.as_os_str().is_empty() {
-            let opened = std::fs::File::open(file);
-            opened.with_context(|| format!("{name}: reading {}", file.display()))?;
-        }
-    }
-    if !config.listen.https.is_empty() {
-        Tls::new(tls).context("tls.cert and tls.key")?;
-    }
-    Ok(())
+/// The TLS side of the listeners, if there is any.
+pub(crate) fn tls(config: &Config) -> Result<Option<Arc<Tls>>> {
+    let tls = (!config.listen.https.is_empty()).then(|| Tls::new(&config.tls));
+    tls.transpose().context("tls.cert and tls.key")
 }
 
 /// Where the cluster key is to be found.
-fn cluster_key_file(config: &Config) -> PathBuf {
+pub(crate) fn cluster_key_file(config: &Config) -> PathBuf {
     let named = &config.store.cluster_key_file;
     if named.as_os_str().is_empty() {
         config.store.data_dir.join(CLUSTER_KEY_FILE)
@@ -316,7 +333,7 @@ fn cluster_key(config: &Config) -> Result<[u8; 32]> {
     read_cluster_key(&file)
 }
 
-fn read_cluster_key(file: &Path) -> Result<[u8; 32]> {
+pub(crate) fn read_cluster_key(file: &Path) -> Result<[u8; 32]> {
     let text = std::fs::read_to_string(file)
         .with_context(|| format!("reading the cluster key {}", file.display()))?;
     let digits = text.trim();
@@ -387,7 +404,7 @@ fn replace(file: &Path, text: &str) -> std::io::Result<()> {
 }
 
 /// Listeners that are bound and not yet served.
-struct Bound(Vec<(&'static str, TcpListener, Kind)>);
+struct Bound(Vec<(TcpListener, Kind)>);
 
 /// Where a neuron listens, by what it serves there.
 #[derive(Debug, serde::Serialize)]
@@ -398,46 +415,52 @@ pub(crate) struct Addresses {
 }
 
 impl Addresses {
-    fn all(&self) -> Vec<SocketAddr> {
-        [&self.http, &self.https, &self.admin].into_iter().flatten().copied().collect()
+    /// Addresses that were asked for and are another program's.
+    fn moved_from(&self, config: &Config) -> Vec<SocketAddr> {
+        let Addresses { http, https, admin } = self;
+        let listen = &config.listen;
+        let kinds = [(&listen.http, http), (&listen.https, https), (&listen.admin, admin)];
+        let pairs = kinds.into_iter().flat_map(|(asked, bound)| asked.iter().zip(bound));
+        let moved = pairs.filter(|(asked, bound)| asked.port() != 0 && asked != bound);
+        moved.map(|(asked, _)| *asked).collect()
     }
 }
 
 impl Bound {
-    fn all(shared: &Shared, is_dev: bool) -> Result<Bound> {
-        let config = &shared.config;
+    fn all(config: &Config, tls: Option<&Arc<Tls>>, is_dev: bool) -> Result<Bound> {
         let mut bound = Vec::new();
         let bind = |name: &str, address: &SocketAddr| {
             listen::bind(*address, is_dev).with_context(|| format!("listen.{name}"))
         };
         for address in &config.listen.http {
-            bound.push(("http", bind("http", address)?, Kind::Http));
+            bound.push((bind("http", address)?, Kind::Http));
         }
-        if !config.listen.https.is_empty() {
-            let tls = Tls::new(&config.tls).context("tls.cert and tls.key")?;
-            for address in &config.listen.https {
-                bound.push(("https", bind("https", address)?, Kind::Https(tls.clone())));
-            }
-            tokio::spawn(tls.follow());
+        for (address, tls) in config.listen.https.iter().zip(tls.into_iter().cycle()) {
+            bound.push((bind("https", address)?, Kind::Https(tls.clone())));
         }
         for address in &config.listen.admin {
-            bound.push(("admin", bind("admin", address)?, Kind::Admin));
+            bound.push((bind("admin", address)?, Kind::Admin));
         }
         Ok(Bound(bound))
     }
 
-    fn spawn(self, jobs: &mut tokio::task::JoinSet<()>, shared: &Arc<Shared>) -> Addresses {
+    fn addresses(&self) -> Addresses {
         let mut addresses = Addresses { http: Vec::new(), https: Vec::new(), admin: Vec::new() };
-        for (name, listener, kind) in self.0 {
-            let of_kind = match name {
-                "http" => &mut addresses.http,
-                "https" => &mut addresses.https,
-                _ => &mut addresses.admin,
+        for (listener, kind) in &self.0 {
+            let of_kind = match kind {
+                Kind::Http => &mut addresses.http,
+                Kind::Https(_) => &mut addresses.https,
+                Kind::Admin => &mut addresses.admin,
             };
             of_kind.extend(listener.local_addr());
-            jobs.spawn(listen::accept(listener, kind, shared.clone()));
         }
         addresses
+    }
+
+    fn spawn(self, jobs: &mut tokio::task::JoinSet<()>, shared: &Arc<Shared>) {
+        for (listener, kind) in self.0 {
+            jobs.spawn(listen::accept(listener, kind, shared.clone()));
+        }
     }
 }
 
@@ -542,8 +565,17 @@ async fn stop(shared: &Arc<Shared>, deadline: Duration) {
     }
 }
 
+/// Has the certificate read again with every SIGHUP.
+async fn read_again(mut hangups: Signal, tls: Option<Arc<Tls>>) {
+    while hangups.recv().await.is_some() {
+        match tls.as_ref().is_some_and(|tls| tls.read_again()) {
+            true => tracing::info!("SIGHUP: the certificate is read again, and nothing else"),
+            false => tracing::info!("SIGHUP: there is no certificate to read again"),
+        }
+    }
+}
+
 async fn stop_signal() -> Result<()> {
-    use tokio::signal::unix::{SignalKind, signal};
     let mut terminate = signal(SignalKind::terminate())?;
     let mut interrupt = signal(SignalKind::interrupt())?;
     tokio::select! {

@@ -63,6 +63,14 @@ impl ThreadTime {
     }
 }
 
+/// Bytes of memory that this process holds; `None` where the kernel does not tell.
+pub(crate) fn resident_bytes() -> Option<u64> {
+    let status = std::fs::read_to_string("/proc/self/status").ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"))?;
+    let kib: u64 = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib << 10)
+}
+
 /// Slow hashes on blocking threads, few at a time, with a bounded number that wait.
 ///
 /// Those who set passwords and those who log in wait beside each other, each for half of the places,

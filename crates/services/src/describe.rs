@@ -6,7 +6,7 @@
 use serde_json::{Map, Value, json};
 use wire::errors::Code;
 
-use crate::{Method, Service};
+use crate::{Method, Service, settings};
 
 /// One method of a service on a path.
 #[derive(Clone, Copy, Debug)]
@@ -38,6 +38,7 @@ const K2: Param = param("k2", "string", "A secondary key, unique in its path; nu
 const K3: Param = param("k3", "string", "A secondary key, unique in its path; null clears it.");
 const K4: Param = param("k4", "string", "A secondary key, unique in its path; null clears it.");
 const V: Param = param("v", "any", "The value.");
+const PATH_V: Param = param("v", "object", "What is kept at the path; {} when left out.");
 const VER: Param = param("_ver_", "string", "The version that is being replaced; or If-Match.");
 const AS: Param = param("as", "string", "The answer's form: keys, values or datum.");
 const AT: Param = param("at", "string", "Wait until this `_ver_` or a newer one is seen.");
@@ -50,6 +51,11 @@ const GE: Param = param("ge", "string", "Last group of time, inclusive.");
 const ERASE: Param = param("erase", "boolean", "1: the whole series goes; by the owner only.");
 const L: Param = param("l", "string", "The layer, or the measure.");
 
+const TOKEN_AS: Param = param(
+    "as",
+    "string",
+    "values: an object with the token, its id, user, path, grants and end; else the token alone.",
+);
 const ACTION: Param = param("a", "string", "layers, paths, keys, values or changes.");
 const SINCE: Param = param("since", "integer", "The change after which to begin.");
 const TYPE: Param = param("type", "string", "signal or turn.");
@@ -104,7 +110,7 @@ const fn delete(
 
 const VALUE: &str = "The value with `_ver_` when it is an object; a list of keys without a key.";
 const COUNT: &str = "How many entries went.";
-const TOKEN_PARAMS: &[&Param] = &[&USER, &EXPIRE, &GRANTS, &AS];
+const TOKEN_PARAMS: &[&Param] = &[&USER, &EXPIRE, &GRANTS, &TOKEN_AS];
 const ADD: &str = "Add a path to the tree.";
 const CREDENTIALS: &str = "Make relay credentials.";
 
@@ -179,7 +185,10 @@ impl Service {
                 const {
                     &[get(
                         "List what is there.",
-                        &[&ACTION, &L, &K, &SINCE, &LIMIT],
+                        &[
+                            &ACTION, &L, &K, &K2, &K3, &K4, &AS, &AT, &SERIES, &DELETIONS, &GS,
+                            &GE, &AFTER, &LIMIT, &SINCE,
+                        ],
                         "A list; for changes an object with `changes` and `last_seq`.",
                     )]
                 }
@@ -201,9 +210,13 @@ impl Service {
                             &[&DEPTH],
                             "A sorted list of paths.",
                         ),
-                        put(ADD, &[], "Its `_ver_`."),
-                        post(ADD, &[], "Its `_ver_`."),
-                        delete("Remove a path and all below it.", &[], "How many paths went."),
+                        put(ADD, &[&PATH_V], "Its `_ver_`."),
+                        post(ADD, &[&PATH_V], "Its `_ver_`."),
+                        delete(
+                            "Remove a path and all below it.",
+                            &[&ERASE],
+                            "How many paths went.",
+                        ),
                     ]
                 }
             }
@@ -286,6 +299,20 @@ impl Service {
     }
 }
 
+/// The settings of `_conf`, as Markdown.
+pub fn settings() -> String {
+    let mut out = String::from(
+        "# Settings\n\nWhat an account may set for itself and its paths; made by `ganglion config \
+         settings`.\n\n`PUT /_conf/my/path {\"k\":\"<name>\",\"v\":<value>}` sets one. It holds at that \
+         path and below, until one of the same name is set further down; `DELETE \
+         /_conf/my/path?k=<name>` goes back to what holds above.\n\n| name | what it does |\n|---|---|\n",
+    );
+    for known in settings::KNOWN {
+        out.push_str(&format!("| `{}` | {} |\n", known.name, known.doc));
+    }
+    out
+}
+
 /// The OpenAPI 3.1 document of every service.
 pub fn openapi(version: &str) -> Value {
     let mut paths = Map::new();
@@ -293,7 +320,11 @@ pub fn openapi(version: &str) -> Value {
         let mut item = Map::new();
         for operation in service.operations() {
             let method = operation.method.as_str().to_lowercase();
-            item.insert(method, operation_object(service, operation));
+            let object = operation_object(service, operation);
+            if operation.method == Method::Get {
+                item.insert("head".to_owned(), head_object(service, &object));
+            }
+            item.insert(method, object);
         }
         paths.insert(format!("/_{}", service.name()), Value::Object(item.clone()));
         let path = json!([{
@@ -333,23 +364,98 @@ pub fn openapi(version: &str) -> Value {
                         "detail": { "type": "string" },
                     },
                 },
+                "Problem": {
+                    "description": "RFC 9457, with `v` and `s` as in every error.",
+                    "type": "object",
+                    "required": ["type", "title", "status", "detail", "v", "s"],
+                    "properties": {
+                        "type": { "const": "about:blank" },
+                        "title": { "enum": codes },
+                        "status": { "type": "integer" },
+                        "detail": { "type": "string" },
+                        "v": { "enum": codes },
+                        "s": { "const": "error" },
+                    },
+                },
+            },
+            "parameters": {
+                "IfMatch": header(
+                    "If-Match",
+                    "The ETag of the version that is being replaced, or * for any; refused where no \
+                     one entry is written.",
+                ),
+                "IfNoneMatch": header(
+                    "If-None-Match",
+                    "Of a read, an ETag: 304 when that is still the version. Of a write, *: only \
+                     when there is nothing yet.",
+                ),
+                "IdempotencyKey": header(
+                    "Idempotency-Key",
+                    "A request that is sent again with it is answered as the first one was, and not \
+                     carried out again.",
+                ),
+            },
+            "responses": {
+                "NotModified": { "description": "The version of If-None-Match is the newest." },
+                "Problem": error("Any error, for whoever accepts problems.", false, true),
+                "TooLarge": error("The body or the head is too large.", false, false),
+                "TooMany": error("Too many requests or failed logins.", true, false),
+                "Unavailable": error("Too much is under way, or the store is away.", true, false),
             },
         },
     })
 }
 
+fn header(name: &str, about: &str) -> Value {
+    json!({ "name": name, "in": "header", "description": about, "schema": { "type": "string" } })
+}
+
+fn error(about: &str, has_retry_after: bool, is_problem_only: bool) -> Value {
+    let mut content = json!({ "application/problem+json": {
+        "schema": { "$ref": "#/components/schemas/Problem" },
+    } });
+    if !is_problem_only {
+        content["application/json"] = json!({ "schema": { "$ref": "#/components/schemas/Error" } });
+    }
+    let mut response = json!({ "description": about, "content": content });
+    if has_retry_after {
+        response["headers"] = json!({ "Retry-After": {
+            "description": "Seconds to wait.", "schema": { "type": "integer" },
+        } });
+    }
+    response
+}
+
+/// A read without its body.
+fn head_object(service: Service, read: &Value) -> Value {
+    json!({
+        "tags": read["tags"],
+        "operationId": format!("head_{}", service.name()),
+        "summary": "The headers of what GET answers.",
+        "parameters": read["parameters"],
+        "responses": {
+            "200": { "description": "As GET, without a body." },
+            "304": read["responses"]["304"],
+        },
+    })
+}
+
+fn reference(kind: &str, name: &str) -> Value {
+    json!({ "$ref": format!("#/components/{kind}/{name}") })
+}
+
 fn operation_object(service: Service, operation: &Operation) -> Value {
-    let parameters: Vec<Value> = operation
-        .params
-        .iter()
-        .filter(|param| param.kind != "any")
-        .map(|param| {
-            json!({
-                "name": param.name, "in": "query", "description": param.about,
-                "schema": { "type": param.kind },
-            })
+    let is_read = operation.method == Method::Get;
+    let parameters = operation.params.iter().filter(|param| param.kind != "any").map(|param| {
+        json!({
+            "name": param.name, "in": "query", "description": param.about,
+            "schema": { "type": param.kind },
         })
-        .collect();
+    });
+    let headers: &[&str] =
+        if is_read { &["IfNoneMatch"] } else { &["IfMatch", "IfNoneMatch", "IdempotencyKey"] };
+    let headers = headers.iter().map(|name| reference("parameters", name));
+    let parameters: Vec<Value> = parameters.chain(headers).collect();
     let method = operation.method.as_str().to_lowercase();
     let mut object = json!({
         "tags": [service.name()],
@@ -368,8 +474,15 @@ fn operation_object(service: Service, operation: &Operation) -> Value {
                     { "$ref": "#/components/schemas/Error" },
                 ] } } },
             },
+            "413": reference("responses", "TooLarge"),
+            "429": reference("responses", "TooMany"),
+            "503": reference("responses", "Unavailable"),
+            "default": reference("responses", "Problem"),
         },
     });
+    if is_read {
+        object["responses"]["304"] = reference("responses", "NotModified");
+    }
     if matches!(operation.method, Method::Put | Method::Post) {
         let properties: Map<String, Value> = operation
             .params

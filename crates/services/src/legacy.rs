@@ -46,16 +46,31 @@ pub fn is_signal_list(path: &str) -> bool {
     matches!(path.trim_end_matches('/'), "/wsList" | "/signal/list")
 }
 
-/// The base URL of signalling, which needs no credentials. `secure` asks for one that speaks TLS;
-/// without it the URL is as safe as the request was.
+/// The base URL of signalling, which needs no credentials. `secure` asks for one that speaks TLS: that
+/// of the operator or this neuron's port for it, where there is one. Otherwise the URL is as safe as the
+/// request was.
 pub fn signal_list(services: &Services, authority: &str, is_tls: bool, params: &Params) -> String {
     let is_secure = params.flag("secure");
     let named = services.identity.signal_urls.iter().find(|url| url.starts_with("wss:"));
     let url = match named.filter(|_| is_secure) {
         Some(url) => url.clone(),
-        None => host::signal_url(services, authority, is_tls || is_secure),
+        None => {
+            let port = services.identity.https_port.filter(|_| is_secure && !is_tls);
+            let other = port.map(|port| format!("{}:{port}", host_of(authority)));
+            let is_tls = is_tls || other.is_some();
+            host::signal_url(services, other.as_deref().unwrap_or(authority), is_tls)
+        }
     };
     format!("{{\"value\":{}}}", Json::string(&url).as_str())
+}
+
+/// An authority without its port.
+fn host_of(authority: &str) -> &str {
+    match authority.rsplit_once(':') {
+        // The colons of an IPv6 address stand in brackets.
+        Some((host, port)) if !port.contains(']') => host,
+        _ => authority,
+    }
 }
 
 /// Where a legacy call asks to be, cut to the depth of its route.

@@ -173,6 +173,8 @@ pub struct Identity {
     /// Base WebSocket URLs to hand out, without a trailing slash; empty to derive one from the
     /// request's own host.
     pub signal_urls: Vec<String>,
+    /// Port of the API over TLS; `None` where this neuron does not speak it.
+    pub https_port: Option<u16>,
 }
 
 /// Everything services work with, shared by all calls of a neuron.

@@ -242,6 +242,7 @@ fn assemble(store: &Arc<SimStore>, machine: &Machine) -> Neuron {
         neuron: "neuron".to_owned(),
         number: store.incarnation(),
         signal_urls: Vec::new(),
+        https_port: None,
     };
     let stats = Arc::new(Statistics::default());
     let switchboard = Arc::new(Switchboard::new(

@@ -4,7 +4,7 @@
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 #[non_exhaustive]
 pub enum Code {
-    /// The neuron failed to carry this out; its log names the cause under this request's id.
+    /// The neuron failed to carry this out.
     Internal,
     /// There is nothing under this path and key.
     NotFound,
@@ -276,9 +276,7 @@ impl Code {
     /// What was wrong and what to do, for a person.
     pub fn text(self) -> &'static str {
         match self {
-            Code::Internal => {
-                "The neuron failed to carry this out; its log names the cause under this request's id."
-            }
+            Code::Internal => "The neuron failed to carry this out.",
             Code::NotFound => "There is nothing under this path and key.",
             Code::Unauthorized => {
                 "The credentials are missing, wrong, or of an inactive account, or a rule denies this address."

@@ -8,6 +8,7 @@ use serde_json::{Value, json};
 use tempfile::TempDir;
 use tests::curl;
 use tests::neuron::{Neuron, program};
+use tests::socket::Client;
 use tests::wait::until;
 
 use super::{Account, Caller, shared, v};
@@ -109,7 +110,10 @@ fn a_stop_answers_what_is_under_way_writes_what_was_counted_and_keeps_the_data()
 
     let stored = v(top.put("/_data/p", json!({ "k": "a", "v": { "n": 2 } })))?;
     neuron.kill()?;
+    let recovery = "was not stopped in order; its store was recovered";
+    assert!(!neuron.log()?.contains(recovery), "it was, so far");
     let neuron = neuron.restart()?;
+    assert_eq!(neuron.log()?.matches(recovery).count(), 1);
     let top = Caller { url: neuron.url(), ..top };
     assert_eq!(v(top.get("/_data/p?k=a"))?, stored, "what was answered survives SIGKILL");
     assert_eq!(v(top.get("/_data/p?k=a&time_series=1"))?.as_array().map(Vec::len), Some(2));
@@ -342,6 +346,11 @@ fn a_restore_that_fails_names_the_place_and_leaves_nothing() -> Result<()> {
     std::fs::write(Path::new(&data).join("ganglion.redb"), "not a store")?;
     let said = complaint(run(&["fsck", "--data-dir", &data])?)?;
     assert!(said.contains("ganglion.redb") && !said.contains("`ganglion fsck"), "{said}");
+    std::fs::write(place("real.toml"), format!("[store]\ndata_dir = {of_neuron:?}\n"))?;
+    printed(run(&["backup", "--config", &place("real.toml"), &place("second")])?)?;
+    assert!(
+        complaint(run(&["fsck", "--config", &place("real.toml")])?)?.contains("another process")
+    );
     let said = complaint(run(&["fsck", "--data-dir", &place("none")])?)?;
     assert_eq!(said.matches("No such file").count(), 1, "{said}");
     Ok(())
@@ -355,6 +364,16 @@ fn the_configuration_is_checked_explained_and_printed() -> Result<()> {
         verb(home, &[&["config"], arguments].concat(), variables)
     };
     assert!(printed(config(&["check"], &[])?)?.contains("no file; defaults"));
+    // Without a file it is a development neuron that is explained.
+    let said = printed(config(&["explain", "listen.http"], &[])?)?;
+    assert!(said.contains("here:    [\"127.0.0.1:4006\"]"), "{said}");
+    assert!(printed(verb(home, &["help"], &[])?)?.starts_with("A whole real-time communications"));
+    let settings = printed(config(&["settings"], &[])?)?;
+    let committed = Path::new(env!("CARGO_MANIFEST_DIR")).join("../docs/reference/settings.md");
+    if std::env::var_os("GANGLION_BLESS").is_some() {
+        std::fs::write(&committed, &settings)?;
+    }
+    assert_eq!(std::fs::read_to_string(committed)?, settings, "run this with GANGLION_BLESS=1");
     let reference = printed(config(&["reference"], &[])?)?;
     for key in ["flush = \"15s\"", "header_time = \"10s\"", "[store]", "data_dir = "] {
         assert!(reference.contains(key), "{key} is not in the reference");
@@ -370,6 +389,19 @@ fn the_configuration_is_checked_explained_and_printed() -> Result<()> {
         printed(config(&["explain", "stats.flush"], &[("GANGLION_STATS__FLUSH", "3s")])?)?;
     for part in ["default: \"15s\"", "here:    \"3s\"", "GANGLION_STATS__FLUSH"] {
         assert!(explained.contains(part), "{part}: {explained}");
+    }
+    let data_dir =
+        |folder: &Path| format!("[neuron]\nsys_secret = \"s\"\n[store]\ndata_dir = {folder:?}");
+    std::fs::write(home.join("taken"), "")?;
+    for (text, hint) in [
+        (data_dir(&home.join("taken")), "taken is not a folder"),
+        (data_dir(&home.join("taken/data")), "taken is not a folder"),
+        ("[neuron]\nsys_secret = \"s\"\nsys_secret_file = \"/s\"".to_owned(), "both"),
+        ("[listen]\nadmin = [\"127.0.0.1:9\", \"127.0.0.1:9\"]".to_owned(), "are the same"),
+    ] {
+        std::fs::write(&file, &text)?;
+        let said = complaint(config(&["check"], &[])?)?;
+        assert!(said.contains(hint), "{text:?}: {said:?} does not say {hint:?}");
     }
     for (text, hint) in [
         ("[stats]\nflsh = \"1s\"", "`stats.flush`"),
@@ -408,6 +440,175 @@ fn the_configuration_is_checked_explained_and_printed() -> Result<()> {
     Ok(())
 }
 
+/// A certificate for localhost and its key, made by openssl, valid for so many days from `from`.
+fn make_pair(folder: &Path, from: Option<&str>, days: &str) -> Result<()> {
+    let mut command = Command::new(if from.is_some() { "faketime" } else { "openssl" });
+    command.args(from).args(from.map(|_| "openssl"));
+    let made = command
+        .args(["req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:P-256", "-nodes"])
+        .args(["-subj", "/CN=localhost", "-days", days, "-keyout", "key.pem", "-out", "cert.pem"])
+        .current_dir(folder)
+        .output()?;
+    ensure!(made.status.success(), "{made:?}");
+    Ok(())
+}
+
+#[test]
+fn an_expired_certificate_and_open_secrets_are_warned_of() -> Result<()> {
+    use std::os::unix::fs::PermissionsExt as _;
+    let home = TempDir::new()?;
+    let place = |name: &str| home.path().join(name).display().to_string();
+    make_pair(home.path(), Some("2020-01-01 12:00:00"), "1")?;
+    std::fs::create_dir(place("data"))?;
+    let made_private = |name: &str, mode: u32| {
+        std::fs::set_permissions(place(name), std::fs::Permissions::from_mode(mode))
+    };
+    std::fs::write(place("secret"), "s")?;
+    std::fs::write(
+        place("ganglion.toml"),
+        format!(
+            "[neuron]\nsys_secret_file = {:?}\n[store]\ndata_dir = {:?}\n[listen]\n\
+             http = [\"127.0.0.1:0\"]\nhttps = [\"127.0.0.1:0\"]\nadmin = [\"127.0.0.1:0\"]\n\
+             [tls]\ncert = {:?}\nkey = {:?}\n",
+            place("secret"),
+            place("data"),
+            place("cert.pem"),
+            place("key.pem"),
+        ),
+    )?;
+    let check = || {
+        let output = verb(home.path(), &["config", "check"], &[])?;
+        ensure!(output.status.success(), "{output:?}");
+        Ok(String::from_utf8(output.stderr)?)
+    };
+    for mode in [0o644, 0o640] {
+        for name in ["secret", "key.pem"] {
+            made_private(name, mode)?;
+        }
+        made_private("data", mode | 0o111)?;
+        let said = check()?;
+        assert!(said.contains("has expired on 2020-01-02 12:00:0"), "{said}");
+        for name in ["secret", "key.pem", "data"] {
+            // Of a folder, others may enter it in both rounds.
+            let is_open = mode == 0o644 || name == "data";
+            let advice = format!(" {}", place(name));
+            assert_eq!(said.lines().any(|line| line.ends_with(&advice)), is_open, "{name}: {said}");
+        }
+    }
+    made_private("data", 0o700)?;
+    make_pair(home.path(), None, "1")?;
+    assert_eq!(check()?, "");
+    Ok(())
+}
+
+#[test]
+fn what_is_wrong_with_a_certificate_is_told_once_and_a_hangup_looks_at_once() -> Result<()> {
+    let home = TempDir::new()?;
+    make_pair(home.path(), None, "1")?;
+    let (cert, key) = (home.path().join("cert.pem"), home.path().join("key.pem"));
+    let right = std::fs::read(&cert)?;
+    let (shown_cert, shown_key) = (cert.display().to_string(), key.display().to_string());
+    let settings = [
+        ("GANGLION_LISTEN__HTTPS", "[\"127.0.0.1:0\"]"),
+        ("GANGLION_TLS__CERT", &*shown_cert),
+        ("GANGLION_TLS__KEY", &*shown_key),
+    ];
+    let neuron = Neuron::start_with(&settings, &[])?;
+    let log_has = |text: &str, count: usize| {
+        until(|| neuron.log(), |log| log.matches(text).count() >= count)?;
+        assert_eq!(neuron.log()?.matches(text).count(), count, "{text}");
+        anyhow::Ok(())
+    };
+    assert!(neuron.metric("tls_certificate_end_seconds")? > 1_700_000_000);
+    std::fs::write(&cert, "garbage")?;
+    let wrong = format!("there is no PEM certificate in {shown_cert}");
+    log_has(&wrong, 1)?;
+    // Two looks later it is still told once.
+    std::thread::sleep(std::time::Duration::from_secs(5));
+    log_has(&wrong, 1)?;
+    assert_eq!(neuron.metric("tls_reload_failures_total")?, 1);
+    let other = TempDir::new()?;
+    make_pair(other.path(), None, "1")?;
+    std::fs::copy(other.path().join("cert.pem"), &cert)?;
+    log_has("do not fit", 1)?;
+    std::fs::write(&cert, right)?;
+    log_has("the TLS certificate was read again", 1)?;
+    assert_eq!(neuron.metric("tls_reload_failures_total")?, 2);
+
+    let hangup = Command::new("kill").args(["-HUP", &neuron.pid().to_string()]).status()?;
+    ensure!(hangup.success());
+    log_has("the TLS certificate was read again", 2)?;
+    log_has("SIGHUP", 1)?;
+    Ok(())
+}
+
+#[test]
+fn a_drain_that_begins_succeeds_and_is_logged() -> Result<()> {
+    let mut neuron = Neuron::start()?;
+    let top = Account::new(&neuron)?;
+    let token = v(top.put("/_token?k=bob&expire=600", json!({})))?;
+    let token = token.as_str().context("a token")?;
+    let mut socket = Client::connect(&format!("ws://{}/ws/v2/{token}", neuron.address("http")?))?;
+    socket.frame()?;
+    let drain = format!("http://{}/drainz", neuron.address("admin")?);
+    for _ in 0..2 {
+        // A status from 400 on fails with `-f`.
+        assert_eq!(curl::run(&["-f", "-X", "POST", &drain])?, "ok\n1 sockets\n");
+    }
+    assert_eq!(curl::run(&["-o", "/dev/null", "-w", "%{http_code}", &drain])?, "503");
+    assert_eq!(curl::run(&["-f", "-X", "DELETE", &drain])?, "ok\n");
+    let log = neuron.log()?;
+    for part in ["draining: new sockets", "back in service", "ready", "admin=[127.0.0.1:"] {
+        assert_eq!(log.matches(part).count(), 1 + usize::from(part == "ready"), "{part}: {log}");
+    }
+    assert_eq!(neuron.stop()?, Some(0));
+    assert!(!neuron.data_dir().join("control.sock").exists());
+    Ok(())
+}
+
+#[test]
+fn metrics_say_what_prometheus_looks_for() -> Result<()> {
+    let neuron = shared()?;
+    let url = format!("http://{}/metrics", neuron.address("admin")?);
+    let text = curl::run(&["-i", &url])?;
+    assert!(text.contains("content-type: text/plain; version=0.0.4; charset=utf-8\r\n"), "{text}");
+    let value = |start: &str| -> Result<f64> {
+        let value = text.lines().find_map(|line| line.strip_prefix(start));
+        Ok(value.with_context(|| format!("{start}: {text}"))?.trim().parse()?)
+    };
+    assert_eq!(value("ganglion_build_info{version=\"0.1.0\"} ")?, 1.0);
+    let now = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH)?.as_secs_f64();
+    let age = now - value("process_start_time_seconds ")?;
+    assert!((-1.0..3600.0).contains(&age), "{age}");
+    let resident = value("process_resident_memory_bytes ")?;
+    assert!((1e6..1e9).contains(&resident), "{resident}");
+    Ok(())
+}
+
+#[test]
+fn a_development_neuron_says_that_its_port_was_taken() -> Result<()> {
+    let taken = shared()?.address("http")?;
+    let neuron = Neuron::start_with(&[], &["--listen", &taken])?;
+    let log = neuron.log()?;
+    assert!(log.contains(&format!("{taken} is taken by another program")), "{log}");
+    let hangup = Command::new("kill").args(["-HUP", &neuron.pid().to_string()]).status()?;
+    ensure!(hangup.success());
+    until(|| neuron.log(), |log| log.contains("SIGHUP: there is no certificate"))?;
+    Ok(())
+}
+
+#[test]
+fn a_store_of_a_real_neuron_is_not_shown_by_a_development_one() -> Result<()> {
+    let mut neuron = Neuron::start()?;
+    neuron.stop()?;
+    std::fs::remove_file(neuron.data_dir().join("dev.json"))?;
+    let data_dir = neuron.data_dir().display().to_string();
+    let said = complaint(start_that_ends(&["--dev", "--data-dir", &data_dir])?)?;
+    assert!(said.contains("was not made by `serve --dev`"), "{said}");
+    assert!(!neuron.data_dir().join("dev.json").exists());
+    Ok(())
+}
+
 /// The lines of the README are pasted, but for where files go, and up to the start.
 #[test]
 fn what_the_readme_says_to_paste_makes_a_right_configuration() -> Result<()> {
@@ -427,6 +628,8 @@ fn what_the_readme_says_to_paste_makes_a_right_configuration() -> Result<()> {
     );
     let mut pasted = Command::new("sh");
     pasted.args(["-e", "-c", &script]).env("PROGRAM", program()?).current_dir(home.path());
+    // Not everybody who tests may write in /var/lib.
+    pasted.env("GANGLION_STORE__DATA_DIR", home.path().join("data"));
     let said = printed(pasted.output()?)?;
     assert_eq!(said, format!("right: {etc}/ganglion.toml\n"));
     Ok(())
@@ -475,6 +678,39 @@ fn the_client_verbs_ask_with_contexts() -> Result<()> {
     for arguments in [&["token", "/room", "--k", "bob", "--expire", "600"][..], &["token"]] {
         assert!(value(arguments)?.as_str().is_some_and(|token| token.len() > 40), "{arguments:?}");
     }
+
+    // A body and credentials that `ps` does not show.
+    let file = home.path().join("body.json");
+    std::fs::write(&file, r#"{"k":"c","v":3}"#)?;
+    let named = format!("@{}", file.display());
+    assert_eq!(value(&["put", "/_data/of a file", &named])?, 3);
+    assert!(complaint(run(&["put", "/_data/p", "@none"])?)?.contains("reading none"));
+    let piped = Command::new("sh")
+        .args(["-c", r#"echo '{"k":"d","v":4}' | "$PROGRAM" put '/_data/of a pipe' -"#])
+        .env("PROGRAM", program()?)
+        .env("XDG_CONFIG_HOME", home.path())
+        .output()?;
+    assert!(printed(piped)?.contains("\"v\": 4"));
+    let mine = [("GANGLION_URL", &*top.url), ("GANGLION_USER", &*other.credentials)];
+    let of = |arguments: &[&str]| -> Result<Value> {
+        v(Ok(serde_json::from_str(&printed(verb(home.path(), arguments, &mine)?)?)?))
+    };
+    assert_eq!(
+        of(&["get", "/_data/of a file"])?,
+        json!([]),
+        "the variables over the current context"
+    );
+    assert_eq!(of(&["get", "/_data/of a file", "--context", "mine"])?, json!(["c"]));
+    for (url, user, hint) in [
+        ("rtc.example.org", "a:b", "not an address"),
+        ("ftp://a", "a:b", "not an address"),
+        (&*top.url, "elena", "a colon"),
+    ] {
+        let add = ["context", "add", "wrong", "--url", url, "--user", user];
+        let said = complaint(run(&add)?)?;
+        assert!(said.contains(hint), "{url} {user}: {said}");
+    }
+    assert!(!printed(run(&["context", "list"])?)?.contains("wrong"));
 
     let said = complaint(run(&["get", "nope"])?)?;
     assert!(said.contains("404") && !said.contains("at line"), "{said}");

@@ -961,10 +961,17 @@ fn figures_of_nothing_are_an_empty_list() -> Result<()> {
 // §1.8.
 
 #[test]
-fn an_old_client_that_asks_for_a_safe_url_is_given_one() -> Result<()> {
-    let neuron = shared()?;
+fn an_old_client_that_asks_for_a_safe_url_is_given_one_where_there_is_one() -> Result<()> {
+    let in_the_clear = shared()?;
+    let authority = in_the_clear.address("http")?;
+    let list = Request::new("GET", format!("{}/wsList?secure=1", in_the_clear.url()));
+    assert_eq!(list.send()?.json()?["d"]["value"], format!("ws://{authority}/ws"), "no TLS here");
+
+    let settings =
+        [("GANGLION_LISTEN__HTTPS", "[\"127.0.0.1:0\"]"), ("GANGLION_TLS__SELF_SIGNED", "true")];
+    let neuron = Neuron::start_with(&settings, &[])?;
     let authority = neuron.address("http")?;
-    let safe = format!("wss://{authority}/ws");
+    let safe = format!("wss://{}/ws", neuron.address("https")?);
     let as_it_came = format!("ws://{authority}/ws");
     for (query, form, expected) in [
         ("", "", &as_it_came),

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use anyhow::{Context as _, Result, bail};
 use serde::{Deserialize, Serialize};
 
+use super::exchange::Address;
 use crate::serve::write_secret;
 
 /// Where to ask, and as whom.
@@ -39,8 +40,9 @@ pub(crate) enum ContextVerb {
         /// The neuron's address, such as http://127.0.0.1:4006 or https://localhost:4008.
         #[arg(long)]
         url: String,
-        /// Credentials, such as 'elena:secret' or 'elena#lily:!secret'.
-        #[arg(long, short)]
+        /// Credentials, such as 'elena:secret' or 'elena#lily:!secret'; in $GANGLION_USER they are
+        /// not seen in `ps`.
+        #[arg(long, short, env = "GANGLION_USER", hide_env_values = true)]
         user: String,
         /// A PEM file with certificates that are trusted in place of the system's: of a self-made
         /// certificate, itself.
@@ -66,6 +68,8 @@ pub(crate) fn context(verb: ContextVerb) -> Result<String> {
     let mut contexts = load()?;
     match verb {
         ContextVerb::Add { name, url, user, ca } => {
+            Address::parse(&url)?;
+            check_user(&user)?;
             // It is read from wherever a verb is called.
             let ca = ca.map(std::path::absolute).transpose()?;
             contexts.context.insert(name.clone(), Context { url, user, ca });
@@ -94,6 +98,15 @@ pub(crate) fn context(verb: ContextVerb) -> Result<String> {
     }
     save(&contexts)?;
     Ok(String::new())
+}
+
+/// Refuses credentials that nobody could log in with.
+pub(super) fn check_user(user: &str) -> Result<()> {
+    match user.split_once(':') {
+        Some((ident, _)) if !ident.is_empty() => Ok(()),
+        // It may be a secret, and is not told.
+        _ => bail!("credentials are a name, a colon and a secret, such as 'elena:secret'"),
+    }
 }
 
 fn file() -> Result<PathBuf> {

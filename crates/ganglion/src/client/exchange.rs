@@ -25,7 +25,7 @@ use super::contexts::Context;
 const ANSWER_BYTES_MAX: usize = 256 << 20;
 
 /// A neuron's address.
-struct Address {
+pub(super) struct Address {
     is_tls: bool,
     /// Without the brackets of an IPv6 address.
     host: String,
@@ -78,7 +78,7 @@ where
 }
 
 impl Address {
-    fn parse(url: &str) -> Result<Address> {
+    pub(super) fn parse(url: &str) -> Result<Address> {
         let wrong = || {
             format!(
                 "{url}: not an address such as http://127.0.0.1:4006 or https://rtc.example.org"

@@ -20,10 +20,12 @@ pub(crate) struct Where {
     /// A named context; the current one when left out.
     #[arg(long, env = "GANGLION_CONTEXT")]
     context: Option<String>,
-    /// The neuron's address, such as http://127.0.0.1:4006 or https://localhost:4008.
+    /// The neuron's address, such as http://127.0.0.1:4006 or https://localhost:4008; else
+    /// $GANGLION_URL, unless a context is named.
     #[arg(long)]
     url: Option<String>,
-    /// Credentials, such as 'elena:secret' or 'elena#lily:!secret'.
+    /// Credentials, such as 'elena:secret' or 'elena#lily:!secret'; else $GANGLION_USER, unless a
+    /// context is named. Those of a context or the variable are not seen in `ps`.
     #[arg(long, short)]
     user: Option<String>,
     /// A PEM file with certificates that are trusted in place of the system's: of a self-made
@@ -34,13 +36,23 @@ pub(crate) struct Where {
 
 impl Where {
     fn find(&self) -> Result<Context> {
-        if let (Some(url), Some(user)) = (&self.url, &self.user) {
-            return Ok(Context { url: url.clone(), user: user.clone(), ca: self.ca.clone() });
+        let or_variable = |said: &Option<String>, name: &str| match (said, &self.context) {
+            (None, None) => std::env::var(name).ok(),
+            _ => said.clone(),
+        };
+        let (url, user) =
+            (or_variable(&self.url, "GANGLION_URL"), or_variable(&self.user, "GANGLION_USER"));
+        if let Some(user) = &user {
+            contexts::check_user(user)?;
         }
+        let (url, user) = match (url, user) {
+            (Some(url), Some(user)) => return Ok(Context { url, user, ca: self.ca.clone() }),
+            pair => pair,
+        };
         let contexts = contexts::load()?;
         let name = self.context.as_ref().or(contexts.current.as_ref());
         let Some(name) = name else {
-            match (&self.url, &self.user) {
+            match (url, user) {
                 (Some(_), None) => bail!("only --user is missing, such as --user 'elena:secret'"),
                 (None, Some(_)) => {
                     bail!("only --url is missing, such as --url http://127.0.0.1:4006")
@@ -53,8 +65,8 @@ impl Where {
         let known = contexts.context.get(name);
         let known = known.with_context(|| format!("there is no context `{name}`"))?;
         Ok(Context {
-            url: self.url.clone().unwrap_or_else(|| known.url.clone()),
-            user: self.user.clone().unwrap_or_else(|| known.user.clone()),
+            url: url.unwrap_or_else(|| known.url.clone()),
+            user: user.unwrap_or_else(|| known.user.clone()),
             ca: self.ca.clone().or_else(|| known.ca.clone()),
         })
     }

@@ -1,10 +1,12 @@
 //! What no neuron could run with, refused by the key's name.
 
+use std::net::SocketAddr;
+
 use anyhow::{Result, bail};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
-use super::keys::Config;
+use super::keys::{Config, ListenConfig};
 
 /// Fewer bytes of headers the HTTP library does not take.
 const HEADERS_BYTES_MIN: usize = 8 << 10;
@@ -13,7 +15,7 @@ const VIEWS_BYTES_MIN: usize = 128 << 10;
 
 impl Config {
     /// Refuses, by the key's name, what no neuron could run with. What stands in the files that are
-    /// named here is looked at by `serve::check`.
+    /// named here is looked at by `crate::check`.
     pub(super) fn check(&self) -> Result<()> {
         if self.neuron.sys_secret.contains('#') || self.neuron.sys_secret.starts_with('!') {
             bail!("neuron.sys_secret cannot hold `#` or start with `!`");
@@ -88,6 +90,20 @@ impl Config {
                 signal::ENVELOPE_BYTES_MAX
             );
         }
+        if !self.neuron.sys_secret.is_empty() && !self.neuron.sys_secret_file.as_os_str().is_empty()
+        {
+            bail!("neuron.sys_secret and neuron.sys_secret_file are both set: which one is meant?");
+        }
+        if let Some((one, other)) = overlapping(&self.listen) {
+            bail!("{one} and {other} are the same: an address is listened on once");
+        }
+        let has_pair =
+            !self.tls.cert.as_os_str().is_empty() || !self.tls.key.as_os_str().is_empty();
+        if self.tls.self_signed && has_pair {
+            bail!(
+                "tls.self_signed makes a certificate in place of tls.cert and tls.key: set one or the others"
+            );
+        }
         for proxy in &self.listen.trusted_proxies {
             if services::access::Network::parse(proxy).is_none() {
                 bail!("listen.trusted_proxies: `{proxy}` is not an address or CIDR prefix");
@@ -101,6 +117,27 @@ impl Config {
         }
         Ok(())
     }
+}
+
+/// Two addresses, as they are told, of which the second could not be bound beside the first.
+fn overlapping(listen: &ListenConfig) -> Option<(String, String)> {
+    let lists = [("http", &listen.http), ("https", &listen.https), ("admin", &listen.admin)];
+    let all: Vec<(&str, SocketAddr)> = lists
+        .into_iter()
+        .flat_map(|(name, list)| list.iter().map(move |address| (name, *address)))
+        .collect();
+    let is_same = |a: &SocketAddr, b: &SocketAddr| {
+        let is_everywhere = a.ip().is_unspecified() || b.ip().is_unspecified();
+        a.port() == b.port()
+            && a.port() != 0
+            && a.is_ipv4() == b.is_ipv4()
+            && (is_everywhere || a.ip() == b.ip())
+    };
+    let told = |(name, address): &(&str, SocketAddr)| format!("listen.{name} {address}");
+    all.iter().enumerate().find_map(|(at, one)| {
+        let other = all[at + 1..].iter().find(|other| is_same(&one.1, &other.1))?;
+        Some((told(one), told(other)))
+    })
 }
 
 /// A level, or directives; a word that is neither would be taken for a target, and silence all others.
@@ -174,6 +211,16 @@ mod tests {
             ("[signal]\nurls = [\"http://a.example/ws\"]", "signal.urls"),
             ("[signal]\nurls = [\"wss://a.example/ws/\"]", "signal.urls"),
             ("[signal]\nurls = [\"wss://\"]", "signal.urls"),
+            (
+                "[neuron]\nsys_secret = \"a\"\nsys_secret_file = \"/b\"",
+                "neuron.sys_secret and neuron.sys_secret_file",
+            ),
+            (
+                "[listen]\nhttp = [\"127.0.0.1:1\", \"127.0.0.1:1\"]",
+                "listen.http 127.0.0.1:1 and listen.http 127.0.0.1:1",
+            ),
+            ("[listen]\nhttp = [\"0.0.0.0:4007\"]", "and listen.admin 127.0.0.1:4007"),
+            ("[tls]\nself_signed = true\nkey = \"/k\"", "tls.self_signed"),
         ] {
             let error = typed(table_of(text))?.check().expect_err(text).to_string();
             assert!(error.contains(name), "{text}: {error}");
@@ -185,6 +232,7 @@ mod tests {
             "[views]\nbytes = \"128KiB\"\nnode = \"64KiB\"",
             "[listen]\nhttp = []\nhttps = [\"127.0.0.1:0\"]\n[tls]\nself_signed = true",
             "[signal]\nurls = [\"ws://a.example\", \"wss://a.example/ws\"]",
+            "[listen]\nhttp = [\"127.0.0.1:0\", \"127.0.0.1:0\", \"127.0.0.1:1\", \"[::]:1\"]",
         ] {
             typed(table_of(text))?.check().with_context(|| text.to_owned())?;
         }

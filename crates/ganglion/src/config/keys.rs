@@ -46,8 +46,8 @@ expected! {
     PathBuf: "a path in quotes",
     Vec<String>: "a list of texts such as [\"a\", \"b\"]",
     Vec<SocketAddr>: "a list of addresses with ports, such as [\"127.0.0.1:4006\"]",
-    Span: "a time such as \"250ms\", \"15s\", \"2m\", \"1h\", \"1d\"",
-    Size: "a size such as \"4096\", \"64KiB\", \"16MiB\"",
+    Span: "a time in quotes, such as \"250ms\", \"15s\", \"2m\", \"1h\", \"1d\"",
+    Size: "a size in quotes, such as \"4096\", \"64KiB\", \"16MiB\"",
 }
 
 macro_rules! sections {

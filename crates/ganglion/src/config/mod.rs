@@ -97,6 +97,12 @@ fn overlay(table: &mut Table, variables: impl Iterator<Item = (String, String)>)
                     variable_of(key.section, key.name)
                 );
             }
+            if let Some(key) = KEYS.iter().find(|key| key.section == name) {
+                bail!(
+                    "{variable} sets nothing: it is a section, whose keys are set by such as {}",
+                    variable_of(key.section, key.name)
+                );
+            }
             continue;
         };
         let default = defaults.get(section).and_then(|section| section.get(key));
@@ -160,8 +166,9 @@ mod tests {
             ("[listen]\nhttp = \"127.0.0.1:1\"", "listen.http: expected a list of addresses"),
             ("[limits]\nshare = \"a\"", "limits.share: expected a number such as 0.25, not \"a\""),
             ("[limits]\nconnections = -1", "limits.connections: expected a whole number"),
-            ("[stats]\nflush = 1", "stats.flush: expected a time such as \"250ms\""),
+            ("[stats]\nflush = 1", "stats.flush: expected a time in quotes, such as \"250ms\""),
             ("[limits]\nbody = \"huge\"", "limits.body: expected a size"),
+            ("[limits]\nbody = 0", "limits.body: expected a size in quotes"),
             ("[tls]\nself_signed = 1", "tls.self_signed: expected true or false"),
         ] {
             let error = typed(table_of(text)).expect_err(text).to_string();
@@ -183,6 +190,12 @@ mod tests {
         };
         let error = over("GANGLION_LIMITS_BODY", "2MiB").expect_err("it would set nothing");
         assert!(error.to_string().contains("GANGLION_LIMITS__BODY"), "{error}");
+        for (name, right) in
+            [("GANGLION_LOG", "GANGLION_LOG__LEVEL"), ("GANGLION_LISTEN", "GANGLION_LISTEN__HTTP")]
+        {
+            let error = over(name, "x").expect_err(name).to_string();
+            assert!(error.contains(right), "{error}");
+        }
         for name in ["GANGLION_CONFIG", "GANGLION_SIGNAL_SERVICE_HOST", "OTHER_LIMITS_BODY"] {
             assert!(over(name, "x")?.is_empty(), "{name}");
         }

@@ -1,6 +1,6 @@
 //! Health, readiness, draining and metrics, of which private listeners tell more.
 
-use http::{Method, StatusCode};
+use http::{HeaderValue, Method, StatusCode, header};
 
 use super::connection::Connection;
 use super::replies::{HttpResponse, plain};
@@ -25,17 +25,23 @@ impl Connection {
                 Some(verdict(reasons.is_empty(), reasons))
             }
             "/drainz" if self.is_admin => {
+                let left = || lifecycle.left(self.shared.sockets.len());
                 if method == Method::POST {
                     lifecycle.drain();
+                    // It was done as asked; a GET tells when nothing is left.
+                    return Some(verdict(true, left()));
                 } else if method == Method::DELETE {
                     lifecycle.resume();
                     return Some(verdict(!lifecycle.is_draining(), lifecycle.unready()));
                 }
-                let left = lifecycle.left(self.shared.sockets.len());
+                let left = left();
                 Some(verdict(lifecycle.is_draining() && left.is_empty(), left))
             }
             "/metrics" if self.is_admin => {
-                Some(plain(StatusCode::OK, metrics::render(&self.shared)))
+                let mut response = plain(StatusCode::OK, metrics::render(&self.shared));
+                let content_type = HeaderValue::from_static(metrics::CONTENT_TYPE);
+                response.headers_mut().insert(header::CONTENT_TYPE, content_type);
+                Some(response)
             }
             _ => None,
         }

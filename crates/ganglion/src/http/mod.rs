@@ -36,6 +36,7 @@ use crate::config::Config;
 use crate::lifecycle::Lifecycle;
 use crate::listen::Gate;
 use crate::sockets::SocketTable;
+use crate::tls::Tls;
 use crate::turns::Turns;
 
 /// What every connection of a neuron shares.
@@ -53,6 +54,8 @@ pub(crate) struct Shared {
     /// Each account's share of the requests that are carried out at a time.
     pub(crate) turns: Arc<Turns>,
     pub(crate) counters: Counters,
+    /// That of the listeners, when they have one.
+    pub(crate) tls: Option<Arc<Tls>>,
 }
 
 /// What HTTP has done, for metrics.

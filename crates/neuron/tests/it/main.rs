@@ -78,6 +78,7 @@ impl Stage {
             neuron: "neuron".to_owned(),
             number: store.incarnation(),
             signal_urls: Vec::new(),
+            https_port: None,
         };
         let views = Limits { bytes_max: 64 << 20, node_bytes_max: NODE_BYTES_MAX, idle_s: 600 };
         let parts = Parts {
