@@ -55,7 +55,7 @@ pub(crate) fn render(shared: &Shared) -> String {
     );
     out.counter(
         "http_answers_refused_total",
-        "Reads refused because too many bytes of answers were not taken yet.",
+        "Requests refused because too many bytes of answers were not taken yet.",
         load(&turns.answers_refused),
     );
     out.gauge(
@@ -95,6 +95,10 @@ pub(crate) fn render(shared: &Shared) -> String {
             "Unix time after which the certificate is not valid; only with listen.https.",
             format_args!(" {end_s}"),
         );
+    }
+
+    for met in shared.neuron.services.bounds() {
+        out.counter(&format!("{}_total", met.name), met.help, met.count);
     }
 
     let views = shared.neuron.services.kv.view_stats();

@@ -1201,7 +1201,7 @@ fn a_write_can_ask_to_be_the_first() -> Result<()> {
         request.body(json!({ "k": "new", "v": value }).to_string()).send()
     };
     assert_eq!(first(1)?.json()?["v"], 1);
-    assert_eq!(first(2)?.json()?["v"], "key_exists");
+    assert_eq!(first(2)?.json()?["v"], "version_conflict");
     assert_eq!(v(top.get("/_data/p?k=new"))?, 1);
     Ok(())
 }

@@ -152,11 +152,13 @@ sections! {
         body: Size = Size(1 << 20),
         /// Bytes of the bodies of all requests under way; of one account a quarter. Those of senders
         /// whose credentials were not proven from their address before are together half of it, and
-        /// of one address an eighth. More are refused as overloaded.
+        /// of one address an eighth. Heads that are not whole count too, above 8 KiB. More are refused
+        /// as overloaded.
         bodies: Size = Size(256 << 20),
-        /// Bytes of finished answers that clients have not taken yet; of one address a quarter, of
-        /// one connection an eighth, but always one answer. Reads beyond it are refused as
-        /// overloaded.
+        /// Bytes of finished answers that clients have not taken yet; of one account a quarter, of one
+        /// connection an eighth. Those to callers without proven credentials are together half of it,
+        /// and of one address an eighth. Requests beyond it are refused as overloaded, a write before
+        /// it is done. Pages are not counted.
         answers: Size = Size(256 << 20),
         /// Bytes of a request's line and headers; at least 8 KiB.
         headers: Size = Size(32 << 10),
