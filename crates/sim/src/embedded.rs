@@ -60,9 +60,10 @@ pub fn run(seed: u64) -> Result<Report, String> {
     let mut disk = Disk::default();
     let mut report = Report::default();
     let mut kv = open(&disk)?;
-    // Everything acknowledged, in order; and the batches that may be there after it.
+    // Everything acknowledged, in order; and the batches refused since something was committed, one of
+    // which a cut may leave.
     let mut kept: Vec<Change> = Vec::new();
-    let mut doubtful: Vec<Change> = Vec::new();
+    let mut doubtful: Vec<Vec<Change>> = Vec::new();
     for nth in 0..BATCHES {
         let is_troubled = random.one_in(5);
         if is_troubled {
@@ -124,8 +125,9 @@ pub fn run(seed: u64) -> Result<Report, String> {
                 };
                 let with = |more: &[Change]| puts(&[&kept[..], more].concat());
                 let mut may = vec![with(&done)];
-                if !is_owed {
-                    may.extend([puts(&kept), with(&doubtful)]);
+                if !is_owed || done.is_empty() {
+                    may.push(puts(&kept));
+                    may.extend(doubtful.iter().map(|refused| with(refused)));
                 }
                 if !found.starts_with(&kept) || !may.contains(&puts(&found)) {
                     return Err(format!("batch {nth}: lost or torn by a cut"));
@@ -134,8 +136,8 @@ pub fn run(seed: u64) -> Result<Report, String> {
             kept = found;
             doubtful.clear();
         } else if is_refused {
-            doubtful = done;
-        } else {
+            doubtful.push(done);
+        } else if !done.is_empty() {
             kept.append(&mut done);
             doubtful.clear();
         }

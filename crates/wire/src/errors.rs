@@ -98,7 +98,7 @@ pub enum Code {
     TooLarge,
     /// The rate limit of this address or account is used up; Retry-After says when to try again.
     TooManyRequests,
-    /// The store cannot take this now (disk full, or it is away); nothing was changed.
+    /// The store cannot take this now (disk full, or it is away). Nothing was changed; only where the disk itself fails, a restart may find that it was.
     StoreUnavailable,
     /// The store took this without a quorum; the condition cannot be promised.
     StoreDegraded,
@@ -344,7 +344,7 @@ impl Code {
                 "The rate limit of this address or account is used up; Retry-After says when to try again."
             }
             Code::StoreUnavailable => {
-                "The store cannot take this now (disk full, or it is away); nothing was changed."
+                "The store cannot take this now (disk full, or it is away). Nothing was changed; only where the disk itself fails, a restart may find that it was."
             }
             Code::StoreDegraded => {
                 "The store took this without a quorum; the condition cannot be promised."

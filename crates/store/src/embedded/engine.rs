@@ -69,14 +69,10 @@ pub(crate) enum Committed {
 }
 
 /// A commit that failed.
-pub(crate) enum CommitFailed {
-    /// The log did; redb is as it was before the batch.
-    Log(io::Error),
-    Engine {
-        error: redb::Error,
-        /// The batch became durable and the failure came after it: it stands.
-        stands: bool,
-    },
+pub(crate) struct CommitFailed {
+    pub(crate) error: redb::Error,
+    /// The batch became durable and the failure came after it: it stands.
+    pub(crate) stands: bool,
 }
 
 impl Engine {
@@ -186,8 +182,11 @@ impl Engine {
         Ok(Batch { transaction: database.begin_write()?, redo: RefCell::new(redo) })
     }
 
-    /// Makes a batch durable: by a record of the log and one sync, or, when it may not be in the log
-    /// or the log has no place for it, by a checkpoint. Answers the buffer of its changes too.
+    /// Makes a batch durable: by a record of the log and one sync, or, when it may not be in the log,
+    /// the log has no place for it or fails, by a checkpoint. Answers the buffer of its changes too.
+    ///
+    /// Of a batch that fails nothing is served. If its record failed too, that may be on the disk all
+    /// the same, and be found by an opening that comes before anything else was committed.
     pub(crate) fn commit(&self, batch: Batch) -> (Result<Committed, CommitFailed>, Redo) {
         let Batch { mut transaction, redo } = batch;
         let mut redo = redo.into_inner();
@@ -197,9 +196,9 @@ impl Engine {
             return (committed.map(|()| Committed::Checkpointed), redo);
         }
         if let Err(error) = log.append(&mut redo) {
-            // What fails here, redb remembers and tells the next transaction.
-            let _ = shielded(|| transaction.abort());
-            return (Err(CommitFailed::Log(error)), redo);
+            warn_of_log(&error);
+            let committed = self.commit_checkpoint(&mut log, transaction, false);
+            return (committed.map(|()| Committed::Checkpointed), redo);
         }
         let committed = shielded(|| {
             transaction.set_durability(Durability::None).map_err(redb::Error::from)?;
@@ -207,7 +206,7 @@ impl Engine {
         });
         let committed = committed.flatten().map_err(|error| {
             // The record is on the disk, and recovery makes its changes again.
-            CommitFailed::Engine { error, stands: true }
+            CommitFailed { error, stands: true }
         });
         (committed.map(|()| Committed::Logged), redo)
     }
@@ -324,11 +323,11 @@ impl Engine {
             next.write(&transaction)?;
             transaction.commit().map_err(redb::Error::from)
         });
-        let committed = committed.flatten().map_err(|error| CommitFailed::Engine {
+        let committed = committed.flatten().map_err(|error| CommitFailed {
             error,
             stands: self.medium.durable_header() != before,
         });
-        if let Err(CommitFailed::Log(_) | CommitFailed::Engine { stands: false, .. }) = committed {
+        if let Err(CommitFailed { stands: false, .. }) = committed {
             return committed;
         }
         // The batch stands whatever becomes of the log.
@@ -410,7 +409,7 @@ pub(crate) fn settle(database: &Database, log: Place) -> Result<(), OpenError> {
 }
 
 fn not_standing(error: redb::Error) -> CommitFailed {
-    CommitFailed::Engine { error, stands: false }
+    CommitFailed { error, stands: false }
 }
 
 fn open(medium: &Arc<Medium>, cache_bytes: usize) -> Result<Database, OpenError> {

@@ -221,8 +221,10 @@ impl Log {
         };
         if !is_needed {
             // A store that was closed has cleared its log. What is in this one may be needed by
-            // another store, or by another state of this one, and is left alone.
-            if log.holds_something(length).map_err(OpenError::Log)? {
+            // another store, or by another state of this one, and is left alone. Without a header it
+            // is nobody's: what a power cut left of one that was being made.
+            let is_somebodys = headers.iter().any(Option::is_some);
+            if is_somebodys && log.holds_something(length).map_err(OpenError::Log)? {
                 own?;
                 return Err(OpenError::LogForeign);
             }
