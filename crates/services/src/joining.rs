@@ -2,14 +2,13 @@
 //! and the others take what comes of it. A guess that is made many times over is one guess.
 
 use std::collections::HashMap;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
-use event_listener::{Event, listener};
 use foldhash::fast::RandomState;
 use wire::envelope::Fault;
 
 use crate::principal::Proof;
+use crate::turnstile::Turnstile;
 
 /// What was presented and from where, and after how many changes of accounts: what somebody begins
 /// to look at before a change says nothing to who comes after it.
@@ -22,10 +21,8 @@ pub(crate) struct Joining(Mutex<HashMap<Presented, (usize, Arc<Look>), RandomSta
 
 #[derive(Debug, Default)]
 struct Look {
-    is_taken: AtomicBool,
+    turn: Turnstile,
     outcome: OnceLock<Outcome>,
-    /// It has an outcome, or whoever looked has given up.
-    ended: Event,
 }
 
 impl Joining {
@@ -40,22 +37,14 @@ impl Joining {
         look: impl Future<Output = Outcome>,
     ) -> Outcome {
         let part = self.take_part(presented);
-        loop {
-            if let Some(outcome) = part.look.outcome.get() {
-                return outcome.clone();
-            }
-            if let Some(turn) = Turn::take(&part.look) {
-                let outcome = look.await;
-                // Nobody else has the turn.
-                let _ = turn.0.outcome.set(outcome.clone());
-                return outcome;
-            }
-            listener!(part.look.ended => ended);
-            // It may have ended before this listened.
-            if part.look.is_taken.load(Ordering::SeqCst) && part.look.outcome.get().is_none() {
-                ended.await;
-            }
+        let _turn = part.look.turn.pass().await;
+        if let Some(outcome) = part.look.outcome.get() {
+            return outcome.clone();
         }
+        let outcome = look.await;
+        // Nobody else has the turn.
+        let _ = part.look.outcome.set(outcome.clone());
+        outcome
     }
 
     fn take_part(&self, presented: Presented) -> Part<'_> {
@@ -89,23 +78,5 @@ impl Drop for Part<'_> {
         if *parts == 0 || self.look.outcome.get().is_some() {
             under_way.remove(&self.presented);
         }
-    }
-}
-
-/// The right to look, until this is dropped.
-struct Turn<'a>(&'a Look);
-
-impl<'a> Turn<'a> {
-    fn take(look: &'a Look) -> Option<Turn<'a>> {
-        (!look.is_taken.swap(true, Ordering::SeqCst)).then(|| Turn(look))
-    }
-}
-
-impl Drop for Turn<'_> {
-    fn drop(&mut self) {
-        let is_done = self.0.outcome.get().is_some();
-        self.0.is_taken.store(is_done, Ordering::SeqCst);
-        // One is enough to look anew; everybody is to hear of an outcome.
-        self.0.ended.notify(if is_done { usize::MAX } else { 1 });
     }
 }

@@ -31,6 +31,7 @@ pub mod statistics;
 mod subscriptions;
 pub mod token;
 mod turn;
+mod turnstile;
 mod video;
 pub mod writing;
 
@@ -196,6 +197,8 @@ pub struct Services {
     pub proven: principal::Proven,
     pub failures: Arc<limits::Failures>,
     pub(crate) joining: joining::Joining,
+    /// One flush at a time: of two, one could end while what it found clean is still being written.
+    pub(crate) flushing: turnstile::Turnstile,
     pub keys: token::Keys,
     pub graces: token::Graces,
     pub(crate) moments: token::Moments,
@@ -260,6 +263,7 @@ impl Services {
             proven,
             failures: Arc::default(),
             joining: joining::Joining::default(),
+            flushing: turnstile::Turnstile::default(),
             keys: token::Keys::default(),
             graces: token::Graces::default(),
             moments: token::Moments::default(),

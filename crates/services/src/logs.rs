@@ -212,6 +212,7 @@ impl Services {
     /// them at most.
     pub async fn flush_logs(&self) -> Result<(), StoreError> {
         let Ok(key) = Key::parse(&self.neuron_key()) else { return Ok(()) };
+        let _flushing = self.flushing.pass().await;
         let flushing = Writing::flush(self, self.logs.buckets()).await?;
         let mut lines = self.logs.take(&flushing);
         if lines.is_empty() {

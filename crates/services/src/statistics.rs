@@ -10,7 +10,7 @@ use std::collections::{BTreeSet, HashMap};
 use std::hash::BuildHasher;
 use std::ops::Range;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use foldhash::fast::RandomState;
 use kv4::Bucket;
@@ -251,13 +251,17 @@ impl Statistics {
     /// Adds figures gathered elsewhere.
     pub fn merge(&self, measured: Measured, stat: Stat, now_s: u64) {
         let minute = u32::try_from(minute(now_s)).unwrap_or(u32::MAX);
-        let shard = usize::try_from(self.hasher.hash_one(&measured)).unwrap_or(0) % SHARDS;
-        let mut shard = self.shards[shard].lock().unwrap_or_else(PoisonError::into_inner);
+        let mut shard = self.shard_of(&measured);
         let minute = shard.closed.open_at(minute);
         match shard.cells.get_mut(&(measured.clone(), minute)) {
             Some(cell) => *cell = Cell { stat: cell.stat.merge(stat), dirty: true },
             None => shard.add(measured, minute, stat),
         }
+    }
+
+    fn shard_of(&self, measured: &Measured) -> MutexGuard<'_, Shard> {
+        let shard = usize::try_from(self.hasher.hash_one(measured)).unwrap_or(0) % SHARDS;
+        self.shards[shard].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Cells held and values lost for want of room.
@@ -283,16 +287,15 @@ impl Statistics {
         buckets
     }
 
-    /// The cells that have grown and may be written, with their figures so far; they count as clean
-    /// from here on. Those of accounts that are no more are forgotten.
-    fn take_dirty(&self, neuron: u32, flushing: &Flushing<'_>) -> Vec<(StatCell, Stat)> {
+    /// The cells that have grown and may be written, with their figures so far. Those of accounts that
+    /// are no more are forgotten.
+    fn dirty(&self, neuron: u32, flushing: &Flushing<'_>) -> Vec<(StatCell, Stat)> {
         let mut dirty = Vec::new();
         for shard in &self.shards {
             let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
             shard.retain(|measured, _, _| !flushing.is_gone(&measured.bucket));
-            for ((measured, minute), cell) in &mut shard.cells {
+            for ((measured, minute), cell) in &shard.cells {
                 if cell.dirty && flushing.may_write(&measured.bucket) {
-                    cell.dirty = false;
                     let Measured { bucket, measure, path, key } = measured.clone();
                     let at = StatCell { bucket, measure, path, key, minute: *minute, neuron };
                     dirty.push((at, cell.stat));
@@ -302,19 +305,18 @@ impl Statistics {
         dirty
     }
 
-    fn mark_dirty(&self, cells: &[(StatCell, Stat)]) {
-        for (cell, _) in cells {
+    /// Cells that were written are clean, unless they have grown since.
+    fn written(&self, cells: &[(StatCell, Stat)]) {
+        for (cell, stat) in cells {
             let measured = Measured {
                 bucket: cell.bucket.clone(),
                 measure: cell.measure.clone(),
                 path: cell.path.clone(),
                 key: cell.key.clone(),
             };
-            for shard in &self.shards {
-                let mut shard = shard.lock().unwrap_or_else(PoisonError::into_inner);
-                if let Some(held) = shard.cells.get_mut(&(measured.clone(), cell.minute)) {
-                    held.dirty = true;
-                }
+            let mut shard = self.shard_of(&measured);
+            if let Some(held) = shard.cells.get_mut(&(measured, cell.minute)) {
+                held.dirty &= held.stat != *stat;
             }
         }
     }
@@ -365,14 +367,13 @@ impl Services {
     /// # Errors
     /// The store's; what was not written is kept for the next flush.
     pub async fn flush_stats(&self) -> Result<(), StoreError> {
+        let _flushing = self.flushing.pass().await;
         self.stats.gather();
         let flushing = Writing::flush(self, self.stats.dirty_buckets()).await?;
-        let dirty = self.stats.take_dirty(self.identity.number, &flushing);
-        for (at, cells) in dirty.chunks(FLUSH_CELLS_MAX).enumerate() {
-            if let Err(error) = self.kv.put_stats(cells.to_vec()).await {
-                self.stats.mark_dirty(&dirty[at * FLUSH_CELLS_MAX..]);
-                return Err(error);
-            }
+        let dirty = self.stats.dirty(self.identity.number, &flushing);
+        for cells in dirty.chunks(FLUSH_CELLS_MAX) {
+            self.kv.put_stats(cells.to_vec()).await?;
+            self.stats.written(cells);
         }
         // One minute's grace: a value may be recorded with a time read just before it.
         let minute = u32::try_from(minute(self.now_s())).unwrap_or(u32::MAX);

@@ -16,7 +16,7 @@ use kv4::store::{Event, Listener, Retention, Stat, StatCell, StoreError};
 use kv4::write::{Write, WriteError, Written};
 
 use super::apply::{KnownBuckets, Pruned, Work, sweep};
-use super::engine::{Batch, Committed, Engine, ReadError, caught, shielded};
+use super::engine::{Batch, CommitFailed, Committed, Engine, ReadError, caught, shielded};
 use super::redo::Redo;
 
 /// Most requests that wait for a batch; whoever comes then, waits to be let in.
@@ -237,7 +237,7 @@ impl Committer {
                 self.counters.checkpoints.fetch_add(1, Relaxed);
             }
             Err(error) => {
-                self.failed(ReadError::Engine(error.error));
+                self.commit_failed(error);
             }
         }
         self.checkpoint_due = None;
@@ -357,8 +357,8 @@ impl Committer {
                 self.counters.checkpoints.fetch_add(u64::from(is_checkpoint), Relaxed);
             }
             Err(failed) => {
-                let stands = failed.stands;
-                let error = self.failed(ReadError::Engine(failed.error));
+                let stands = matches!(failed, CommitFailed::Engine { stands: true, .. });
+                let error = self.commit_failed(failed);
                 if !stands {
                     self.note_log();
                     return Err(error);
@@ -368,6 +368,16 @@ impl Committer {
         self.note_log();
         self.counters.commits.fetch_add(1, Relaxed);
         Ok(())
+    }
+
+    fn commit_failed(&mut self, failed: CommitFailed) -> StoreError {
+        self.failed(match failed {
+            CommitFailed::Engine { error, .. } => ReadError::Engine(error),
+            CommitFailed::Log(error) => {
+                let text = format!("its log cannot be written: {error}");
+                ReadError::Answer(StoreError::Unavailable(text))
+            }
+        })
     }
 
     fn prepare(&mut self, requests: &[Request]) -> Result<Prepared, ReadError> {

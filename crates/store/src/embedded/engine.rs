@@ -69,10 +69,14 @@ pub(crate) enum Committed {
 }
 
 /// A commit that failed.
-pub(crate) struct CommitFailed {
-    pub(crate) error: redb::Error,
-    /// The batch became durable and the failure came after it: it stands.
-    pub(crate) stands: bool,
+pub(crate) enum CommitFailed {
+    /// The log did; redb is as it was before the batch.
+    Log(io::Error),
+    Engine {
+        error: redb::Error,
+        /// The batch became durable and the failure came after it: it stands.
+        stands: bool,
+    },
 }
 
 impl Engine {
@@ -182,11 +186,8 @@ impl Engine {
         Ok(Batch { transaction: database.begin_write()?, redo: RefCell::new(redo) })
     }
 
-    /// Makes a batch durable: by a record of the log and one sync, or, when it may not be in the log,
-    /// the log has no place for it or fails, by a checkpoint. Answers the buffer of its changes too.
-    ///
-    /// Of a batch that fails nothing is served. If its record failed too, that may be on the disk all
-    /// the same, and be found by an opening that comes before anything else was committed.
+    /// Makes a batch durable: by a record of the log and one sync, or, when it may not be in the log
+    /// or the log has no place for it, by a checkpoint. Answers the buffer of its changes too.
     pub(crate) fn commit(&self, batch: Batch) -> (Result<Committed, CommitFailed>, Redo) {
         let Batch { mut transaction, redo } = batch;
         let mut redo = redo.into_inner();
@@ -196,9 +197,9 @@ impl Engine {
             return (committed.map(|()| Committed::Checkpointed), redo);
         }
         if let Err(error) = log.append(&mut redo) {
-            warn_of_log(&error);
-            let committed = self.commit_checkpoint(&mut log, transaction, false);
-            return (committed.map(|()| Committed::Checkpointed), redo);
+            // What fails here, redb remembers and tells the next transaction.
+            let _ = shielded(|| transaction.abort());
+            return (Err(CommitFailed::Log(error)), redo);
         }
         let committed = shielded(|| {
             transaction.set_durability(Durability::None).map_err(redb::Error::from)?;
@@ -206,7 +207,7 @@ impl Engine {
         });
         let committed = committed.flatten().map_err(|error| {
             // The record is on the disk, and recovery makes its changes again.
-            CommitFailed { error, stands: true }
+            CommitFailed::Engine { error, stands: true }
         });
         (committed.map(|()| Committed::Logged), redo)
     }
@@ -323,11 +324,11 @@ impl Engine {
             next.write(&transaction)?;
             transaction.commit().map_err(redb::Error::from)
         });
-        let committed = committed.flatten().map_err(|error| CommitFailed {
+        let committed = committed.flatten().map_err(|error| CommitFailed::Engine {
             error,
             stands: self.medium.durable_header() != before,
         });
-        if let Err(CommitFailed { stands: false, .. }) = committed {
+        if let Err(CommitFailed::Log(_) | CommitFailed::Engine { stands: false, .. }) = committed {
             return committed;
         }
         // The batch stands whatever becomes of the log.
@@ -409,7 +410,7 @@ pub(crate) fn settle(database: &Database, log: Place) -> Result<(), OpenError> {
 }
 
 fn not_standing(error: redb::Error) -> CommitFailed {
-    CommitFailed { error, stands: false }
+    CommitFailed::Engine { error, stands: false }
 }
 
 fn open(medium: &Arc<Medium>, cache_bytes: usize) -> Result<Database, OpenError> {
