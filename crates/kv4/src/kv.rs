@@ -58,6 +58,11 @@ impl Kv4 {
     /// # Errors
     /// The store's, when the node has to be loaded.
     pub async fn table(&self, node: &Node) -> Result<Option<Arc<Table>>, StoreError> {
+        self.view(node, true).await
+    }
+
+    /// The same; `None` too for a node that takes long to load, where nobody `waits` for that.
+    async fn view(&self, node: &Node, waits: bool) -> Result<Option<Arc<Table>>, StoreError> {
         loop {
             match self.heard.views.lookup(node) {
                 Lookup::Ready(table) => return Ok(Some(table)),
@@ -66,7 +71,8 @@ impl Kv4 {
             }
             match self.heard.views.load(node) {
                 Load::Done => {}
-                Load::Wait(listener) => listener.await,
+                Load::Late(_) if !waits => return Ok(None),
+                Load::Wait(listener) | Load::Late(listener) => listener.await,
                 Load::Mine(ticket) => {
                     let bytes_max = self.heard.views.limits().node_bytes_max;
                     match self.store.node(node, bytes_max).await {
@@ -87,7 +93,7 @@ impl Kv4 {
     /// # Errors
     /// The store's, when it has to be asked.
     pub async fn get(&self, node: &Node, key: &Key) -> Result<Option<Arc<Head>>, StoreError> {
-        match self.table(node).await? {
+        match self.view(node, false).await? {
             Some(table) => Ok(table.get(key.as_str()).cloned()),
             None => {
                 let newest = self.store.newest(&node.entry(key.clone())).await?;
@@ -106,7 +112,7 @@ impl Kv4 {
         nth: u8,
         key: &Key,
     ) -> Result<Option<Arc<Head>>, StoreError> {
-        match self.table(node).await? {
+        match self.view(node, false).await? {
             Some(table) => Ok(table.by_secondary(nth, key.as_str()).cloned()),
             None => Ok(self.store.by_secondary(node, nth, key).await?.map(Arc::new)),
         }
@@ -130,7 +136,7 @@ impl Kv4 {
         after: Option<&Key>,
         limit: usize,
     ) -> Result<Vec<Key>, StoreError> {
-        if let Some(table) = self.table(node).await? {
+        if let Some(table) = self.view(node, false).await? {
             let is_after = |head: &&Arc<Head>| after.is_none_or(|after| head.key > *after);
             return Ok(table.iter().filter(is_after).take(limit).map(|h| h.key.clone()).collect());
         }

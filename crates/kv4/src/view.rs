@@ -8,7 +8,7 @@
 //! loaded rows, committed events, and the time as whole seconds.
 
 use std::collections::{BinaryHeap, HashMap};
-use std::sync::atomic::{AtomicU32, AtomicU64, AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU32, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
@@ -32,10 +32,10 @@ const SECONDARY_BYTES: usize = 104;
 /// Bytes that a node costs beside its entries and names.
 const NODE_BYTES: usize = 832;
 
-/// Seconds after which a load is given up for those who wait for it: whoever loads may not be polled,
-/// and must hold nobody up for long. He goes on with what he reads.
+/// Seconds after which a load is late, give or take one: it is large, or whoever loads is not polled,
+/// and who wants one entry does not wait for it.
 const LOADING_S: u32 = 2;
-/// Commits that are kept for a load; with more it is given up too.
+/// Commits that are kept for a load; with more it is given up, and whoever loads goes on by himself.
 const LOADING_TOLD_MAX: usize = 1_000;
 
 /// How much views may hold, and for how long.
@@ -162,8 +162,10 @@ struct Slot {
     writer: Mutex<()>,
     /// Bytes counted for this slot in `Views::bytes`.
     bytes: AtomicUsize,
-    /// When it was last read, in the seconds of [`Views::tick`].
+    /// When it was last read, or its load began, in the seconds of [`Views::tick`].
     used_s: AtomicU32,
+    /// Whether its load takes long.
+    is_late: AtomicBool,
     /// Told when loading ends, and on each change.
     moved: Event,
 }
@@ -185,6 +187,8 @@ pub enum Load<'a> {
     Mine(Ticket<'a>),
     /// Somebody else does: wait for this, then look again.
     Wait(EventListener),
+    /// Somebody else does and takes long: wait for this, or ask the store for what is wanted of it.
+    Late(EventListener),
     /// It came in the meantime: look again.
     Done,
 }
@@ -264,6 +268,7 @@ impl Views {
                 writer: Mutex::new(()),
                 bytes: AtomicUsize::new(0),
                 used_s: AtomicU32::new(self.now_s.load(Ordering::Relaxed)),
+                is_late: AtomicBool::new(false),
                 moved: Event::new(),
             })
         };
@@ -275,6 +280,9 @@ impl Views {
                 let listener = slot.moved.listen();
                 // Listening came first: an end of loading after this look is heard.
                 match &**slot.state.load() {
+                    State::Loading(_) if slot.is_late.load(Ordering::Relaxed) => {
+                        Load::Late(listener)
+                    }
                     State::Loading(_) => Load::Wait(listener),
                     State::Ready(_) | State::Large | State::Gone => Load::Done,
                 }
@@ -323,7 +331,7 @@ impl Views {
         self.make_room();
     }
 
-    /// Tells the time; drops nodes that were not read for [`Limits::idle_s`], and loads that take too
+    /// Tells the time; drops nodes that were not read for [`Limits::idle_s`], and finds loads that take
     /// long.
     pub fn tick(&self, now_s: u32) {
         self.now_s.store(now_s, Ordering::Relaxed);
@@ -331,9 +339,13 @@ impl Views {
         for (node, slot) in &slots {
             // The clock may have been set back: what was used later than now was used now.
             let used_s = slot.used_s.fetch_min(now_s, Ordering::Relaxed).min(now_s);
-            let idle_s_max = if is_loading(slot) { LOADING_S } else { self.limits.idle_s };
-            if now_s - used_s >= idle_s_max {
-                self.discard(node, slot);
+            let idle_s = now_s - used_s;
+            if !is_loading(slot) {
+                if idle_s >= self.limits.idle_s {
+                    self.discard(node, slot);
+                }
+            } else if idle_s >= LOADING_S && !slot.is_late.swap(true, Ordering::Relaxed) {
+                slot.moved.notify(usize::MAX);
             }
         }
     }

@@ -330,7 +330,7 @@ mod tests {
         let closed = board.close(&bucket, Closing::Revoked, &|socket| socket.token == Some(3));
         assert_eq!((closed, board.stats().sockets), (1, 2));
         let path = Path::parse("/my/path/topic").expect("a path");
-        let is_ann = |socket: &Socket<'_>| socket.name == "ann" && socket.is_on(&path);
+        let is_ann = |socket: &Socket<'_>| socket.name == "ann" && socket.is_within(&path);
         assert_eq!(board.close(&bucket, Closing::Ended, &is_ann), 1);
         assert_eq!(board.stats().names, 1);
     }

@@ -154,9 +154,10 @@ pub struct Socket<'a> {
 }
 
 impl Socket<'_> {
-    /// Whether the socket is on a path: its namespace, or its topic below that.
-    pub fn is_on(&self, path: &Path) -> bool {
-        self.path == path || self.path.join(self.topic).as_ref() == Ok(path)
+    /// Whether the socket's room, its topic being a segment of its path, is at a path or below it.
+    pub fn is_within(&self, path: &Path) -> bool {
+        let place = self.path.join(self.topic);
+        place.as_ref().unwrap_or(self.path).is_within(path)
     }
 }
 

@@ -1,8 +1,8 @@
 //! What must hold of an entry for a request to be carried out: `If-Match` and `If-None-Match` (RFC
 //! 9110 §13.1), and `_ver_` (`spec/xirsys.md` §1.5).
 //!
-//! A request that names a precondition where none is looked at is refused: whoever asks not to
-//! overwrite must not find out later that nobody listened.
+//! A write that names a precondition where none is looked at is refused: whoever asks not to overwrite
+//! must not find out later that nobody listened.
 
 use kv4::Ver;
 use kv4::write::Condition;

@@ -13,7 +13,7 @@ use aws_lc_rs::{digest, hmac};
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use kv4::store::StoreError;
-use kv4::write::{Condition, Op, Write, WriteError};
+use kv4::write::{Condition, KeyChange, Op, Write, WriteError};
 use kv4::{Bucket, Head, Node};
 use serde::{Deserialize, Serialize};
 use wire::envelope::Fault;
@@ -328,7 +328,10 @@ async fn note_endless(services: &Services, claims: &Claims, key: &Key) -> Result
     }
     let write = Write {
         entry: endless_node(&bucket).entry(key.clone()),
-        op: Op::Put { value: Json::null(), keys: Default::default() },
+        op: Op::Put {
+            value: Json::null(),
+            keys: [KeyChange::Set(id_key(claims.id)), KeyChange::Keep, KeyChange::Keep],
+        },
         condition: Condition::Any,
         who: claims.account.as_str().into(),
         stamp: services.stamp(),
@@ -344,7 +347,7 @@ fn endless_node(bucket: &Bucket) -> Node {
 /// Lets go of the rows of a bucket's tokens without an end, before the bucket goes.
 pub(crate) async fn forget_endless(services: &Services, bucket: &Bucket) -> Result<(), Fault> {
     let node = endless_node(bucket);
-    let rows = Node::new(Bucket::sys(), layer(LAYER), path(ROWS_PATH));
+    let rows = row_node_of_endless();
     for key in services.kv.keys(&node).await.map_err(store_fault)? {
         services.kv.erase(&rows.entry(key)).await.map_err(store_fault)?;
     }
@@ -426,8 +429,8 @@ pub async fn recheck(
     address: std::net::IpAddr,
 ) -> Result<(), Fault> {
     hold(services, verified).await?;
-    for at in [&room.path, &place(&room.path, &room.topic)] {
-        if is_user_revoked(services, &verified.bucket, &verified.claims, at).await? {
+    for at in place(&room.path, &room.topic).ancestors() {
+        if is_user_revoked(services, &verified.bucket, &verified.claims, &at).await? {
             return Err(Fault::with(Code::Unauthorized, "the token has been revoked"));
         }
     }
@@ -460,8 +463,8 @@ pub async fn room(
     // A user may have been revoked on the path as it is called here: with or without its topic.
     let with_topic = place(&path, &topic);
     access::permit(services, bucket, &with_topic, address).await?;
-    for at in [&path, &with_topic] {
-        if is_user_revoked(services, bucket, claims, at).await? {
+    for at in with_topic.ancestors() {
+        if is_user_revoked(services, bucket, claims, &at).await? {
             return Err(Fault::with(Code::Unauthorized, "the token has been revoked"));
         }
     }
@@ -509,8 +512,12 @@ fn row_node(text: &str) -> Node {
     let day = day.and_then(|(day, _)| day.parse::<u16>().ok());
     match day {
         Some(day) => ending::node(&Bucket::sys(), &layer(LAYER), &path(ROWS_PATH), day.into()),
-        None => Node::new(Bucket::sys(), layer(LAYER), path(ROWS_PATH)),
+        None => row_node_of_endless(),
     }
+}
+
+fn row_node_of_endless() -> Node {
+    Node::new(Bucket::sys(), layer(LAYER), path(ROWS_PATH))
 }
 
 /// The key of a row: what is stored does not open anything.
@@ -579,7 +586,7 @@ async fn user_revoked(
 }
 
 /// `DELETE ?id=` (an id or the token itself) or `?k=`: all tokens of an identity, on the path of the
-/// call or, at the root, on every path.
+/// call and below it.
 async fn revoke(services: &Services, call: &Call<'_>) -> Result<Answer, Fault> {
     let bucket = &call.caller.bucket;
     if let Some(text) = call.params.text("id") {
@@ -587,17 +594,8 @@ async fn revoke(services: &Services, call: &Call<'_>) -> Result<Answer, Fault> {
         let own = |claims: &Claims| {
             claims.account == call.caller.account && claims.sub == call.caller.sub
         };
-        let (id, until_s) = match known {
-            Some(claims) if own(&claims) => {
-                if text.starts_with(ROW_PREFIX) {
-                    // A deletion of it would stay for ever, and tell nothing.
-                    for node in [row_node(&text), endless_node(bucket)] {
-                        let entry = node.entry(row_key(&text));
-                        services.kv.erase(&entry).await.map_err(store_fault)?;
-                    }
-                }
-                (claims.id, claims.expires_s)
-            }
+        let (id, until_s) = match &known {
+            Some(claims) if own(claims) => (claims.id, claims.expires_s),
             Some(_) => return Err(Code::NotFound.into()),
             None => {
                 let id = u64::from_str_radix(&text, 16).map_err(|_| {
@@ -608,6 +606,22 @@ async fn revoke(services: &Services, call: &Call<'_>) -> Result<Answer, Fault> {
         };
         revoke_id(services, bucket, id, until_s, &call.caller.who).await?;
         services.rooms.close(bucket, Closing::Revoked, &|socket| socket.token == Some(id));
+        // Rows go last, so that what fails half-way can be asked for again. A deletion of them would
+        // stay for ever, and tell nothing.
+        let endless = endless_node(bucket);
+        let noted = services.kv.get_by(&endless, 2, &id_key(id)).await.map_err(store_fault)?;
+        let rows = match noted {
+            Some(note) => {
+                vec![row_node_of_endless().entry(note.key.clone()), endless.entry(note.key.clone())]
+            }
+            None if known.is_some() && text.starts_with(ROW_PREFIX) => {
+                vec![row_node(&text).entry(row_key(&text))]
+            }
+            None => Vec::new(),
+        };
+        for row in &rows {
+            services.kv.erase(row).await.map_err(store_fault)?;
+        }
         return Ok(Answer::number(1));
     }
     let Some(identity) = call.params.text("k").filter(|name| !name.is_empty()) else {
@@ -623,7 +637,7 @@ async fn revoke(services: &Services, call: &Call<'_>) -> Result<Answer, Fault> {
     put_revocation(services, &node, key, row, &call.caller.who).await?;
     let name = percent_encode(&identity);
     services.rooms.close(bucket, Closing::Revoked, &|socket| {
-        socket.name == name && (call.path.is_root() || socket.is_on(&call.path))
+        socket.name == name && socket.is_within(&call.path)
     });
     Ok(Answer::number(1))
 }

@@ -49,9 +49,12 @@ impl Untaken {
 
     /// Notes an answer.
     fn owe(&self, bytes: usize) {
-        if self.bytes.fetch_add(bytes, Ordering::Relaxed) == 0 {
-            *self.late_at() = Instant::now() + WRITE_TIME;
+        // Together, or who looks in between takes it for late.
+        let mut late_at = self.late_at();
+        if self.bytes() == 0 {
+            *late_at = Instant::now() + WRITE_TIME;
         }
+        self.bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
     /// Notes that the transport has taken something. That puts off when it is too late by as long as a
@@ -85,11 +88,14 @@ impl Patience {
     /// To be asked after each poll of the connection.
     pub(super) fn poll_over(&mut self, context: &mut Context<'_>) -> Poll<()> {
         loop {
-            if self.untaken.bytes() == 0 {
-                self.timer = None;
-                return Poll::Pending;
-            }
-            let late_at = *self.untaken.late_at();
+            let late_at = {
+                let late_at = self.untaken.late_at();
+                if self.untaken.bytes() == 0 {
+                    self.timer = None;
+                    return Poll::Pending;
+                }
+                *late_at
+            };
             let timer =
                 self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep_until(late_at)));
             // A timer that is too early looks again when it is over.

@@ -25,8 +25,8 @@ impl Connection {
         }
     }
 
-    /// The client's address: the peer's, or what a trusted proxy says of it. Where that
-    /// cannot be read it tells why: nobody is taken for the proxy itself.
+    /// The client's address: the peer's, or what a trusted proxy says of it, if it says anything. Where
+    /// that cannot be read it tells why, and nobody is taken for the proxy itself.
     pub(super) fn address<B>(&self, request: &hyper::Request<B>) -> Result<IpAddr, String> {
         let trusted = &self.shared.trusted_proxies;
         let is_trusted = |address: IpAddr| trusted.iter().any(|net| net.contains(address));

@@ -82,6 +82,8 @@ pub(crate) struct Turns {
     /// Which account called last, and at which tick: its number in the upper half, 0 for nobody.
     last: AtomicU64,
     next_number: AtomicU32,
+    /// How many payers there have to be for those to be forgotten that nobody needs.
+    sweep_at: AtomicUsize,
     /// Bytes of the bodies of requests under way.
     bodies: AtomicUsize,
     /// Those of them whose senders have not proven anything.
@@ -107,6 +109,7 @@ impl Turns {
             met: AtomicU32::new(0),
             last: AtomicU64::new(0),
             next_number: AtomicU32::new(1),
+            sweep_at: AtomicUsize::new(PAYERS_MAX),
             bodies: AtomicUsize::new(0),
             bodies_of_strangers: AtomicUsize::new(0),
             answers: AtomicUsize::new(0),
@@ -176,8 +179,10 @@ impl Turns {
         if let Some(account) = accounts.get(&payer) {
             return account.clone();
         }
-        if accounts.len() >= PAYERS_MAX {
-            accounts.retain(|_, account| self.is_owed(account));
+        if accounts.len() >= self.sweep_at.load(Ordering::Relaxed) {
+            // One that a connection holds would have another beside it.
+            accounts.retain(|_, account| Arc::strong_count(account) > 1 || self.is_owed(account));
+            self.sweep_at.store(PAYERS_MAX.max(2 * accounts.len()), Ordering::Relaxed);
         }
         let number = self.next_number.fetch_add(1, Ordering::Relaxed);
         let at_once = self.bounds.at_once;
@@ -264,5 +269,17 @@ pub(crate) mod tests {
         }
         call(&spender, Payer::Address(ADDRESS)).await;
         assert!(turns.is_in_company(), "that is more than probes");
+    }
+
+    /// A payer who is forgotten while a connection holds him would be two on his next one.
+    #[test]
+    fn whoever_is_held_is_not_forgotten() {
+        let turns = turns(BOUNDS);
+        let held = turns.account(payer(1));
+        for number in 0..3 * PAYERS_MAX as u32 {
+            turns.account(Payer::Address(Ipv4Addr::from(number).into()));
+        }
+        assert!(Arc::ptr_eq(&held, &turns.account(payer(1))));
+        assert!(turns.accounts.len() <= PAYERS_MAX, "others are");
     }
 }

@@ -87,31 +87,31 @@ struct Loading<'a> {
     ticket: Ticket<'a>,
     /// [`History::drops_told`] when it began.
     drops_told: usize,
-    begun_s: u32,
-    /// Whether it took so long that nobody waits for it.
-    is_given_up: bool,
     rows: Option<Result<Vec<Head>, StoreError>>,
 }
 
-/// Seconds after which nobody waits for a load.
+/// Seconds after which a load is late.
 const LOADING_S: u32 = 2;
-/// Commits during a load after which nobody waits for it either.
+/// Commits during a load after which it is given up.
 const LOADING_TOLD_MAX: usize = 1_000;
 
-/// Whoever loads a node may not be polled for long: he keeps nobody from it.
+/// Whoever loads a node may not be polled for long: he keeps nobody from single entries of it.
 #[test]
-fn a_load_that_does_not_end_is_given_up() {
+fn a_load_that_takes_long_is_late_and_fills_the_view_all_the_same() {
     let views = Views::new(Limits::default());
     let node = node(0, 0);
     let is_mine = || matches!(views.load(&node), Load::Mine(_));
     let Load::Mine(slow) = views.load(&node) else { panic!("nobody loads it") };
-    assert!(matches!(views.load(&node), Load::Wait(_)));
     views.tick(LOADING_S - 1);
-    assert!(matches!(views.load(&node), Load::Wait(_)));
+    let Load::Wait(listener) = views.load(&node) else { panic!("it is not late") };
+    let mut waiting = Held::new(wait(listener));
+    assert!(waiting.poll().is_none());
     views.tick(LOADING_S);
-    assert!(is_mine());
+    assert!(waiting.poll().is_some(), "who waits looks again");
+    assert!(matches!(views.load(&node), Load::Late(_)));
     slow.loaded(Vec::new());
-    assert!(is_mine(), "what was given up fills nothing");
+    assert!(matches!(views.lookup(&node), Lookup::Ready(_)));
+    views.tick(2 * Limits::default().idle_s);
 
     let (store, heard) = (MemoryStore::new(), Arc::new(Heard::default()));
     store.listen(heard.clone());
@@ -187,25 +187,15 @@ impl Run {
                 let node = node(of, nth);
                 match views.load(&node) {
                     Load::Mine(ticket) => {
-                        // The load of a dropped bucket, or one that was given up, goes on without a
-                        // slot; else one at a time.
+                        // The load of a dropped bucket goes on without a slot; else one at a time.
                         let drops_told = self.history.drops_told;
-                        let rivals = loads.iter().filter(|load| load.node == node);
-                        let is_over =
-                            |load: &Loading<'_>| load.is_given_up || load.drops_told < drops_told;
-                        prop_assert!(rivals.into_iter().all(is_over));
-                        let (begun_s, is_given_up) = (self.now_s, false);
-                        let rows = None;
-                        loads.push(Loading {
-                            node,
-                            ticket,
-                            drops_told,
-                            begun_s,
-                            is_given_up,
-                            rows,
-                        });
+                        let rival = loads.iter().find(|load| load.node == node);
+                        prop_assert!(rival.is_none_or(|load| load.drops_told < drops_told));
+                        loads.push(Loading { node, ticket, drops_told, rows: None });
                     }
-                    Load::Wait(listener) => waits.push((node, Held::new(wait(listener)))),
+                    Load::Wait(listener) | Load::Late(listener) => {
+                        waits.push((node, Held::new(wait(listener))));
+                    }
                     Load::Done => {}
                 }
             }
@@ -230,10 +220,6 @@ impl Run {
             Step::Tick(by) => {
                 self.now_s = self.now_s.saturating_add_signed(by);
                 views.tick(self.now_s);
-                for load in loads {
-                    load.begun_s = load.begun_s.min(self.now_s);
-                    load.is_given_up |= self.now_s - load.begun_s >= LOADING_S;
-                }
             }
         }
         Ok(())
@@ -247,7 +233,7 @@ impl Run {
             Ok(rows) => {
                 let table = load.ticket.loaded(rows);
                 // What was read of a bucket before its drop was so when it was read.
-                if load.drops_told == self.history.drops_told && !load.is_given_up {
+                if load.drops_told == self.history.drops_told {
                     self.check(&load.node, &table)?;
                 }
             }

@@ -233,6 +233,11 @@ async fn tokens_without_an_end_go_with_their_account() {
     let one = json!({ "id": tokens[0] });
     stage.ok(&elena, "DELETE", "/_token", one).await;
     assert_eq!(kv.keys(&rows).await.unwrap().len(), 2);
+    // Most know a token by its id only.
+    let shown = stage.ok(&elena, "PUT", "/_token?as=values", endless).await;
+    let by_id = json!({ "id": shown["id"] });
+    stage.ok(&elena, "DELETE", "/_token", by_id).await;
+    assert_eq!(kv.keys(&rows).await.unwrap().len(), 2);
     stage.ok(SYS, "DELETE", "/_acc/accounts?k=elena", Value::Null).await;
     assert_eq!(kv.keys(&rows).await.unwrap().len(), 0);
 }
