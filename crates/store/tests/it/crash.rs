@@ -19,6 +19,8 @@ use super::disk::{BLOCK, Boundary, Disk, FileState, Image, SECTOR, Unsynced, app
 use super::{Dump, dump, open_on};
 
 const CASES: u32 = 16;
+/// One case opens hundreds of images, and so counts as many of another test's.
+const CASES_EACH: u32 = 8;
 /// Of so many images one is also cut at every call of its opening.
 const CUT_AGAIN_ONE_IN: u64 = 128;
 /// Of so many stores one is opened once more after its close, and that opening cut.
@@ -28,7 +30,7 @@ const CLOSED_ONE_IN: u64 = 4;
 fn what_was_acknowledged_survives_a_cut_at_every_boundary() {
     let mut runner = TestRunner::deterministic();
     let mut images = Images::default();
-    for case in 0..cases(CASES) {
+    for case in 0..cases(CASES * CASES_EACH) / CASES_EACH {
         let steps = steps().new_tree(&mut runner).unwrap().current();
         cut_everywhere(steps, u64::from(case) + 1, &mut images);
     }
