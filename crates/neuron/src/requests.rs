@@ -274,10 +274,10 @@ async fn service_request(
             }
         };
         // Whoever ends the account waits for what has entered.
-        if method != Method::Get {
-            entered = Some(services.writing.enter(&call.caller.bucket));
-        }
+        let writes = method != Method::Get;
+        let enters = writes.then(|| services.writing.enter(&call.caller.bucket));
         look_again(services, request, login).await?;
+        entered = enters;
         access::decide(services, service, &call).await?;
         let answer = carry_out(services, service, &call, request).await?;
         if method == Method::Get {
@@ -503,10 +503,12 @@ async fn legacy_request(
         _ => Service::Namespace,
     };
     let method = if adds { Method::Put } else { admitted.method };
-    // A GET of these may write too.
-    let entered = services.writing.enter(&admitted.login.caller().bucket);
+    let mut entered = None;
     let done = async {
+        // A GET of these may write too.
+        let enters = services.writing.enter(&admitted.login.caller().bucket);
         look_again(services, request, &admitted.login).await?;
+        entered = Some(enters);
         unconditional(request, admitted.method)?;
         let is_listing = admitted.method == Method::Get && !adds;
         let path = legacy::path(route, is_listing, &admitted.params)?;
@@ -525,7 +527,7 @@ async fn legacy_request(
         legacy::call(services, route, &call, adds).await
     }
     .await;
-    tell(services, request, &admitted, service, method, true, &done).await;
+    tell(services, request, &admitted, service, method, entered.is_some(), &done).await;
     drop(entered);
     let mut response = match done {
         Ok(data) => legacy_accept(&data),

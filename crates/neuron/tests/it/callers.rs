@@ -251,3 +251,29 @@ async fn one_deletion_of_an_account_is_under_way_at_a_time() {
     let (_, ended) = tokio::join!(write, first);
     assert_eq!(ended["v"], 1);
 }
+
+/// What is refused since its account is another one's now is not counted as the other's.
+#[tokio::test]
+async fn a_write_that_came_too_late_is_in_nobodys_figures() {
+    for (method, target) in [("PUT", "/_data/p"), ("POST", "/addDomain")] {
+        let stage = Stage::new().await;
+        let (elena, _) = stage.account("elena").await;
+        let turn = tokio::sync::Notify::new();
+        let held = Held(&turn);
+        let session = &Session::default();
+        let body = json!({ "k": "a", "v": 1, "domain": "example.org" });
+        let mut late = Box::pin(stage.send(&elena, method, target, body, Way::new(&held, session)));
+        let pending = std::future::poll_fn(|context| {
+            std::task::Poll::Ready(late.as_mut().poll(context).is_pending())
+        });
+        assert!(pending.await);
+        stage.ok(SYS, "DELETE", "/_acc/accounts?k=elena", Value::Null).await;
+        let (next, _) = stage.account("elena").await;
+        turn.notify_one();
+        let refused = late.await.to_string();
+        assert!(refused.contains("unauthorized"), "{refused}");
+        stage.neuron.flush().await.unwrap();
+        let figures = stage.ok(&next, "GET", "/_stats?l=api:3&k=elena", Value::Null).await;
+        assert_eq!(figures, json!([]), "{method} {target}");
+    }
+}
