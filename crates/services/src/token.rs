@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 
 use aws_lc_rs::{digest, hmac};
 use base64::Engine as _;
@@ -329,7 +329,7 @@ async fn note_endless(services: &Services, claims: &Claims, key: &Key) -> Result
     let write = Write {
         entry: endless_node(&bucket).entry(key.clone()),
         op: Op::Put {
-            value: Json::null(),
+            value: Json::string(&claims.identity),
             keys: [KeyChange::Set(id_key(claims.id)), KeyChange::Keep, KeyChange::Keep],
         },
         condition: Condition::Any,
@@ -342,6 +342,20 @@ async fn note_endless(services: &Services, claims: &Claims, key: &Key) -> Result
 
 fn endless_node(bucket: &Bucket) -> Node {
     Node::new(bucket.clone(), layer(LAYER), path(ENDLESS_PATH))
+}
+
+/// Lets go of the rows of revoked tokens without an end, and gives their places back.
+async fn forget_noted(
+    services: &Services,
+    bucket: &Bucket,
+    notes: impl IntoIterator<Item = Arc<Head>>,
+) -> Result<(), Fault> {
+    for note in notes {
+        for node in [row_node_of_endless(), endless_node(bucket)] {
+            services.kv.erase(&node.entry(note.key.clone())).await.map_err(store_fault)?;
+        }
+    }
+    Ok(())
 }
 
 /// Lets go of the rows of a bucket's tokens without an end, before the bucket goes.
@@ -610,18 +624,11 @@ async fn revoke(services: &Services, call: &Call<'_>) -> Result<Answer, Fault> {
         // stay for ever, and tell nothing.
         let endless = endless_node(bucket);
         let noted = services.kv.get_by(&endless, 2, &id_key(id)).await.map_err(store_fault)?;
-        let rows = match noted {
-            Some(note) => {
-                vec![row_node_of_endless().entry(note.key.clone()), endless.entry(note.key.clone())]
-            }
-            None if known.is_some() && text.starts_with(ROW_PREFIX) => {
-                vec![row_node(&text).entry(row_key(&text))]
-            }
-            None => Vec::new(),
-        };
-        for row in &rows {
-            services.kv.erase(row).await.map_err(store_fault)?;
+        if noted.is_none() && known.is_some() && text.starts_with(ROW_PREFIX) {
+            let row = row_node(&text).entry(row_key(&text));
+            services.kv.erase(&row).await.map_err(store_fault)?;
         }
+        forget_noted(services, bucket, noted).await?;
         return Ok(Answer::number(1));
     }
     let Some(identity) = call.params.text("k").filter(|name| !name.is_empty()) else {
@@ -639,6 +646,13 @@ async fn revoke(services: &Services, call: &Call<'_>) -> Result<Answer, Fault> {
     services.rooms.close(bucket, Closing::Revoked, &|socket| {
         socket.name == name && socket.is_within(&call.path)
     });
+    if call.path.is_root() {
+        // One that is being made beside this goes too, and is refused.
+        let notes = services.kv.heads(&endless_node(bucket)).await.map_err(store_fault)?;
+        let of_user =
+            notes.into_iter().filter(|note| note.value.to_text().as_deref() == Some(&*identity));
+        forget_noted(services, bucket, of_user).await?;
+    }
     Ok(Answer::number(1))
 }
 
@@ -651,7 +665,7 @@ pub async fn revoke_id(
     bucket: &Bucket,
     id: u64,
     until_s: u64,
-    who: &std::sync::Arc<str>,
+    who: &Arc<str>,
 ) -> Result<(), Fault> {
     services.graces.forget(id);
     let row = Revoked { not_before_ms: 0 };
@@ -663,7 +677,7 @@ async fn put_revocation(
     node: &Node,
     key: Key,
     row: Revoked,
-    who: &std::sync::Arc<str>,
+    who: &Arc<str>,
 ) -> Result<(), Fault> {
     let value =
         serde_json::to_value(&row).map_err(|e| Fault::with(Code::Internal, e.to_string()))?;

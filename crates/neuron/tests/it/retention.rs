@@ -238,6 +238,10 @@ async fn tokens_without_an_end_go_with_their_account() {
     let by_id = json!({ "id": shown["id"] });
     stage.ok(&elena, "DELETE", "/_token", by_id).await;
     assert_eq!(kv.keys(&rows).await.unwrap().len(), 2);
+    let other = json!({ "k": "zoe", "expire": 0 });
+    stage.ok(&elena, "PUT", "/_token", other).await;
+    stage.ok(&elena, "DELETE", "/_token?k=zoe", Value::Null).await;
+    assert_eq!(kv.keys(&rows).await.unwrap().len(), 2, "bob's stay");
     stage.ok(SYS, "DELETE", "/_acc/accounts?k=elena", Value::Null).await;
     assert_eq!(kv.keys(&rows).await.unwrap().len(), 0);
 }
