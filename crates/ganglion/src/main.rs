@@ -348,15 +348,21 @@ fn load(named: Option<&Path>, dev: bool) -> Result<(Config, Option<PathBuf>)> {
     Ok((config, file))
 }
 
+/// A folder of the user's: the one that a variable names, or one of his home. An empty or relative name
+/// counts as none (XDG Base Directory Specification, "Environment variables").
+fn user_folder(variable: &str, of_home: &str) -> Result<PathBuf> {
+    let named = std::env::var_os(variable).map(PathBuf::from).filter(|named| named.is_absolute());
+    match named {
+        Some(named) => Ok(named),
+        None => {
+            Ok(PathBuf::from(std::env::var_os("HOME").context("HOME is not set")?).join(of_home))
+        }
+    }
+}
+
 /// Where a development neuron keeps its data: the user's state folder.
 fn state_folder() -> Result<PathBuf> {
-    let base = match std::env::var_os("XDG_STATE_HOME") {
-        Some(base) => PathBuf::from(base),
-        None => {
-            let home = std::env::var_os("HOME").context("HOME is not set: name a --data-dir")?;
-            PathBuf::from(home).join(".local/state")
-        }
-    };
+    let base = user_folder("XDG_STATE_HOME", ".local/state").context("name a --data-dir")?;
     Ok(base.join("ganglion/dev"))
 }
 

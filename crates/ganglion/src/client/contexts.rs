@@ -110,10 +110,7 @@ pub(super) fn check_user(user: &str) -> Result<()> {
 }
 
 fn file() -> Result<PathBuf> {
-    let base = match std::env::var_os("XDG_CONFIG_HOME") {
-        Some(base) => PathBuf::from(base),
-        None => PathBuf::from(std::env::var_os("HOME").context("HOME is not set")?).join(".config"),
-    };
+    let base = crate::user_folder("XDG_CONFIG_HOME", ".config")?;
     Ok(base.join("ganglion/contexts.toml"))
 }
 
