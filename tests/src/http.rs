@@ -61,6 +61,18 @@ pub fn is_cut(error: &anyhow::Error) -> bool {
     })
 }
 
+/// Connects to an address from one of this machine.
+pub(crate) fn connect(address: &str, from: &str) -> Result<TcpStream> {
+    let address: SocketAddr = address.parse()?;
+    let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
+    socket.bind(&SocketAddr::new(from.parse()?, 0).into())?;
+    socket.connect(&address.into())?;
+    let stream = TcpStream::from(socket);
+    stream.set_nodelay(true)?;
+    stream.set_read_timeout(Some(DEADLINE))?;
+    Ok(stream)
+}
+
 /// One connection, on which one request follows the other; an error ends it.
 #[derive(Debug)]
 pub struct Connection(BufReader<TcpStream>);
@@ -73,14 +85,7 @@ impl Connection {
 
     /// The same from another address of this machine, so that what it does is counted there.
     pub fn open_from(address: &str, from: &str) -> Result<Connection> {
-        let address: SocketAddr = address.parse()?;
-        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
-        socket.bind(&SocketAddr::new(from.parse()?, 0).into())?;
-        socket.connect(&address.into())?;
-        let stream = TcpStream::from(socket);
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(DEADLINE))?;
-        Ok(Connection(BufReader::new(stream)))
+        Ok(Connection(BufReader::new(connect(address, from)?)))
     }
 
     /// Sends a request as it stands, and reads the answer to it.

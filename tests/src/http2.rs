@@ -1,12 +1,10 @@
 //! HTTP/2 by hand, frame by frame: for tests that send what no library would, or more than one could.
 
 use std::io::{Read as _, Write as _};
-use std::net::{SocketAddr, TcpStream};
-use std::time::Duration;
+use std::net::TcpStream;
 
 use anyhow::{Result, ensure};
 use base64::Engine as _;
-use socket2::{Domain, Socket, Type};
 
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 // RFC 9113 §6.
@@ -24,8 +22,6 @@ pub const ACK: u8 = 1;
 pub const END_STREAM: u8 = 1;
 const END_HEADERS: u8 = 4;
 
-/// How long a frame may take on a busy machine.
-const DEADLINE: Duration = Duration::from_secs(60);
 /// What the last ping of a connection says.
 const LAST: [u8; 8] = *b"the last";
 
@@ -49,14 +45,7 @@ impl Connection {
 
     /// The same from another address of this machine, so that what it does is counted there.
     pub fn open_from(address: &str, from: &str) -> Result<Connection> {
-        let address: SocketAddr = address.parse()?;
-        let socket = Socket::new(Domain::IPV4, Type::STREAM, None)?;
-        socket.bind(&SocketAddr::new(from.parse()?, 0).into())?;
-        socket.connect(&address.into())?;
-        let stream = TcpStream::from(socket);
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(DEADLINE))?;
-        let mut connection = Connection(stream);
+        let mut connection = Connection(crate::http::connect(address, from)?);
         // The connection's window, opened once for all.
         let window = frame(WINDOW_UPDATE, 0, 0, &0x4000_0000_u32.to_be_bytes());
         connection.send(&[PREFACE, &frame(SETTINGS, 0, 0, &[]), &window].concat())?;
