@@ -8,7 +8,7 @@ use std::hash::{BuildHasherDefault, Hasher};
 pub struct SocketId(pub u64);
 
 /// One room, for as long as it exists.
-#[derive(Clone, Copy, Debug, Eq, Hash, PartialEq)]
+#[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub(crate) struct RoomId(pub(crate) u64);
 
 /// A table by id. It is never iterated where order could be seen.
@@ -34,4 +34,11 @@ impl Hasher for IdHasher {
     fn finish(&self) -> u64 {
         self.0
     }
+}
+
+/// Another number for each: those that follow one another look like any (splitmix64's last step).
+pub(crate) fn mix(number: u64) -> u64 {
+    let number = (number ^ number >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    let number = (number ^ number >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
+    number ^ number >> 31
 }

@@ -1,5 +1,7 @@
 //! What a neuron lets its rooms grow to, and what it has counted.
 
+use std::time::Duration;
+
 /// Bounds of one neuron's signalling; each refusal is counted in [`Counters`].
 #[derive(Clone, Debug)]
 pub struct Limits {
@@ -12,6 +14,17 @@ pub struct Limits {
     pub sockets_per_room: usize,
     /// Sockets of one name in one room: devices and tabs of one person.
     pub sockets_per_name: usize,
+    /// Bytes of what stands beside a name, as JSON text.
+    pub data_bytes: usize,
+    /// For how long a lost socket may come back and hear what it missed.
+    pub history_lasts: Duration,
+    /// Messages kept of one room for that.
+    pub history_messages: usize,
+    /// Bytes of them, all rooms of one bucket together. A room that is to hold more lets go of its own
+    /// oldest messages, and so it does for the bound below.
+    pub history_bytes_per_bucket: usize,
+    /// Bytes of them, all buckets together.
+    pub history_bytes: usize,
 }
 
 impl Default for Limits {
@@ -22,6 +35,11 @@ impl Default for Limits {
             sockets_per_bucket: 20_000,
             sockets_per_room: 10_000,
             sockets_per_name: 16,
+            data_bytes: 1 << 10,
+            history_lasts: Duration::from_secs(120),
+            history_messages: 1_000,
+            history_bytes_per_bucket: 8 << 20,
+            history_bytes: 64 << 20,
         }
     }
 }
@@ -35,6 +53,12 @@ pub struct Counters {
     pub leaves: u64,
     /// Sockets closed by a kick, a ban or a revocation.
     pub closes: u64,
+    /// Sockets closed since their session came back by another one.
+    pub replaced: u64,
+    /// Sessions that came back and missed nothing.
+    pub resumed: u64,
+    /// Sessions that came back and were told that they may have missed something.
+    pub unresumed: u64,
     /// JSON pings, v1 heartbeats, and bare `ping` texts that the shell passed on.
     pub heartbeats: u64,
     /// Frames for the media mixer of the vendor's TURN servers, ignored.
@@ -43,6 +67,8 @@ pub struct Counters {
     pub packets: u64,
     /// Frames handed out, once for each receiver.
     pub deliveries: u64,
+    /// Frames whose id their session had used before, answered as they were then.
+    pub duplicates: u64,
     /// Direct frames to a name that is not in the room, dropped.
     pub unknown_peers: u64,
     /// Texts that are not a frame.
@@ -51,6 +77,10 @@ pub struct Counters {
     pub system_ops: u64,
     /// Joins and frames beyond the grants of a token.
     pub ungranted: u64,
+    /// Joins, and changes, over [`Limits::data_bytes`].
+    pub refused_data: u64,
+    /// Messages let go of before their time, for one of the bounds of histories.
+    pub history_cut: u64,
     /// Joins over [`Limits::rooms_per_bucket`].
     pub refused_rooms_per_bucket: u64,
     /// Joins over [`Limits::sockets_per_bucket`].
@@ -72,5 +102,11 @@ pub struct Stats {
     pub names: usize,
     /// Sockets in rooms.
     pub sockets: usize,
+    /// Rooms that lost sockets may come back to, whether or not anybody is in them.
+    pub histories: usize,
+    /// Messages that are kept for them.
+    pub history_messages: usize,
+    /// Bytes of these.
+    pub history_bytes: usize,
     pub counters: Counters,
 }

@@ -8,7 +8,7 @@ use wire::frames::Name;
 use wire::names::{Ident, Path};
 
 use crate::ids::SocketId;
-use crate::room::{Address, Topic};
+use crate::room::{Address, Member, Topic};
 use crate::signal::{Signal, Token};
 
 /// One member of a room as `_subs` shows it. A name with several sockets is one row, that of the
@@ -19,8 +19,10 @@ pub struct Row {
     pub key: Name,
     /// The account that issued the token.
     pub ident: Ident,
-    /// What the socket speaks: `xs_signal`.
+    /// What keeps the subscription: `xs_signal`.
     pub service: &'static str,
+    /// What stands beside the name, as JSON text.
+    pub data: Option<Arc<str>>,
 }
 
 /// One open socket, for `_sess` and for rules that close sockets. Its parts are lent, so that
@@ -42,24 +44,29 @@ impl Signal {
         let Some(room) = self.room_id(address).and_then(|id| self.rooms.get(&id)) else {
             return Vec::new();
         };
-        let row = |(name, sockets): (&Name, &[SocketId])| {
-            let seat = self.seats.get(sockets.first()?)?;
-            Some(Row { key: name.clone(), ident: seat.ident.clone(), service: seat.service })
+        let row = |(name, member): (&Name, &Member)| {
+            let seat = self.seats.get(&member.sockets().next()?)?;
+            Some(Row {
+                key: name.clone(),
+                ident: seat.ident.clone(),
+                service: seat.service,
+                data: member.data.clone(),
+            })
         };
         room.members().filter_map(row).collect()
     }
 
     /// The buckets that have a socket, sorted.
     pub fn buckets(&self) -> impl Iterator<Item = &Bucket> {
-        self.buckets.keys()
+        self.buckets.iter().filter(|(_, tenant)| tenant.sockets > 0).map(|(bucket, _)| bucket)
     }
 
     /// The rooms of a bucket that somebody is in, sorted by path and topic.
     pub fn rooms(&self, bucket: &Bucket) -> impl Iterator<Item = (&Path, &Topic)> {
-        self.buckets
-            .get(bucket)
-            .into_iter()
-            .flat_map(|tenant| tenant.rooms.keys().map(|(path, topic)| (path, topic)))
+        let rooms = self.buckets.get(bucket).into_iter().flat_map(|tenant| &tenant.rooms);
+        rooms
+            .filter(|(_, id)| self.rooms.get(id).is_some_and(|room| !room.is_empty()))
+            .map(|((path, topic), _)| (path, topic))
     }
 
     /// The open sockets of a bucket, sorted by room, then name, the longest there first.
@@ -67,8 +74,8 @@ impl Signal {
         let rooms = self.buckets.get(bucket).into_iter().flat_map(|tenant| tenant.rooms.values());
         rooms
             .filter_map(|id| self.rooms.get(id))
-            .flat_map(|room| room.members().map(move |(_, sockets)| (room, sockets)))
-            .flat_map(|(room, sockets)| sockets.iter().map(move |socket| (room, *socket)))
+            .flat_map(|room| room.members().map(move |(_, member)| (room, member)))
+            .flat_map(|(room, member)| member.sockets().map(move |socket| (room, socket)))
             .filter_map(|(room, socket)| {
                 let seat = self.seats.get(&socket)?;
                 Some(SocketView {

@@ -13,6 +13,9 @@ use crate::room::Address;
 /// never used twice, so the shell drops what it cannot place.
 #[derive(Clone, Debug)]
 pub enum Output {
+    /// Queue what a socket is sent before anything else: who is in its room, which is as long as the
+    /// room is full, and what its session missed.
+    Begin { socket: SocketId, frames: Vec<Bytes> },
     /// Send the frame, then end the connection. The socket has left its room already.
     Close { socket: SocketId, code: CloseCode, reason: &'static str },
     /// Queue one frame for many sockets.
@@ -47,8 +50,8 @@ pub struct Stat {
     pub measure: Measure,
     /// Its bucket and path are the entity; the topic is not part of it.
     pub address: Arc<Address>,
-    /// Who accumulated it.
-    pub key: Name,
+    /// Who accumulated it; none for the server itself.
+    pub key: Option<Name>,
     pub value: u64,
 }
 

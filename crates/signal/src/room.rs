@@ -5,9 +5,10 @@ use std::fmt;
 use std::sync::Arc;
 
 use kv4::Bucket;
-use wire::frames::{Name, percent_encode};
+use wire::frames::{Generation, Name, Present, percent_encode};
 use wire::names::{NameError, Path};
 
+use crate::history::History;
 use crate::ids::SocketId;
 
 /// What a room is called within its path: one path segment.
@@ -57,17 +58,34 @@ pub struct Address {
     pub topic: Topic,
 }
 
-/// Who is in one room. It exists only while somebody is.
+/// Who is in one room, and what was said there. It exists while somebody is in it, or may come back.
 #[derive(Debug)]
 pub(crate) struct Room {
     pub(crate) address: Arc<Address>,
-    /// The sockets of each name, the longest here first. No name is without one.
-    members: BTreeMap<Name, Vec<SocketId>>,
-    /// How many sockets `members` holds.
-    sockets: usize,
-    /// All of `members`' sockets as broadcasts share them; made when one needs it, dropped when
-    /// somebody comes or goes.
-    everyone: Option<Arc<[SocketId]>>,
+    /// No name is without a socket.
+    members: BTreeMap<Name, Member>,
+    /// How many sockets of each generation `members` holds.
+    sockets: [usize; Generation::ALL.len()],
+    /// All of `members`' sockets of each generation, as broadcasts share them; made when one needs it,
+    /// dropped when somebody comes or goes.
+    lists: [Option<Arc<[SocketId]>>; Generation::ALL.len()],
+    /// What v4 sockets may come back to; none in a room that never had one.
+    pub(crate) history: Option<Box<History>>,
+}
+
+/// One name in a room.
+#[derive(Debug, Default)]
+pub(crate) struct Member {
+    /// The longest here first.
+    sockets: Vec<(SocketId, Generation)>,
+    /// What stands beside the name, as JSON text: the last that one of its sockets said.
+    pub(crate) data: Option<Arc<str>>,
+}
+
+impl Member {
+    pub(crate) fn sockets(&self) -> impl ExactSizeIterator<Item = SocketId> + '_ {
+        self.sockets.iter().map(|(socket, _)| *socket)
+    }
 }
 
 /// Whether a socket's coming or going changes who is present.
@@ -79,26 +97,39 @@ pub(crate) enum Presence {
 
 impl Room {
     pub(crate) fn new(address: Address) -> Room {
-        Room { address: Arc::new(address), members: BTreeMap::new(), sockets: 0, everyone: None }
+        Room {
+            address: Arc::new(address),
+            members: BTreeMap::new(),
+            sockets: [0; 3],
+            lists: [const { None }; 3],
+            history: None,
+        }
     }
 
-    pub(crate) fn join(&mut self, name: &Name, socket: SocketId) -> Presence {
-        let sockets = self.members.entry(name.clone()).or_default();
-        sockets.push(socket);
-        self.sockets += 1;
-        self.everyone = None;
-        if sockets.len() == 1 { Presence::Changed } else { Presence::Same }
+    pub(crate) fn join(
+        &mut self,
+        name: &Name,
+        socket: SocketId,
+        generation: Generation,
+    ) -> Presence {
+        let member = self.members.entry(name.clone()).or_default();
+        member.sockets.push((socket, generation));
+        let presence = if member.sockets.len() == 1 { Presence::Changed } else { Presence::Same };
+        self.sockets[generation as usize] += 1;
+        self.lists[generation as usize] = None;
+        presence
     }
 
     pub(crate) fn leave(&mut self, name: &Name, socket: SocketId) -> Presence {
-        let Some(sockets) = self.members.get_mut(name) else {
+        let Some(member) = self.members.get_mut(name) else {
             return Presence::Same;
         };
-        let before = sockets.len();
-        sockets.retain(|known| *known != socket);
-        self.sockets -= before - sockets.len();
-        self.everyone = None;
-        if sockets.is_empty() {
+        if let Some(at) = member.sockets.iter().position(|(known, _)| *known == socket) {
+            let (_, generation) = member.sockets.remove(at);
+            self.sockets[generation as usize] -= 1;
+            self.lists[generation as usize] = None;
+        }
+        if member.sockets.is_empty() {
             self.members.remove(name);
             return Presence::Changed;
         }
@@ -111,7 +142,12 @@ impl Room {
 
     /// Number of sockets.
     pub(crate) fn len(&self) -> usize {
-        self.sockets
+        self.sockets.iter().sum()
+    }
+
+    /// Number of sockets of a generation.
+    pub(crate) fn sockets_of_generation(&self, generation: Generation) -> usize {
+        self.sockets[generation as usize]
     }
 
     /// Names present, sorted.
@@ -119,33 +155,59 @@ impl Room {
         self.members.keys()
     }
 
-    /// Names and their sockets, sorted by name.
-    pub(crate) fn members(&self) -> impl Iterator<Item = (&Name, &[SocketId])> {
-        self.members.iter().map(|(name, sockets)| (name, &sockets[..]))
+    /// Names present with what stands beside them, sorted.
+    pub(crate) fn present(&self) -> impl Iterator<Item = Present<'_>> {
+        self.members.iter().map(|(name, member)| Present { name, data: member.data.as_deref() })
     }
 
-    /// The sockets of one name.
-    pub(crate) fn sockets_of(&self, name: &str) -> &[SocketId] {
-        self.members.get(name).map_or(&[], |sockets| sockets)
+    /// Names and what is known of them, sorted by name.
+    pub(crate) fn members(&self) -> impl Iterator<Item = (&Name, &Member)> {
+        self.members.iter()
+    }
+
+    pub(crate) fn member(&self, name: &str) -> Option<&Member> {
+        self.members.get(name)
+    }
+
+    /// Sets what stands beside a name; answers whether that was something else.
+    pub(crate) fn set_data(&mut self, name: &Name, data: Option<Arc<str>>) -> bool {
+        let Some(member) = self.members.get_mut(name) else { return false };
+        let is_new = member.data != data;
+        member.data = data;
+        is_new
+    }
+
+    /// The sockets of one name, the longest here first.
+    pub(crate) fn sockets_of(&self, name: &str) -> &[(SocketId, Generation)] {
+        self.members.get(name).map_or(&[], |member| &member.sockets)
     }
 
     /// The member that `to` means: a name as frames spell it, the same below the room's path, or
-    /// an identity that is not yet percent-encoded. The first spelling that is present counts.
+    /// an identity that is not yet percent-encoded. The first spelling that is present counts; where
+    /// none is, one that was lost and may come back.
     pub(crate) fn resolve(&self, to: &str) -> Option<&Name> {
         let present = |name: &str| self.members.get_key_value(name).map(|(name, _)| name);
+        let lost = |name: &str| self.history.as_ref()?.lost(name);
+        self.spelled(to, present).or_else(|| self.spelled(to, lost))
+    }
+
+    fn spelled<'a>(&self, to: &str, find: impl Fn(&str) -> Option<&'a Name>) -> Option<&'a Name> {
         let below = || {
             let rest = to.strip_prefix(self.address.path.as_str())?;
             let rest = rest.strip_prefix('/').or(self.address.path.is_root().then_some(rest))?;
-            present(rest).or_else(|| present(&percent_encode(rest)))
+            find(rest).or_else(|| find(&percent_encode(rest)))
         };
-        present(to).or_else(below).or_else(|| present(&percent_encode(to)))
+        find(to).or_else(below).or_else(|| find(&percent_encode(to)))
     }
 
-    /// Every socket once.
-    pub(crate) fn everyone(&mut self) -> Arc<[SocketId]> {
+    /// Every socket of a generation once.
+    pub(crate) fn everyone(&mut self, generation: Generation) -> Arc<[SocketId]> {
         let members = &self.members;
-        let everyone =
-            self.everyone.get_or_insert_with(|| members.values().flatten().copied().collect());
+        let everyone = self.lists[generation as usize].get_or_insert_with(|| {
+            let sockets = members.values().flat_map(|member| &member.sockets);
+            let of_it = sockets.filter(|(_, speaks)| *speaks == generation);
+            of_it.map(|(socket, _)| *socket).collect()
+        });
         Arc::clone(everyone)
     }
 }

@@ -1,44 +1,44 @@
-//! The state machine: sockets in, frames out.
+//! The state machine: sockets in, frames out. What a frame does is in `relay`.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::time::Instant;
 
 use bytes::Bytes;
 use kv4::Bucket;
 use thiserror::Error;
-use wire::envelope::Fault;
-use wire::errors::Code;
-use wire::frames::{ClientFrame, FrameError, NAME_BYTES_MAX, Name, ServerFrame, UserFrame};
+use wire::frames::{
+    Cursor, Generation, Incarnation, NAME_BYTES_MAX, Name, Present, ServerFrame, Session, Welcome,
+};
 use wire::names::{Ident, PATH_BYTES_MAX, Path};
 use wire::token::Grants;
 use wire::ws::CloseCode;
 
-use crate::ids::{IdMap, RoomId, SocketId};
+use crate::history::{History, Missed};
+use crate::ids::{IdMap, RoomId, SocketId, mix};
 use crate::limits::{Counters, Limits, Stats};
 use crate::listing::SocketView;
 use crate::output::{Fanout, Measure, Output, Stat};
 use crate::room::{Address, Presence, Room, Topic};
 
 /// How much longer than a client's text the frame may be in which it is relayed: `m.f` with a path
-/// of which every byte is escaped, members of the frame that the text left out, and the WebSocket
-/// header.
-pub const ENVELOPE_BYTES_MAX: usize = 2 * PATH_BYTES_MAX + NAME_BYTES_MAX + 64;
-
-/// Bytes of what is told of a text that is not a frame: the reader's complaint quotes the text.
-const WHY_BYTES_MAX: usize = 200;
+/// of which every byte is escaped, members of the frame that the text left out, the cursor, and the
+/// WebSocket header.
+pub const ENVELOPE_BYTES_MAX: usize = 2 * PATH_BYTES_MAX + NAME_BYTES_MAX + 128;
 
 /// Every room of one neuron.
 ///
 /// A room is (bucket, path, topic); a member of it is a name, with one socket or several: devices
 /// of one person, who hear one another. A socket sits in one room for as long as it lives. Nothing
-/// is kept of a room or a name once its last socket has left.
+/// is kept of a room or a name once its last socket has left, but for what v4 sockets may come back
+/// to: the last messages of a room that had one, for [`Limits::history_lasts`].
 ///
-/// Each call queues a bounded number of outputs: a few for a text, a join or a leave, and one or
-/// two for each closed socket.
+/// Each call queues a bounded number of outputs: a few for a text, a join or a leave, and a few for
+/// each closed socket.
 #[derive(Debug)]
 pub struct Signal {
-    limits: Limits,
+    pub(crate) limits: Limits,
     /// Where each socket sits: what every text is looked up by.
     pub(crate) seats: IdMap<SocketId, Seat>,
     /// The rooms, by a number that spares each text the comparison of addresses.
@@ -46,10 +46,20 @@ pub struct Signal {
     /// The same rooms by address, in an order that listings can show.
     pub(crate) buckets: BTreeMap<Bucket, Tenant>,
     room_id_next: u64,
+    /// What incarnations and sessions are made of, so that no two of them are the same, and nobody
+    /// can tell one from another.
+    nonce: u64,
+    made: u64,
     /// Names in all rooms.
     names: usize,
-    outputs: VecDeque<Output>,
-    counters: Counters,
+    /// Rooms whose histories are to be looked at, and when.
+    due: BTreeSet<(Instant, RoomId)>,
+    histories: usize,
+    /// Bytes and messages of all histories.
+    pub(crate) history_bytes: usize,
+    pub(crate) history_messages: usize,
+    pub(crate) outputs: VecDeque<Output>,
+    pub(crate) counters: Counters,
 }
 
 /// One bucket's share of the neuron. It exists only while it has a room.
@@ -57,7 +67,11 @@ pub struct Signal {
 pub(crate) struct Tenant {
     pub(crate) rooms: BTreeMap<(Path, Topic), RoomId>,
     /// Sockets in all of `rooms`.
-    sockets: usize,
+    pub(crate) sockets: usize,
+    /// Bytes of the histories of all of `rooms`.
+    pub(crate) history_bytes: usize,
+    /// Those of `rooms` that nobody is in, and since when.
+    deserted: BTreeSet<(Instant, RoomId)>,
 }
 
 /// A socket in its room.
@@ -67,21 +81,28 @@ pub(crate) struct Seat {
     pub(crate) name: Name,
     pub(crate) ident: Ident,
     pub(crate) service: &'static str,
-    grants: Grants,
+    pub(crate) generation: Generation,
+    /// Of v4 only.
+    pub(crate) session: Option<Session>,
+    /// The id of the last frame that had one, as JSON text.
+    pub(crate) last_id: Option<Box<str>>,
+    pub(crate) grants: Grants,
     pub(crate) token: Option<Token>,
     pub(crate) client_ip: IpAddr,
     pub(crate) since_unix_s: u64,
 }
 
-/// A socket that wants in. That it may be here (token, address rules, path) has been decided.
+/// A socket that wants in. That it may be here (token, rules, path) has been decided.
 #[derive(Clone, Debug)]
 pub struct Join {
     pub address: Address,
     pub name: Name,
     /// The account, as `_subs` rows show it.
     pub ident: Ident,
-    /// What the socket speaks, as `_subs` rows show it: `xs_signal`.
+    /// What keeps the subscription, as `_subs` rows show it: `xs_signal`.
     pub service: &'static str,
+    /// What the socket speaks.
+    pub generation: Generation,
     /// [`Grants::SUBSCRIBE`] is needed to join, [`Grants::PUBLISH`] to speak to the room and
     /// [`Grants::SEND`] to one member.
     pub grants: Grants,
@@ -91,6 +112,19 @@ pub struct Join {
     pub client_ip: IpAddr,
     /// When it came, as `_sess` shows it.
     pub since_unix_s: u64,
+    /// What v4 clients come with; of others nothing.
+    pub coming: Coming,
+}
+
+/// What a v4 client says as it comes.
+#[derive(Clone, Debug, Default)]
+pub struct Coming {
+    /// What the others see beside the name, as JSON text.
+    pub data: Option<Arc<str>>,
+    /// The session that goes on; a socket that is still open with it is closed.
+    pub session: Option<Session>,
+    /// What was read before.
+    pub cursor: Option<Cursor>,
 }
 
 /// The token that a socket came with.
@@ -101,10 +135,21 @@ pub struct Token {
     pub expires_unix_s: u64,
 }
 
+/// How a socket goes by itself.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Departure {
+    /// Its client said goodbye.
+    Closed,
+    /// It was cut, and may come back.
+    Lost,
+}
+
 /// Why a socket was not let into a room.
 #[derive(Clone, Copy, Debug, Eq, Error, PartialEq)]
 #[non_exhaustive]
 pub enum Refusal {
+    #[error("what is to stand beside the name is too long")]
+    DataBytes,
     #[error("the token does not permit to subscribe")]
     NotGranted,
     #[error("the account has as many rooms open as it may")]
@@ -124,6 +169,7 @@ impl Refusal {
     /// What to close the socket with: limits pass, so clients may come back; the rest does not.
     pub fn close_code(self) -> CloseCode {
         match self {
+            Refusal::DataBytes => CloseCode::POLICY,
             Refusal::NotGranted => CloseCode::UNAUTHORIZED,
             Refusal::RoomsPerBucket
             | Refusal::SocketsPerBucket
@@ -145,102 +191,93 @@ pub struct Kicked {
 }
 
 impl Signal {
-    /// No rooms yet.
-    pub fn new(limits: Limits) -> Signal {
+    /// No rooms yet. `nonce` is random: what clients are given to come back with is made of it.
+    pub fn new(limits: Limits, nonce: u64) -> Signal {
         Signal {
             limits,
             seats: IdMap::default(),
             rooms: IdMap::default(),
             buckets: BTreeMap::new(),
             room_id_next: 0,
+            nonce,
+            made: 0,
             names: 0,
+            due: BTreeSet::new(),
+            histories: 0,
+            history_bytes: 0,
+            history_messages: 0,
             outputs: VecDeque::new(),
             counters: Counters::default(),
         }
     }
 
-    /// Lets a socket into its room: the room's names go to it before anything else does, and its
-    /// name to everyone else there when it was not present before.
+    /// Lets a socket into its room: the room's names go to it before anything else does, then what its
+    /// session missed, and its name to everyone else there when it was not present before.
     ///
     /// # Errors
     /// A limit or a missing grant; close the socket with [`Refusal::close_code`]. Nothing changed.
-    pub fn join(&mut self, socket: SocketId, join: Join) -> Result<(), Refusal> {
-        if let Err(refusal) = self.admit(socket, &join) {
+    pub fn join(&mut self, now: Instant, socket: SocketId, join: Join) -> Result<(), Refusal> {
+        let replaced = self.socket_of_session(&join);
+        if let Err(refusal) = self.admit(socket, &join, replaced.is_some()) {
             self.count_refusal(refusal);
             return Err(refusal);
         }
-        let id = self.enrol(&join.address);
-        let seat = Seat {
-            room: id,
-            name: join.name,
-            ident: join.ident,
-            service: join.service,
-            grants: join.grants,
-            token: join.token,
-            client_ip: join.client_ip,
-            since_unix_s: join.since_unix_s,
-        };
-        let room = self.rooms.entry(id).or_insert_with(|| Room::new(join.address));
-        let presence = room.join(&seat.name, socket);
-        let path = &room.address.path;
-        let names: Vec<_> = room.names().collect();
-        let peers = ServerFrame::Peers { path, names: &names }.to_ws();
+        let Join { address, name, generation, coming, .. } = join;
+        let session = (generation == Generation::V4)
+            .then(|| coming.session.unwrap_or_else(|| Session(self.make())));
+        let id = self.enrol(&address);
+        let is_first = generation == Generation::V4
+            && self.rooms.get(&id).is_none_or(|room| room.history.is_none());
+        let history = is_first.then(|| Box::new(History::new(Incarnation(self.make()))));
+        let room = self.rooms.entry(id).or_insert_with(|| Room::new(address));
+        if history.is_some() {
+            self.histories += 1;
+            room.history = history;
+        }
+        let presence = room.join(&name, socket, generation);
+        let has_news = coming.data.is_some() && room.set_data(&name, coming.data);
+        if let Some(history) = &mut room.history
+            && generation == Generation::V4
+        {
+            history.idle_since = None;
+        }
         self.counters.joins += 1;
-        self.counters.deliveries += 1;
-        self.outputs.push_back(Output::Send { socket, frame: peers });
+        self.names += usize::from(presence == Presence::Changed);
         self.outputs.push_back(Output::Stat(Stat {
             measure: Measure::Subscription,
             address: Arc::clone(&room.address),
-            key: seat.name.clone(),
+            key: Some(name.clone()),
             value: 1,
         }));
-        if presence == Presence::Changed {
-            self.names += 1;
-            let connected = ServerFrame::PeerConnected { path, name: &seat.name }.to_ws();
-            broadcast(room, connected, Some(socket), &mut self.outputs, &mut self.counters);
+        self.seats.insert(
+            socket,
+            Seat {
+                room: id,
+                name: name.clone(),
+                ident: join.ident,
+                service: join.service,
+                generation,
+                session,
+                last_id: None,
+                grants: join.grants,
+                token: join.token,
+                client_ip: join.client_ip,
+                since_unix_s: join.since_unix_s,
+            },
+        );
+        if let Some(replaced) = replaced {
+            self.replace(now, replaced);
         }
-        self.seats.insert(socket, seat);
+        self.recall(socket);
+        self.welcome(socket, coming.cursor.as_ref());
+        self.announce(id, &name, socket, presence, has_news);
+        self.arrange(id);
         Ok(())
     }
 
-    /// Takes one text message. Text of a socket that sits nowhere, such as one that was kicked and
-    /// is not closed yet, is dropped. What is wrong with a frame is told to its sender.
-    pub fn handle_text(&mut self, socket: SocketId, text: &str) {
-        let Some(seat) = self.seats.get(&socket) else {
-            return;
-        };
-        match ClientFrame::parse(text) {
-            Ok(ClientFrame::User(frame)) => {
-                let needed = if frame.to.is_some() { Grants::SEND } else { Grants::PUBLISH };
-                if !seat.grants.contains(needed) {
-                    self.counters.ungranted += 1;
-                    return self.send_error(socket, &Fault::new(Code::NotAllowed));
-                }
-                let (id, from) = (seat.room, seat.name.clone());
-                self.relay(id, &from, socket, &frame);
-            }
-            Ok(ClientFrame::Ping { ts }) => {
-                self.counters.heartbeats += 1;
-                self.send(socket, ServerFrame::Pong { ts }.to_ws());
-            }
-            Ok(ClientFrame::TextPing | ClientFrame::Heartbeat) => self.counters.heartbeats += 1,
-            Ok(ClientFrame::Mixer) => self.counters.mixer_frames += 1,
-            Err(FrameError::SystemOp) => {
-                self.counters.system_ops += 1;
-                self.send_error(socket, &Fault::new(FrameError::SystemOp.code()));
-            }
-            Err(error) => {
-                self.counters.bad_frames += 1;
-                let mut why = error.to_string();
-                why.truncate(why.floor_char_boundary(WHY_BYTES_MAX));
-                self.send_error(socket, &Fault::with(error.code(), why));
-            }
-        }
-    }
-
     /// The socket is gone. One that sits nowhere is no surprise: it may have been kicked.
-    pub fn leave(&mut self, socket: SocketId) {
-        if let Some(left) = self.unseat(socket) {
+    pub fn leave(&mut self, now: Instant, socket: SocketId, departure: Departure) {
+        if let Some(left) = self.unseat(now, socket, departure) {
             self.counters.leaves += 1;
             self.tell_left(&left);
         }
@@ -248,22 +285,25 @@ impl Signal {
 
     /// Removes one member from a room, in any spelling of its name, or everyone. The sockets are
     /// closed with [`CloseCode::KICKED`], and whoever stays is told.
-    pub fn kick(&mut self, address: &Address, name: Option<&str>) -> Kicked {
-        let Some(room) = self.room_id(address).and_then(|id| self.rooms.get_mut(&id)) else {
+    pub fn kick(&mut self, now: Instant, address: &Address, name: Option<&str>) -> Kicked {
+        let Some(room) = self.room_id(address).and_then(|id| self.rooms.get(&id)) else {
             return Kicked::default();
         };
-        let sockets = match name {
-            None => room.everyone().to_vec(),
-            Some(name) => room
-                .resolve(name)
-                .map_or(Vec::new(), |name| room.sockets_of(name.as_str()).to_vec()),
+        let sockets: Vec<_> = match name {
+            None => room.members().flat_map(|(_, member)| member.sockets()).collect(),
+            Some(name) => {
+                let name = room.resolve(name);
+                let sockets = name.map_or(&[][..], |name| room.sockets_of(name.as_str()));
+                sockets.iter().map(|(socket, _)| *socket).collect()
+            }
         };
-        self.close(&sockets, CloseCode::KICKED, "kicked")
+        self.close(now, &sockets, CloseCode::KICKED, "kicked")
     }
 
     /// Closes every socket of a bucket that `matches`, for rules that change under open sockets.
     pub fn close_where(
         &mut self,
+        now: Instant,
         bucket: &Bucket,
         code: CloseCode,
         reason: &'static str,
@@ -271,7 +311,32 @@ impl Signal {
     ) -> Kicked {
         let matching = self.sockets(bucket).filter(|view| matches(view));
         let sockets: Vec<_> = matching.map(|view| view.socket).collect();
-        self.close(&sockets, code, reason)
+        self.close(now, &sockets, code, reason)
+    }
+
+    /// Lets go of what is too old to come back to. To be called when [`Signal::poll_timeout`] says.
+    pub fn handle_timeout(&mut self, now: Instant) {
+        while let Some((at, id)) = self.due.first().copied().filter(|(at, _)| *at <= now) {
+            self.due.remove(&(at, id));
+            let lasts = self.limits.history_lasts;
+            let Some(room) = self.rooms.get_mut(&id) else { continue };
+            let Some(history) = &mut room.history else { continue };
+            history.due = None;
+            let (before, is_over) = (history.len(), history.is_over(now, lasts));
+            let freed = history.expire(now, lasts);
+            self.history_messages -= before - history.len();
+            self.free(id, freed);
+            if is_over {
+                self.forget_history(id);
+            } else {
+                self.arrange(id);
+            }
+        }
+    }
+
+    /// When [`Signal::handle_timeout`] is to be called; `None` while there is nothing to wait for.
+    pub fn poll_timeout(&self) -> Option<Instant> {
+        self.due.first().map(|(at, _)| *at)
     }
 
     /// The next thing to do. Drain it after every call that takes `&mut self`.
@@ -281,11 +346,15 @@ impl Signal {
 
     /// How large everything is, and what has happened since the start.
     pub fn stats(&self) -> Stats {
+        let deserted: usize = self.buckets.values().map(|tenant| tenant.deserted.len()).sum();
         Stats {
-            buckets: self.buckets.len(),
-            rooms: self.rooms.len(),
+            buckets: self.buckets.values().filter(|tenant| tenant.sockets > 0).count(),
+            rooms: self.rooms.len() - deserted,
             names: self.names,
             sockets: self.seats.len(),
+            histories: self.histories,
+            history_messages: self.history_messages,
+            history_bytes: self.history_bytes,
             counters: self.counters.clone(),
         }
     }
@@ -296,26 +365,54 @@ impl Signal {
         tenant.rooms.get(&(address.path.clone(), address.topic.clone())).copied()
     }
 
-    fn admit(&self, socket: SocketId, join: &Join) -> Result<(), Refusal> {
+    /// A number that was not made before.
+    fn make(&mut self) -> u64 {
+        self.made += 1;
+        mix(self.nonce.wrapping_add(self.made))
+    }
+
+    /// The socket that has the session of a joiner, of the same name in the same room.
+    fn socket_of_session(&self, join: &Join) -> Option<SocketId> {
+        let session = join.coming.session.filter(|_| join.generation == Generation::V4)?;
+        let room = self.rooms.get(&self.room_id(&join.address)?)?;
+        let mut sockets = room.sockets_of(join.name.as_str()).iter().map(|(socket, _)| *socket);
+        let has_it = |socket: &SocketId| {
+            self.seats.get(socket).is_some_and(|seat| seat.session == Some(session))
+        };
+        sockets.find(has_it)
+    }
+
+    fn admit(&mut self, socket: SocketId, join: &Join, replaces: bool) -> Result<(), Refusal> {
         let limits = &self.limits;
         let refuse = |refused: bool, refusal| if refused { Err(refusal) } else { Ok(()) };
         refuse(self.seats.contains_key(&socket), Refusal::Seated)?;
         refuse(!join.grants.contains(Grants::SUBSCRIBE), Refusal::NotGranted)?;
+        let data = join.coming.data.as_ref().map_or(0, |data| data.len());
+        refuse(data > limits.data_bytes, Refusal::DataBytes)?;
+        let replaced = usize::from(replaces);
         let tenant = self.buckets.get(&join.address.bucket);
         let room = self.room_id(&join.address).and_then(|id| self.rooms.get(&id));
-        let rooms = tenant.map_or(0, |tenant| tenant.rooms.len());
-        refuse(room.is_none() && rooms >= limits.rooms_per_bucket, Refusal::RoomsPerBucket)?;
-        let in_bucket = tenant.map_or(0, |tenant| tenant.sockets);
+        let in_bucket = tenant.map_or(0, |tenant| tenant.sockets) - replaced;
         refuse(in_bucket >= limits.sockets_per_bucket, Refusal::SocketsPerBucket)?;
-        let in_room = room.map_or(0, Room::len);
+        let in_room = room.map_or(0, Room::len) - replaced;
         refuse(in_room >= limits.sockets_per_room, Refusal::SocketsPerRoom)?;
-        let of_name = room.map_or(0, |room| room.sockets_of(join.name.as_str()).len());
-        refuse(of_name >= limits.sockets_per_name, Refusal::SocketsPerName)
+        let of_name = room.map_or(0, |room| room.sockets_of(join.name.as_str()).len()) - replaced;
+        refuse(of_name >= limits.sockets_per_name, Refusal::SocketsPerName)?;
+        let rooms = tenant.map_or(0, |tenant| tenant.rooms.len());
+        if room.is_some() || rooms < limits.rooms_per_bucket {
+            return Ok(());
+        }
+        // A room that somebody is in goes before one to which somebody may come back.
+        let deserted = tenant.and_then(|tenant| tenant.deserted.first());
+        let (_, deserted) = deserted.copied().ok_or(Refusal::RoomsPerBucket)?;
+        self.forget_history(deserted);
+        Ok(())
     }
 
     fn count_refusal(&mut self, refusal: Refusal) {
         let counters = &mut self.counters;
         match refusal {
+            Refusal::DataBytes => counters.refused_data += 1,
             Refusal::NotGranted => counters.ungranted += 1,
             Refusal::RoomsPerBucket => counters.refused_rooms_per_bucket += 1,
             Refusal::SocketsPerBucket => counters.refused_sockets_per_bucket += 1,
@@ -330,29 +427,136 @@ impl Signal {
         let tenant = self.buckets.entry(address.bucket.clone()).or_default();
         tenant.sockets += 1;
         let key = (address.path.clone(), address.topic.clone());
-        *tenant.rooms.entry(key).or_insert_with(|| {
+        let id = *tenant.rooms.entry(key).or_insert_with(|| {
             self.room_id_next += 1;
             RoomId(self.room_id_next)
-        })
+        });
+        let room = self.rooms.get(&id).filter(|room| room.is_empty());
+        if let Some(since) = room.and_then(|room| room.history.as_ref()?.idle_since) {
+            tenant.deserted.remove(&(since, id));
+        }
+        id
     }
 
-    /// Takes a socket out of everything, and frees the room when it was the last in it.
-    fn unseat(&mut self, socket: SocketId) -> Option<Left> {
+    /// Takes over what is known of a session that has come back.
+    fn recall(&mut self, socket: SocketId) {
+        let Some(seat) = self.seats.get_mut(&socket) else { return };
+        let history = self.rooms.get_mut(&seat.room).and_then(|room| room.history.as_mut());
+        if let Some((history, session)) = history.zip(seat.session) {
+            history.find(&seat.name);
+            seat.last_id = history.find_session(&seat.name, session);
+        }
+    }
+
+    /// What a joiner is sent before anything else.
+    fn welcome(&mut self, socket: SocketId, cursor: Option<&Cursor>) {
+        let Some(seat) = self.seats.get(&socket) else { return };
+        let Some(room) = self.rooms.get(&seat.room) else { return };
+        let (path, name, session) = (&room.address.path, &seat.name, seat.session);
+        let (Some(session), Some(history)) = (session, &room.history) else {
+            let names: Vec<_> = room.names().collect();
+            let peers = ServerFrame::Peers { path, names: &names }.to_ws(seat.generation);
+            self.counters.deliveries += 1;
+            self.outputs.push_back(Output::Begin { socket, frames: vec![peers] });
+            return;
+        };
+        let missed = match cursor {
+            Some(cursor) => history.since(cursor, name, session),
+            None => Missed { frames: Vec::new(), cursor: history.cursor(), is_whole: true },
+        };
+        let is_resumed = cursor.map(|_| missed.is_whole);
+        self.counters.resumed += u64::from(is_resumed == Some(true));
+        self.counters.unresumed += u64::from(is_resumed == Some(false));
+        let present: Vec<Present<'_>> = room.present().collect();
+        let welcome = Welcome {
+            path,
+            topic: room.address.topic.as_str(),
+            name,
+            session,
+            cursor: &missed.cursor,
+            present: &present,
+            is_resumed,
+            last_id: seat.last_id.as_deref(),
+        };
+        let mut frames = vec![ServerFrame::Welcome(&welcome).to_ws(Generation::V4)];
+        frames.extend(missed.frames);
+        self.counters.deliveries += frames.len() as u64;
+        self.outputs.push_back(Output::Begin { socket, frames });
+    }
+
+    /// Tells the others of a joiner, or of what stands beside its name when only that is new.
+    fn announce(
+        &mut self,
+        id: RoomId,
+        name: &Name,
+        socket: SocketId,
+        presence: Presence,
+        has_news: bool,
+    ) {
+        let Some(room) = self.rooms.get_mut(&id) else { return };
+        let address = Arc::clone(&room.address);
+        let path = &address.path;
+        let data = room.member(name.as_str()).and_then(|member| member.data.clone());
+        let data = data.as_deref();
+        if presence == Presence::Changed {
+            let joined = ServerFrame::PeerConnected { path, name, data };
+            self.broadcast(id, &joined, Some(socket), &Generation::ALL);
+        } else if has_news {
+            let news = ServerFrame::Presence { path, name, data };
+            self.broadcast(id, &news, Some(socket), &[Generation::V4]);
+        }
+    }
+
+    /// Takes a socket out of everything, and frees the room when nobody can come back to it.
+    fn unseat(&mut self, now: Instant, socket: SocketId, departure: Departure) -> Option<Left> {
         let seat = self.seats.remove(&socket)?;
         let room = self.rooms.get_mut(&seat.room)?;
         let presence = room.leave(&seat.name, socket);
         self.names -= usize::from(presence == Presence::Changed);
+        let is_last = room.sockets_of_generation(Generation::V4) == 0;
+        if let Some(history) = &mut room.history
+            && seat.generation == Generation::V4
+        {
+            if departure == Departure::Lost {
+                if presence == Presence::Changed {
+                    history.lose(seat.name.clone(), now);
+                }
+                if let Some((session, last_id)) = seat.session.zip(seat.last_id.clone()) {
+                    history.lose_session(seat.name.clone(), session, last_id, now);
+                }
+            }
+            if is_last {
+                history.idle_since = Some(now);
+            }
+        }
         let Address { bucket, path, topic } = &*room.address;
         let tenant = self.buckets.get_mut(bucket)?;
         tenant.sockets -= 1;
         if room.is_empty() {
-            tenant.rooms.remove(&(path.clone(), topic.clone()));
-            if tenant.rooms.is_empty() {
-                self.buckets.remove(bucket);
+            match room.history.as_ref().and_then(|history| history.idle_since) {
+                Some(since) => {
+                    tenant.deserted.insert((since, seat.room));
+                }
+                None => {
+                    tenant.rooms.remove(&(path.clone(), topic.clone()));
+                    if tenant.rooms.is_empty() {
+                        self.buckets.remove(bucket);
+                    }
+                    self.rooms.remove(&seat.room);
+                }
             }
-            self.rooms.remove(&seat.room);
         }
+        self.arrange(seat.room);
         Some(Left { seat, presence })
+    }
+
+    /// Closes the socket that a session had before it came back.
+    fn replace(&mut self, now: Instant, socket: SocketId) {
+        if self.unseat(now, socket, Departure::Lost).is_some() {
+            self.counters.replaced += 1;
+            let (code, reason) = (CloseCode::REPLACED, "replaced");
+            self.outputs.push_back(Output::Close { socket, code, reason });
+        }
     }
 
     /// Tells a room, if anybody is in it still, that a name is not.
@@ -360,16 +564,25 @@ impl Signal {
         if left.presence == Presence::Same {
             return;
         }
-        if let Some(room) = self.rooms.get_mut(&left.seat.room) {
-            let (path, name) = (&room.address.path, &left.seat.name);
-            let removed = ServerFrame::PeerRemoved { path, name }.to_ws();
-            broadcast(room, removed, None, &mut self.outputs, &mut self.counters);
+        if let Some(room) = self.rooms.get(&left.seat.room) {
+            let address = Arc::clone(&room.address);
+            let removed = ServerFrame::PeerRemoved { path: &address.path, name: &left.seat.name };
+            self.broadcast(left.seat.room, &removed, None, &Generation::ALL);
         }
     }
 
     /// Closes all of the sockets before any room is told, so that only those who stay are.
-    fn close(&mut self, sockets: &[SocketId], code: CloseCode, reason: &'static str) -> Kicked {
-        let left: Vec<_> = sockets.iter().filter_map(|socket| self.unseat(*socket)).collect();
+    fn close(
+        &mut self,
+        now: Instant,
+        sockets: &[SocketId],
+        code: CloseCode,
+        reason: &'static str,
+    ) -> Kicked {
+        let left: Vec<_> = sockets
+            .iter()
+            .filter_map(|socket| self.unseat(now, *socket, Departure::Closed))
+            .collect();
         let closes = sockets.iter().map(|socket| Output::Close { socket: *socket, code, reason });
         self.outputs.extend(closes);
         self.counters.closes += left.len() as u64;
@@ -384,49 +597,99 @@ impl Signal {
         }
     }
 
-    /// Hands a frame to the room or to one member. The sending socket does not hear its own
-    /// broadcast, other sockets of its name do; a direct frame goes to every socket of the name, the
-    /// sender's own included when it writes to itself.
-    fn relay(&mut self, id: RoomId, from: &Name, sender: SocketId, frame: &UserFrame<'_>) {
-        let Some(room) = self.rooms.get_mut(&id) else { return };
-        let to = match frame.to.as_deref().map(|to| room.resolve(to)) {
-            Some(None) => {
-                self.counters.unknown_peers += 1;
-                return;
-            }
-            Some(Some(name)) => Some(name),
-            None => None,
-        };
-        let path = &room.address.path;
-        let bytes = ServerFrame::User { path, from: Some(from), frame }.to_ws();
-        self.counters.packets += 1;
-        self.outputs.push_back(Output::Stat(Stat {
-            measure: Measure::Packet,
-            address: Arc::clone(&room.address),
-            key: from.clone(),
-            value: bytes.len() as u64,
-        }));
-        match to.map(|name| room.sockets_of(name.as_str())) {
-            None => broadcast(room, bytes, Some(sender), &mut self.outputs, &mut self.counters),
-            Some([socket]) => {
-                let socket = *socket;
-                self.send(socket, bytes);
-            }
-            Some(sockets) => {
-                self.counters.deliveries += sockets.len() as u64;
-                let fanout = Fanout { frame: bytes, sockets: Arc::from(sockets), except: None };
-                self.outputs.push_back(Output::Fanout(fanout));
+    /// Hands a frame to everyone in a room but one, as each of some generations reads it.
+    pub(crate) fn broadcast(
+        &mut self,
+        id: RoomId,
+        frame: &ServerFrame<'_>,
+        except: Option<SocketId>,
+        generations: &[Generation],
+    ) {
+        for generation in generations.iter().copied() {
+            if self.receivers(id, generation, except) > 0 {
+                self.fan_out(id, frame.to_ws(generation), except, generation);
             }
         }
     }
 
-    fn send(&mut self, socket: SocketId, frame: Bytes) {
-        self.counters.deliveries += 1;
-        self.outputs.push_back(Output::Send { socket, frame });
+    /// How many sockets of a generation are in a room, but for one.
+    pub(crate) fn receivers(
+        &self,
+        id: RoomId,
+        generation: Generation,
+        except: Option<SocketId>,
+    ) -> usize {
+        let Some(room) = self.rooms.get(&id) else { return 0 };
+        let speaks = |socket| self.seats.get(&socket).is_some_and(|s| s.generation == generation);
+        room.sockets_of_generation(generation) - usize::from(except.is_some_and(speaks))
     }
 
-    fn send_error(&mut self, socket: SocketId, fault: &Fault) {
-        self.send(socket, ServerFrame::Error { fault }.to_ws());
+    /// Hands out a frame that has been written for a generation.
+    pub(crate) fn fan_out(
+        &mut self,
+        id: RoomId,
+        frame: Bytes,
+        except: Option<SocketId>,
+        generation: Generation,
+    ) {
+        let receivers = self.receivers(id, generation, except);
+        if receivers > 0
+            && let Some(room) = self.rooms.get_mut(&id)
+        {
+            self.counters.deliveries += receivers as u64;
+            let sockets = room.everyone(generation);
+            self.outputs.push_back(Output::Fanout(Fanout { frame, sockets, except }));
+        }
+    }
+
+    /// Sees to it that a room's history is looked at when something of it is too old.
+    pub(crate) fn arrange(&mut self, id: RoomId) {
+        let lasts = self.limits.history_lasts;
+        let Some(history) = self.rooms.get_mut(&id).and_then(|room| room.history.as_mut()) else {
+            return;
+        };
+        if history.due.is_none()
+            && let Some(at) = history.expires(lasts)
+        {
+            history.due = Some(at);
+            self.due.insert((at, id));
+        }
+    }
+
+    /// Counts bytes of a room's history that are held no longer.
+    pub(crate) fn free(&mut self, id: RoomId, bytes: usize) {
+        self.history_bytes -= bytes;
+        let bucket = self.rooms.get(&id).map(|room| &room.address.bucket);
+        if let Some(tenant) = bucket.and_then(|bucket| self.buckets.get_mut(bucket)) {
+            tenant.history_bytes -= bytes;
+        }
+    }
+
+    /// Lets go of what might have been come back to, and of the room if nobody is in it.
+    fn forget_history(&mut self, id: RoomId) {
+        let Some(room) = self.rooms.get_mut(&id) else { return };
+        let Some(history) = room.history.take() else { return };
+        let (is_empty, address) = (room.is_empty(), Arc::clone(&room.address));
+        self.histories -= 1;
+        self.history_messages -= history.len();
+        if let Some(due) = history.due {
+            self.due.remove(&(due, id));
+        }
+        self.free(id, history.bytes());
+        if !is_empty {
+            return;
+        }
+        self.rooms.remove(&id);
+        let Address { bucket, path, topic } = &*address;
+        if let Some(tenant) = self.buckets.get_mut(bucket) {
+            tenant.rooms.remove(&(path.clone(), topic.clone()));
+            if let Some(since) = history.idle_since {
+                tenant.deserted.remove(&(since, id));
+            }
+            if tenant.rooms.is_empty() {
+                self.buckets.remove(bucket);
+            }
+        }
     }
 }
 
@@ -434,19 +697,4 @@ impl Signal {
 struct Left {
     seat: Seat,
     presence: Presence,
-}
-
-/// Hands a frame to everyone in the room but one.
-fn broadcast(
-    room: &mut Room,
-    frame: Bytes,
-    except: Option<SocketId>,
-    outputs: &mut VecDeque<Output>,
-    counters: &mut Counters,
-) {
-    let receivers = room.len() - usize::from(except.is_some());
-    if receivers > 0 {
-        counters.deliveries += receivers as u64;
-        outputs.push_back(Output::Fanout(Fanout { frame, sockets: room.everyone(), except }));
-    }
 }

@@ -15,7 +15,7 @@ use store::embedded::Options;
 use wire::credentials::{Credentials, Secret};
 use wire::envelope::Fault;
 use wire::errors::Code;
-use wire::frames::{ClientFrame, Name, ServerFrame};
+use wire::frames::{ClientFrame, Cursor, Generation, Incarnation, Name, ServerFrame};
 use wire::json::{Json, Members, push_string};
 use wire::names::{self, Ident, Key, Layer, Path, percent_decode};
 use wire::params::{PARAMS_MAX, Params};
@@ -241,13 +241,28 @@ pub fn fuzz_frames(bytes: &[u8]) {
         let back = percent_decode(name.as_str(), false);
         assert_eq!(back.as_deref(), Ok(text), "distinct names must stay distinct");
     }
+    if let Ok(cursor) = text.parse::<Cursor>() {
+        assert_eq!(cursor.to_string().parse(), Ok(cursor), "a cursor is read as it is written");
+    }
+    for generation in Generation::ALL {
+        fuzz_frame(generation, text);
+    }
+}
+
+/// What a generation's client says is relayed to every other as JSON, from its true sender.
+fn fuzz_frame(generation: Generation, text: &str) {
     let path = Path::parse("/my/path").expect("a legal path");
     let name = Name::encode("somebody").expect("a legal name");
-    let frame = match ClientFrame::parse(text) {
+    let frame = match ClientFrame::parse(generation, text) {
         Ok(ClientFrame::User(frame)) => frame,
-        Ok(ClientFrame::Ping { ts }) => {
-            check_frame(&ServerFrame::Pong { ts });
-            return;
+        Ok(ClientFrame::Ping { ts }) => return check_frame(&ServerFrame::Pong { ts }),
+        Ok(ClientFrame::Presence { data, .. }) => {
+            let data = Some(data);
+            return check_frame(&ServerFrame::Presence { path: &path, name: &name, data });
+        }
+        Ok(ClientFrame::Ask { id, .. }) => {
+            let envelope = "{}";
+            return check_frame(&ServerFrame::Reply { id, cursor: None, envelope });
         }
         Ok(_) => return,
         Err(error) => {
@@ -255,32 +270,41 @@ pub fn fuzz_frames(bytes: &[u8]) {
             return check_frame(&ServerFrame::Error { fault: &fault });
         }
     };
-    let relayed = ServerFrame::User { path: &path, from: Some(&name), frame: &frame };
+    let cursor = Cursor::of(Incarnation(7), 1);
+    let (from, cursor) = (Some(&name), Some(&cursor));
+    let relayed = ServerFrame::User { path: &path, from, frame: &frame, cursor };
     check_frame(&relayed);
-    let mut out = String::new();
-    relayed.write(&mut out);
-    assert!(out.contains(frame.payload), "the payload is not as it came");
-    let members = Json::parse(&out).ok().and_then(|json| json.members());
-    if let Some(meta) = members.and_then(|members| members.get("m")?.members()) {
-        assert_eq!(
-            meta.text("f").as_deref(),
-            Some("/my/path/somebody"),
-            "nobody speaks as another"
-        );
+    for reader in Generation::ALL {
+        let mut out = String::new();
+        relayed.write(reader, &mut out);
+        assert!(out.contains(frame.payload), "the payload is not as it came");
+        let members = Json::parse(&out).ok().and_then(|json| json.members());
+        let from = match (reader, members) {
+            (_, None) => continue,
+            (Generation::V1, Some(members)) => members.text("userid").map(|f| f.into_owned()),
+            (_, Some(members)) => members.get("m").and_then(|m| m.members()).and_then(|meta| {
+                let is_own = meta.text("c").as_deref() == Some("a7-1");
+                assert!(is_own || reader != Generation::V4, "nobody writes the server's cursor");
+                meta.text("f").map(|f| f.trim_start_matches("/my/path/").to_owned())
+            }),
+        };
+        assert_eq!(from.as_deref(), Some("somebody"), "nobody speaks as another");
     }
 }
 
 fn check_frame(frame: &ServerFrame<'_>) {
-    let mut text = String::new();
-    frame.write(&mut text);
-    let is_json = serde_json::from_str::<&serde_json::value::RawValue>(&text).is_ok();
-    assert!(is_json, "not JSON: {text}");
-    let wire = frame.to_ws();
-    let mut decoder = Decoder::client(1 << 20);
-    assert_eq!(decoder.push(&wire), wire.len());
-    match decoder.next_message() {
-        Ok(Some(Message::Text(read))) => assert_eq!(read, text),
-        other => panic!("{other:?}"),
+    for generation in Generation::ALL {
+        let mut text = String::new();
+        frame.write(generation, &mut text);
+        let is_json = serde_json::from_str::<&serde_json::value::RawValue>(&text).is_ok();
+        assert!(is_json, "not JSON: {text}");
+        let wire = frame.to_ws(generation);
+        let mut decoder = Decoder::client(1 << 20);
+        assert_eq!(decoder.push(&wire), wire.len());
+        match decoder.next_message() {
+            Ok(Some(Message::Text(read))) => assert_eq!(read, text),
+            other => panic!("{other:?}"),
+        }
     }
 }
 

@@ -322,6 +322,8 @@ impl CloseCode {
     pub const UNAUTHORIZED: CloseCode = CloseCode(4401);
     /// Kicked or banned (`spec/xirsys.md` §2 row 25).
     pub const KICKED: CloseCode = CloseCode(4403);
+    /// The session goes on by another socket.
+    pub const REPLACED: CloseCode = CloseCode(4409);
 
     /// Whether a peer may send this code.
     fn is_sendable(self) -> bool {

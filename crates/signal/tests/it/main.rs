@@ -1,14 +1,17 @@
 //! Rooms against a reference model, and an example of each rule.
 
 mod model;
+mod resume;
 mod rules;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
+use std::sync::LazyLock;
+use std::time::Instant;
 
 use kv4::Bucket;
-use signal::{Address, Join, Output, Signal, SocketId, Token, Topic};
-use wire::frames::Name;
+use signal::{Address, Coming, Join, Output, Signal, SocketId, Token, Topic};
+use wire::frames::{Generation, Name};
 use wire::names::{Ident, Path};
 use wire::token::Grants;
 use wire::ws::{Decoder, Message, text_frame};
@@ -44,6 +47,11 @@ fn drain(signal: &mut Signal) -> Seen {
     let mut seen = Seen::default();
     while let Some(output) = signal.poll_output() {
         match output {
+            Output::Begin { socket, frames } => {
+                for frame in frames {
+                    seen.push(socket, text_of(&frame));
+                }
+            }
             Output::Close { socket, code, reason } => {
                 seen.push(socket, format!("close {} {reason}", code.0));
             }
@@ -55,7 +63,8 @@ fn drain(signal: &mut Signal) -> Seen {
             Output::Send { socket, frame } => seen.push(socket, text_of(&frame)),
             Output::Stat(stat) => {
                 let (measure, path) = (stat.measure.as_str(), stat.address.path.to_string());
-                seen.stats.push((measure, path, stat.key.to_string(), stat.value));
+                let key = stat.key.map_or(String::new(), |key| key.to_string());
+                seen.stats.push((measure, path, key, stat.value));
             }
         }
     }
@@ -69,6 +78,12 @@ fn text_of(frame: &[u8]) -> String {
         Ok(Some(Message::Text(text))) => text.to_owned(),
         other => panic!("{other:?}"),
     }
+}
+
+/// When all of a test takes place whose time does not matter.
+fn now() -> Instant {
+    static NOW: LazyLock<Instant> = LazyLock::new(Instant::now);
+    *NOW
 }
 
 fn bucket() -> Bucket {
@@ -86,10 +101,12 @@ fn join(path: &str, name: &str, socket: u64) -> Join {
         name: Name::encode(name).expect("a name"),
         ident: Ident::parse("elena").expect("an ident"),
         service: "xs_signal",
+        generation: Generation::V2,
         grants: Grants::CHATTER,
         token: Some(Token { id: socket, expires_unix_s: 1_700_000_060 }),
         client_ip: ip(socket),
         since_unix_s: 1_700_000_000,
+        coming: Coming::default(),
     }
 }
 

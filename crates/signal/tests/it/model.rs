@@ -5,18 +5,24 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use proptest::prelude::*;
-use signal::{Address, Kicked, Limits, Refusal, Signal, SocketId, Token};
+use signal::{Address, Departure, Kicked, Limits, Refusal, Signal, SocketId, Token};
 use wire::frames::Name;
 use wire::ws::CloseCode;
 
-use crate::{Seen, address, bucket, drain, ip, join};
+use crate::{Seen, address, bucket, drain, ip, join, now};
 
 const PATHS: [&str; 3] = ["/", "/my/path", "/voice demo"];
 const NAMES: [&str; 4] = ["ann", "bob", "a/b", "é"];
 const SOCKETS: u64 = 24;
 
 fn limits() -> Limits {
-    Limits { rooms_per_bucket: 2, sockets_per_bucket: 12, sockets_per_room: 9, sockets_per_name: 4 }
+    Limits {
+        rooms_per_bucket: 2,
+        sockets_per_bucket: 12,
+        sockets_per_room: 9,
+        sockets_per_name: 4,
+        ..Limits::default()
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -90,14 +96,14 @@ impl Model {
         let of_name = self.in_room(path).filter(|seat| seat.name == name).count();
         if self.seat(socket).is_some() {
             Some(Refusal::Seated)
-        } else if !rooms.contains(path) && rooms.len() == limits.rooms_per_bucket {
-            Some(Refusal::RoomsPerBucket)
         } else if self.seats.len() == limits.sockets_per_bucket {
             Some(Refusal::SocketsPerBucket)
         } else if self.in_room(path).count() == limits.sockets_per_room {
             Some(Refusal::SocketsPerRoom)
         } else if of_name == limits.sockets_per_name {
             Some(Refusal::SocketsPerName)
+        } else if !rooms.contains(path) && rooms.len() == limits.rooms_per_bucket {
+            Some(Refusal::RoomsPerBucket)
         } else {
             None
         }
@@ -160,7 +166,7 @@ fn run(step: &Step, number: usize, signal: &mut Signal, model: &mut Model) -> Se
             let (path, name) = (PATHS[path], NAMES[name]);
             let id = SocketId(socket);
             let refusal = model.refusal(id, path, name);
-            assert_eq!(signal.join(id, join(path, name, socket)).err(), refusal);
+            assert_eq!(signal.join(now(), id, join(path, name, socket)).err(), refusal);
             if refusal.is_some() {
                 return seen;
             }
@@ -176,12 +182,12 @@ fn run(step: &Step, number: usize, signal: &mut Signal, model: &mut Model) -> Se
             seen.stats.push(("router:sub", path.to_owned(), encoded(name), 1));
         }
         Step::Leave(socket) => {
-            signal.leave(SocketId(socket));
+            signal.leave(now(), SocketId(socket), Departure::Closed);
             model.remove(&[SocketId(socket)], &mut seen);
         }
         Step::Broadcast(socket) => {
             let text = format!(r#"{{"t":"u","m":{{"f":"me","o":"message"}},"p":{number}}}"#);
-            signal.handle_text(SocketId(socket), &text);
+            signal.handle_text(now(), SocketId(socket), &text);
             let Some(from) = model.seat(SocketId(socket)) else { return seen };
             let name = encoded(from.name);
             let text = frame(from.path, &name, r#","o":"message""#, &number.to_string());
@@ -197,6 +203,7 @@ fn run(step: &Step, number: usize, signal: &mut Signal, model: &mut Model) -> Se
             let to_text = spelled(path, NAMES[to], spelling);
             let meta = format!(r#","o":"message","t":"{to_text}""#);
             signal.handle_text(
+                now(),
                 from,
                 &format!(r#"{{"t":"u","m":{{"o":"message","t":"{to_text}"}},"p":{number}}}"#),
             );
@@ -216,7 +223,7 @@ fn run(step: &Step, number: usize, signal: &mut Signal, model: &mut Model) -> Se
                 .filter(|seat| name.is_none_or(|name| name == seat.name))
                 .map(|seat| seat.socket)
                 .collect();
-            let kicked = signal.kick(&address(path), name);
+            let kicked = signal.kick(now(), &address(path), name);
             assert_eq!(kicked, model.close(&sockets, &mut seen));
         }
         Step::Ban(socket) => {
@@ -227,20 +234,21 @@ fn run(step: &Step, number: usize, signal: &mut Signal, model: &mut Model) -> Se
                 .map(|seat| seat.socket)
                 .filter(|other| ip(other.0) == banned)
                 .collect();
-            let kicked = signal.close_where(&bucket(), CloseCode::KICKED, "kicked", |view| {
-                view.client_ip == banned
-            });
+            let kicked =
+                signal.close_where(now(), &bucket(), CloseCode::KICKED, "kicked", |view| {
+                    view.client_ip == banned
+                });
             assert_eq!(kicked, model.close(&sockets, &mut seen));
         }
         Step::Ping(socket) => {
-            signal.handle_text(SocketId(socket), "{}");
-            signal.handle_text(SocketId(socket), r#"{"t":"ping","ts":5}"#);
+            signal.handle_text(now(), SocketId(socket), "{}");
+            signal.handle_text(now(), SocketId(socket), r#"{"t":"ping","ts":5}"#);
             if model.seat(SocketId(socket)).is_some() {
                 seen.push(SocketId(socket), r#"{"t":"pong","ts":5}"#.to_owned());
             }
         }
         Step::Pose(socket) => {
-            signal.handle_text(SocketId(socket), r#"{"t":"u","m":{"o":"peers"},"p":{}}"#);
+            signal.handle_text(now(), SocketId(socket), r#"{"t":"u","m":{"o":"peers"},"p":{}}"#);
             if model.seat(SocketId(socket)).is_some() {
                 let error = r#"{"t":"e","m":{},"p":{"v":"not_allowed","s":"error"}}"#;
                 seen.push(SocketId(socket), error.to_owned());
@@ -291,7 +299,7 @@ fn compare(signal: &Signal, model: &Model) {
 proptest! {
     #[test]
     fn everyone_sees_what_the_model_says(steps in prop::collection::vec(step(), 0..120)) {
-        let mut signal = Signal::new(limits());
+        let mut signal = Signal::new(limits(), 1);
         let mut model = Model::default();
         for (number, step) in steps.iter().enumerate() {
             let expected = run(step, number, &mut signal, &mut model);
@@ -301,7 +309,7 @@ proptest! {
         }
         let seats = std::mem::take(&mut model.seats);
         for seat in seats {
-            signal.leave(seat.socket);
+            signal.leave(now(), seat.socket, Departure::Closed);
         }
         drain(&mut signal);
         compare(&signal, &model);

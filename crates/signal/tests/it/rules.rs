@@ -1,7 +1,8 @@
 //! An example of each rule of `spec/xirsys.md` §1.7 and of each limit.
 
 use signal::{
-    ENVELOPE_BYTES_MAX, Join, Limits, Output, Refusal, Row, Signal, SocketId, Token, Topic,
+    Departure, ENVELOPE_BYTES_MAX, Join, Limits, Output, Refusal, Row, Signal, SocketId, Token,
+    Topic,
 };
 use wire::frames::{NAME_BYTES_MAX, Name};
 use wire::json::Json;
@@ -9,34 +10,34 @@ use wire::names::{Ident, PATH_BYTES_MAX};
 use wire::token::Grants;
 use wire::ws::CloseCode;
 
-use crate::{Seen, address, bucket, drain, ip, join};
+use crate::{Seen, address, bucket, drain, ip, join, now};
 
 const PATH: &str = "/my/path";
 const NOT_ALLOWED: &str = r#"{"t":"e","m":{},"p":{"v":"not_allowed","s":"error"}}"#;
 
 fn signal() -> Signal {
-    Signal::new(Limits::default())
+    Signal::new(Limits::default(), 1)
 }
 
 /// A room in which each name sits on the socket of its place, from 1.
 fn room(names: &[&str]) -> Signal {
     let mut signal = signal();
     for (socket, name) in (1..).zip(names) {
-        signal.join(SocketId(socket), join(PATH, name, socket)).expect("room for all");
+        signal.join(now(), SocketId(socket), join(PATH, name, socket)).expect("room for all");
     }
     drain(&mut signal);
     signal
 }
 
 fn send(signal: &mut Signal, socket: u64, text: &str) -> Seen {
-    signal.handle_text(SocketId(socket), text);
+    signal.handle_text(now(), SocketId(socket), text);
     drain(signal)
 }
 
 #[test]
 fn a_joiner_hears_who_is_here_and_the_others_hear_of_the_joiner() {
     let mut signal = room(&["rt"]);
-    signal.join(SocketId(2), join(PATH, "ann", 2)).expect("joins");
+    signal.join(now(), SocketId(2), join(PATH, "ann", 2)).expect("joins");
     let seen = drain(&mut signal);
     assert_eq!(
         seen.of(2),
@@ -49,13 +50,13 @@ fn a_joiner_hears_who_is_here_and_the_others_hear_of_the_joiner() {
 #[test]
 fn a_name_comes_with_its_first_socket_and_goes_with_its_last() {
     let mut signal = room(&["rt", "ann"]);
-    signal.join(SocketId(3), join(PATH, "ann", 3)).expect("joins");
+    signal.join(now(), SocketId(3), join(PATH, "ann", 3)).expect("joins");
     let seen = drain(&mut signal);
     assert!(seen.of(1).is_empty() && seen.of(2).is_empty());
     assert!(seen.of(3)[0].ends_with(r#"{"users":["ann","rt"]}}"#), "each name once");
-    signal.leave(SocketId(2));
+    signal.leave(now(), SocketId(2), Departure::Closed);
     assert!(drain(&mut signal).sockets.is_empty());
-    signal.leave(SocketId(3));
+    signal.leave(now(), SocketId(3), Departure::Closed);
     let seen = drain(&mut signal);
     assert_eq!(seen.of(1), [r#"{"t":"u","m":{"f":"/my/path/ann","o":"peer_removed"},"p":{}}"#]);
 }
@@ -111,7 +112,7 @@ fn topics_of_one_path_are_rooms_of_their_own() {
     let mut signal = room(&["ann"]);
     let mut other = join(PATH, "bob", 2);
     other.address.topic = Topic::parse("games").expect("a topic");
-    signal.join(SocketId(2), other.clone()).expect("joins");
+    signal.join(now(), SocketId(2), other.clone()).expect("joins");
     let seen = drain(&mut signal);
     assert_eq!(seen.sockets.len(), 1);
     assert!(seen.of(2)[0].starts_with(r#"{"t":"u","m":{"f":"/my/path/__sys__""#));
@@ -166,8 +167,8 @@ fn heartbeats_are_taken_and_json_pings_are_answered() {
 #[test]
 fn the_root_path_has_one_slash() {
     let mut signal = signal();
-    signal.join(SocketId(1), join("/", "ann", 1)).expect("joins");
-    signal.join(SocketId(2), join("/", "bob", 2)).expect("joins");
+    signal.join(now(), SocketId(1), join("/", "ann", 1)).expect("joins");
+    signal.join(now(), SocketId(2), join("/", "bob", 2)).expect("joins");
     let seen = drain(&mut signal);
     assert!(seen.of(1)[0].contains(r#""f":"/__sys__""#));
     assert!(seen.of(1)[1].contains(r#""f":"/bob""#));
@@ -180,7 +181,7 @@ fn the_root_path_has_one_slash() {
 #[test]
 fn a_kick_closes_every_socket_of_the_name_and_tells_the_rest() {
     let mut signal = room(&["ann", "bob", "bob"]);
-    let kicked = signal.kick(&address(PATH), Some("bob"));
+    let kicked = signal.kick(now(), &address(PATH), Some("bob"));
     assert_eq!((kicked.names, kicked.sockets), (1, 2));
     let token = |id| Token { id, expires_unix_s: 1_700_000_060 };
     assert_eq!(kicked.tokens, [token(2), token(3)]);
@@ -189,16 +190,16 @@ fn a_kick_closes_every_socket_of_the_name_and_tells_the_rest() {
     assert_eq!(seen.of(1), [r#"{"t":"u","m":{"f":"/my/path/bob","o":"peer_removed"},"p":{}}"#]);
     // The connection is still there for a moment; what it says goes nowhere.
     assert_eq!(send(&mut signal, 2, r#"{"t":"u","m":{},"p":1}"#), Seen::default());
-    signal.leave(SocketId(2));
+    signal.leave(now(), SocketId(2), Departure::Closed);
     assert_eq!(drain(&mut signal), Seen::default());
-    assert_eq!(signal.kick(&address(PATH), Some("bob")).sockets, 0);
-    assert_eq!(signal.kick(&address("/nowhere"), None).sockets, 0);
+    assert_eq!(signal.kick(now(), &address(PATH), Some("bob")).sockets, 0);
+    assert_eq!(signal.kick(now(), &address("/nowhere"), None).sockets, 0);
 }
 
 #[test]
 fn kicking_a_room_tells_nobody_of_the_others() {
     let mut signal = room(&["ann", "bob", "bob"]);
-    assert_eq!(signal.kick(&address(PATH), None).names, 2);
+    assert_eq!(signal.kick(now(), &address(PATH), None).names, 2);
     let seen = drain(&mut signal);
     assert!(seen.sockets.values().all(|seen| *seen == ["close 4403 kicked"]));
     assert_eq!(signal.stats().rooms, 0);
@@ -207,10 +208,11 @@ fn kicking_a_room_tells_nobody_of_the_others() {
 #[test]
 fn a_ban_closes_whoever_it_matches_in_every_room() {
     let mut signal = room(&["ann", "bob"]);
-    signal.join(SocketId(6), join("/other", "cid", 6)).expect("joins");
+    signal.join(now(), SocketId(6), join("/other", "cid", 6)).expect("joins");
     drain(&mut signal);
     let code = CloseCode::KICKED;
-    let kicked = signal.close_where(&bucket(), code, "banned", |view| view.client_ip == ip(2));
+    let kicked =
+        signal.close_where(now(), &bucket(), code, "banned", |view| view.client_ip == ip(2));
     assert_eq!((kicked.names, kicked.sockets), (2, 2));
     let seen = drain(&mut signal);
     assert_eq!((seen.of(2), seen.of(6)), (vec!["close 4403 banned"], vec!["close 4403 banned"]));
@@ -225,6 +227,7 @@ fn a_name_is_one_row_and_each_of_its_sockets_is_shown() {
         key: Name::encode(name).expect("a name"),
         ident: ident.clone(),
         service: "xs_signal",
+        data: None,
     };
     assert_eq!(signal.rows(&address(PATH)), [row("ann"), row("bob")]);
     assert_eq!(signal.rows(&address("/nowhere")), []);
@@ -244,8 +247,8 @@ fn a_relayed_frame_is_longer_than_its_message_by_a_bounded_envelope() {
     path.truncate(PATH_BYTES_MAX);
     let name = "/".repeat(NAME_BYTES_MAX / 3);
     let mut signal = signal();
-    signal.join(SocketId(1), join(&path, &name, 1)).expect("joins");
-    signal.join(SocketId(2), join(&path, "bob", 2)).expect("joins");
+    signal.join(now(), SocketId(1), join(&path, &name, 1)).expect("joins");
+    signal.join(now(), SocketId(2), join(&path, "bob", 2)).expect("joins");
     drain(&mut signal);
     for text in [
         r#"{"t":"u","m":{}}"#,
@@ -253,13 +256,13 @@ fn a_relayed_frame_is_longer_than_its_message_by_a_bounded_envelope() {
         r#"{"m":{"o":"\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b\b"},"t":"u"}"#,
         r#"{"t":"u","m":{"":0,"x":"y"},"p":{"a":[1.50]}}"#,
     ] {
-        signal.handle_text(SocketId(1), text);
+        signal.handle_text(now(), SocketId(1), text);
         let mut frames = Vec::new();
         while let Some(output) = signal.poll_output() {
             match output {
                 Output::Fanout(fanout) => frames.push(fanout.frame.len()),
                 Output::Send { frame, .. } => frames.push(frame.len()),
-                Output::Close { .. } | Output::Stat(_) => {}
+                Output::Begin { .. } | Output::Close { .. } | Output::Stat(_) => {}
             }
         }
         let [bytes] = frames[..] else { panic!("{text}: {frames:?}") };
@@ -272,8 +275,8 @@ fn a_relayed_frame_is_longer_than_its_message_by_a_bounded_envelope() {
 fn grants_say_who_may_speak() {
     let mut signal = room(&["ann"]);
     let only = |grants, socket| Join { grants, ..join(PATH, "bob", socket) };
-    assert_eq!(signal.join(SocketId(2), only(Grants::SEND, 2)), Err(Refusal::NotGranted));
-    signal.join(SocketId(3), only(Grants::SUBSCRIBE, 3)).expect("may listen");
+    assert_eq!(signal.join(now(), SocketId(2), only(Grants::SEND, 2)), Err(Refusal::NotGranted));
+    signal.join(now(), SocketId(3), only(Grants::SUBSCRIBE, 3)).expect("may listen");
     drain(&mut signal);
     for text in [r#"{"t":"u","m":{},"p":1}"#, r#"{"t":"u","m":{"t":"ann"},"p":1}"#] {
         let seen = send(&mut signal, 3, text);
@@ -288,16 +291,16 @@ fn a_broadcast_to_a_thousand_is_one_output() {
     let mut signal = signal();
     for socket in 1..=1000 {
         let name = format!("user{socket}");
-        signal.join(SocketId(socket), join(PATH, &name, socket)).expect("room for all");
+        signal.join(now(), SocketId(socket), join(PATH, &name, socket)).expect("room for all");
     }
     drain(&mut signal);
     for _ in 0..2 {
-        signal.handle_text(SocketId(7), r#"{"t":"u","m":{"o":"message"},"p":1}"#);
+        signal.handle_text(now(), SocketId(7), r#"{"t":"u","m":{"o":"message"},"p":1}"#);
         let mut outputs = Vec::new();
         while let Some(output) = signal.poll_output() {
             outputs.push(output);
         }
-        let [Output::Stat(_), Output::Fanout(fanout)] = &outputs[..] else {
+        let [Output::Fanout(fanout), Output::Stat(_)] = &outputs[..] else {
             panic!("{outputs:?}");
         };
         let receivers: Vec<_> = fanout.receivers().collect();
@@ -314,10 +317,11 @@ fn limits_refuse_the_next_and_count_it() {
         sockets_per_bucket: 5,
         sockets_per_room: 3,
         sockets_per_name: 2,
+        ..Limits::default()
     };
-    let mut signal = Signal::new(limits);
+    let mut signal = Signal::new(limits, 1);
     let mut try_join = |path: &str, name: &str, socket: u64| {
-        signal.join(SocketId(socket), join(path, name, socket)).err()
+        signal.join(now(), SocketId(socket), join(path, name, socket)).err()
     };
     assert_eq!(try_join("/a", "ann", 1), None);
     assert_eq!(try_join("/a", "ann", 2), None);

@@ -3,7 +3,10 @@
 use proptest::prelude::*;
 use wire::envelope::Fault;
 use wire::errors::Code;
-use wire::frames::{ClientFrame, FrameError, NAME_BYTES_MAX, Name, ServerFrame, UserFrame};
+use wire::frames::{
+    ClientFrame, Cursor, FrameError, Generation, Hello, ID_BYTES_MAX, Incarnation, NAME_BYTES_MAX,
+    Name, Present, ServerFrame, Session, UserFrame, Verb, Welcome, watched,
+};
 use wire::names::Path;
 
 fn path(text: &str) -> Path {
@@ -14,23 +17,36 @@ fn name(text: &str) -> Name {
     Name::encode(text).expect("a name")
 }
 
+/// As v2 and v3 read it.
 fn written(frame: ServerFrame<'_>) -> String {
+    written_for(Generation::V2, frame)
+}
+
+fn written_for(generation: Generation, frame: ServerFrame<'_>) -> String {
     let mut out = String::new();
-    frame.write(&mut out);
-    assert_eq!(frame.to_ws(), wire::ws::text_frame(&out));
+    frame.write(generation, &mut out);
+    assert_eq!(frame.to_ws(generation), wire::ws::text_frame(&out));
     serde_json::from_str::<serde_json::Value>(&out).expect("JSON");
     out
 }
 
+fn parse(text: &str) -> Result<ClientFrame<'_>, FrameError> {
+    ClientFrame::parse(Generation::V2, text)
+}
+
 fn user(text: &str) -> UserFrame<'_> {
-    match ClientFrame::parse(text) {
+    user_of(Generation::V2, text)
+}
+
+fn user_of(generation: Generation, text: &str) -> UserFrame<'_> {
+    match ClientFrame::parse(generation, text) {
         Ok(ClientFrame::User(frame)) => frame,
         other => panic!("{text}: {other:?}"),
     }
 }
 
 fn refused(text: &str) -> FrameError {
-    ClientFrame::parse(text).expect_err("not a frame")
+    parse(text).expect_err("not a frame")
 }
 
 fn relayed(text: &str) -> String {
@@ -38,6 +54,7 @@ fn relayed(text: &str) -> String {
         path: &path("/my/path"),
         from: Some(&name("ann")),
         frame: &user(text),
+        cursor: None,
     })
 }
 
@@ -50,7 +67,7 @@ fn what_the_server_says() {
         r#"{"t":"u","m":{"f":"/my/path/__sys__","o":"peers"},"p":{"users":["ann","bob"]}}"#
     );
     assert_eq!(
-        written(ServerFrame::PeerConnected { path: &room, name: &ann }),
+        written(ServerFrame::PeerConnected { path: &room, name: &ann, data: Some("{}") }),
         r#"{"t":"u","m":{"f":"/my/path/ann","o":"peer_connected"},"p":{}}"#
     );
     assert_eq!(
@@ -67,7 +84,8 @@ fn what_the_server_says() {
         written(ServerFrame::User {
             path: &room,
             from: None,
-            frame: &user(r#"{"t":"u","m":{"o":"news"},"p":1}"#)
+            frame: &user(r#"{"t":"u","m":{"o":"news"},"p":1}"#),
+            cursor: None,
         }),
         r#"{"t":"u","m":{"f":"/my/path/__sys__","o":"news"},"p":1}"#
     );
@@ -122,17 +140,199 @@ fn a_relayed_frame_has_its_true_sender_and_nothing_else_is_touched() {
     }
 }
 
+/// xRTC 1.4, whose handlers read exactly these members (`spec/xirsys.md` §1.8).
+#[test]
+fn v1_has_words_of_its_own() {
+    let v1 = |frame: ServerFrame<'_>| written_for(Generation::V1, frame);
+    let room = path("/my/path");
+    let (ann, bob) = (name("ann"), name("bob"));
+    assert_eq!(
+        v1(ServerFrame::Peers { path: &room, names: &[&ann, &bob] }),
+        r#"{"type":"peers","message":{"users":["ann","bob"]}}"#
+    );
+    assert_eq!(
+        v1(ServerFrame::PeerConnected { path: &room, name: &ann, data: Some("1") }),
+        r#"{"type":"peer_connected","message":"ann"}"#
+    );
+    assert_eq!(
+        v1(ServerFrame::PeerRemoved { path: &room, name: &ann }),
+        r#"{"type":"peer_removed","message":"ann"}"#
+    );
+    assert_eq!(
+        v1(ServerFrame::Error { fault: &Fault::new(Code::NotAllowed) }),
+        r#"{"type":"error","message":{"v":"not_allowed","s":"error"}}"#
+    );
+    let offer = r#"{"eventName":"receiveoffer","data":{"connectionId":"c1","offer":{"offer":"sdp"}},"targetUserId":"bob"}"#;
+    let frame = user_of(Generation::V1, offer);
+    let relayed = ServerFrame::User { path: &room, from: Some(&ann), frame: &frame, cursor: None };
+    assert_eq!(
+        v1(relayed),
+        r#"{"type":"receiveoffer","userid":"ann","message":{"targetUserId":"bob","data":{"connectionId":"c1","offer":{"offer":"sdp"}}}}"#
+    );
+    // The same, as the others of the room hear it, and the other way about.
+    assert_eq!(
+        written(relayed),
+        r#"{"t":"u","m":{"f":"/my/path/ann","o":"receiveoffer","t":"bob"},"p":{"connectionId":"c1","offer":{"offer":"sdp"}}}"#
+    );
+    let frame = user(r#"{"t":"u","m":{"o":"a\"b","x":1},"p":"hi"}"#);
+    assert_eq!(
+        v1(ServerFrame::User { path: &room, from: Some(&ann), frame: &frame, cursor: None }),
+        r#"{"type":"a\"b","userid":"ann","message":{"targetUserId":null,"data":"hi"}}"#
+    );
+
+    let parse = |text| ClientFrame::parse(Generation::V1, text);
+    assert!(matches!(parse("{}"), Ok(ClientFrame::Heartbeat)));
+    assert!(matches!(parse("ping"), Ok(ClientFrame::TextPing)));
+    assert!(matches!(parse(r#"{"eventName":"peers"}"#), Err(FrameError::SystemOp)));
+    assert!(matches!(parse(r#"{"t":"u","m":{}}"#), Err(FrameError::UnknownKind(_))));
+    assert!(matches!(parse(r#"{"eventName":7}"#), Err(FrameError::Syntax(_))));
+    let everyone = user_of(Generation::V1, r#"{"eventName":"x","targetUserId":""}"#);
+    assert_eq!((everyone.to, everyone.payload), (None, "null"));
+}
+
+#[test]
+fn v4_is_told_more() {
+    let v4 = |frame: ServerFrame<'_>| written_for(Generation::V4, frame);
+    let room = path("/my/path");
+    let (ann, bob) = (name("ann"), name("bob"));
+    let cursor = Cursor::of(Incarnation(0xBEEF), 26);
+    let present = [Present { name: &ann, data: None }, Present { name: &bob, data: Some("[1]") }];
+    let welcome = Welcome {
+        path: &room,
+        topic: "topic",
+        name: &ann,
+        session: Session(0xF00D),
+        cursor: &cursor,
+        present: &present,
+        is_resumed: None,
+        last_id: None,
+    };
+    assert_eq!(
+        v4(ServerFrame::Welcome(&welcome)),
+        r#"{"t":"welcome","m":{"f":"/my/path/__sys__","c":"abeef-1a"},"p":{"path":"/my/path","topic":"topic","name":"ann","session":"000000000000f00d","users":["ann","bob"],"data":{"bob":[1]}}}"#
+    );
+    let again = Welcome { is_resumed: Some(true), last_id: Some("7"), present: &[], ..welcome };
+    assert_eq!(
+        v4(ServerFrame::Welcome(&again)),
+        r#"{"t":"welcome","m":{"f":"/my/path/__sys__","c":"abeef-1a"},"p":{"path":"/my/path","topic":"topic","name":"ann","session":"000000000000f00d","resumed":true,"last":7,"users":[],"data":{}}}"#
+    );
+    let told = |data| ServerFrame::PeerConnected { path: &room, name: &bob, data };
+    assert_eq!(v4(told(None)), r#"{"t":"joined","m":{"f":"/my/path/bob"},"p":null}"#);
+    assert_eq!(v4(told(Some("[1]"))), r#"{"t":"joined","m":{"f":"/my/path/bob"},"p":[1]}"#);
+    assert_eq!(
+        v4(ServerFrame::PeerRemoved { path: &room, name: &bob }),
+        r#"{"t":"left","m":{"f":"/my/path/bob"},"p":null}"#
+    );
+    assert_eq!(
+        v4(ServerFrame::Presence { path: &room, name: &bob, data: Some("2") }),
+        r#"{"t":"presence","m":{"f":"/my/path/bob"},"p":2}"#
+    );
+    let frame = user_of(Generation::V4, r#"{"t":"u","m":{"id":"a","o":"x","c":"a0","y":1},"p":2}"#);
+    let id = frame.id.expect("an id");
+    assert_eq!(id.as_str(), "\"a\"");
+    assert_eq!(
+        v4(ServerFrame::User {
+            path: &room,
+            from: Some(&bob),
+            frame: &frame,
+            cursor: Some(&cursor)
+        }),
+        r#"{"t":"u","m":{"f":"/my/path/bob","o":"x","y":1,"c":"abeef-1a"},"p":2}"#
+    );
+    assert_eq!(
+        v4(ServerFrame::Reply { id, cursor: Some(&cursor), envelope: r#"{"v":null,"s":"ok"}"# }),
+        r#"{"t":"r","m":{"id":"a","c":"abeef-1a"},"p":{"v":null,"s":"ok"}}"#
+    );
+    assert_eq!(
+        v4(ServerFrame::Reply { id, cursor: None, envelope: r#"{"v":"not_found","s":"error"}"# }),
+        r#"{"t":"r","m":{"id":"a"},"p":{"v":"not_found","s":"error"}}"#
+    );
+    assert_eq!(
+        watched(&path("/a b/\"c"), r#"{"k":"x"}"#),
+        wire::ws::text_frame(r#"{"t":"w","m":{"path":"/a b/\"c"},"p":{"k":"x"}}"#)
+    );
+}
+
+#[test]
+fn v4_says_more() {
+    fn parse(text: &str) -> Result<ClientFrame<'_>, FrameError> {
+        ClientFrame::parse(Generation::V4, text)
+    }
+    let hello = r#"{"t":"hello","p":{"token":"t","path":"/a","join":false,"data":[1],"session":"f","cursor":"a"}}"#;
+    let Ok(ClientFrame::Hello(hello)) = parse(hello) else { panic!("a hello") };
+    let Hello { token, ident, secret, path, join, data, session, cursor } = hello;
+    assert_eq!([token, ident, secret], [Some("t".into()), None, None]);
+    assert_eq!([path, session, cursor], [Some("/a".into()), Some("f".into()), Some("a".into())]);
+    assert_eq!((join, data), (Some(false), Some("[1]")));
+    for text in [r#"{"t":"hello"}"#, r#"{"t":"hello","p":[]}"#, r#"{"t":"hello","p":{"token":1}}"#]
+    {
+        assert!(matches!(parse(text), Err(FrameError::Syntax(_))), "{text}");
+    }
+    for (kind, expected) in [
+        ("delete", Verb::Delete),
+        ("get", Verb::Get),
+        ("list", Verb::List),
+        ("put", Verb::Put),
+        ("series", Verb::Series),
+        ("unwatch", Verb::Unwatch),
+        ("watch", Verb::Watch),
+    ] {
+        let text = format!(r#"{{"t":"{kind}","m":{{"id":7}},"p":{{"k":"x"}}}}"#);
+        let Ok(ClientFrame::Ask { id, verb, params }) = parse(&text) else { panic!("{text}") };
+        assert_eq!((id.as_str(), verb, params), ("7", expected, r#"{"k":"x"}"#));
+        let text = format!(r#"{{"t":"{kind}","m":{{}},"p":{{"k":"x"}}}}"#);
+        assert_eq!(parse(&text).expect_err("no id"), FrameError::IdMissing);
+    }
+    let Ok(ClientFrame::Presence { id: None, data: "null" }) = parse(r#"{"t":"presence"}"#) else {
+        panic!("a presence")
+    };
+    // An id at its limit, past it, and what is none.
+    let id = |text: &str| parse(&format!(r#"{{"t":"u","m":{{"id":{text}}}}}"#)).map(drop);
+    let long = |bytes: usize| format!("\"{}\"", "x".repeat(bytes - 2));
+    assert_eq!(id(&long(ID_BYTES_MAX)), Ok(()));
+    for text in [&long(ID_BYTES_MAX + 1), "null", "true", "[]", "{}"] {
+        assert_eq!(id(text), Err(FrameError::BadId), "{text}");
+    }
+    for text in [r#"{"t":"tm"}"#, r#"{"t":"welcome"}"#, r#"{"x":1}"#] {
+        assert!(matches!(parse(text), Err(FrameError::UnknownKind(_))), "{text}");
+    }
+}
+
+#[test]
+fn cursors() {
+    let cursor = Cursor::of(Incarnation(u64::MAX), u64::MAX);
+    assert_eq!(cursor.to_string().parse(), Ok(cursor));
+    let of_two: Cursor = "a1-2.3-4".parse().expect("a cursor");
+    assert_eq!((of_two.offset(Incarnation(3)), of_two.offset(Incarnation(2))), (Some(4), None));
+    assert_eq!("a".parse(), Ok(Cursor::default()));
+    for text in ["", "b1-2", "a1", "a1-", "a-2", "a1-2.", "a3-1.1-1", "a1-1.1-1", "a+1-2", "a1-é"]
+    {
+        assert!(text.parse::<Cursor>().is_err(), "{text}");
+    }
+    let entries = |count: u64| {
+        let entries: Vec<_> = (0..count).map(|at| format!("{at:x}-1")).collect();
+        format!("a{}", entries.join("."))
+    };
+    assert!(entries(64).parse::<Cursor>().is_ok());
+    assert!(entries(65).parse::<Cursor>().is_err());
+    assert!(entries(1 << 16).parse::<Cursor>().is_err());
+    assert_eq!(Session(7).to_string().parse(), Ok(Session(7)));
+    for text in ["", "-1", "+1", "0x1", "11111111111111111"] {
+        assert!(text.parse::<Session>().is_err(), "{text}");
+    }
+}
+
 #[test]
 fn signs_of_life() {
-    assert!(matches!(ClientFrame::parse("ping"), Ok(ClientFrame::TextPing)));
-    assert!(matches!(ClientFrame::parse(" { } "), Ok(ClientFrame::Heartbeat)));
+    assert!(matches!(parse("ping"), Ok(ClientFrame::TextPing)));
+    assert!(matches!(parse(" { } "), Ok(ClientFrame::Heartbeat)));
     assert!(matches!(
-        ClientFrame::parse(r#"{"t":"ping","ts":1700000000123}"#),
+        parse(r#"{"t":"ping","ts":1700000000123}"#),
         Ok(ClientFrame::Ping { ts: Some("1700000000123") })
     ));
-    assert!(matches!(ClientFrame::parse(r#"{"t":"ping"}"#), Ok(ClientFrame::Ping { ts: None })));
+    assert!(matches!(parse(r#"{"t":"ping"}"#), Ok(ClientFrame::Ping { ts: None })));
     assert!(matches!(
-        ClientFrame::parse(r#"{"t":"tm","m":{"o":"pub"},"p":{"sdp":"…"}}"#),
+        parse(r#"{"t":"tm","m":{"o":"pub"},"p":{"sdp":"…"}}"#),
         Ok(ClientFrame::Mixer)
     ));
 }
@@ -140,10 +340,10 @@ fn signs_of_life() {
 #[test]
 fn what_is_not_a_frame() {
     for text in ["", "Ping", "ping ", "null", "[]", "1", "{", r#"{"t":"u","m":{},"p":}"#, "{} {}"] {
-        assert!(matches!(ClientFrame::parse(text), Err(FrameError::Syntax(_))), "{text}");
+        assert!(matches!(parse(text), Err(FrameError::Syntax(_))), "{text}");
     }
     for text in [r#"{"t":"e"}"#, r#"{"m":{}}"#, r#"{"t":null,"m":{}}"#, r#"{"x":1}"#] {
-        assert_eq!(refused(text), FrameError::UnknownKind, "{text}");
+        assert!(matches!(refused(text), FrameError::UnknownKind(_)), "{text}");
     }
     for text in [r#"{"t":"u"}"#, r#"{"t":"u","m":null,"p":1}"#] {
         assert_eq!(refused(text), FrameError::MetaMissing, "{text}");
@@ -243,9 +443,9 @@ proptest! {
 
     #[test]
     fn garbage_is_an_answer(text in r#"(\{|\}|\[|\]|"|:|,|t|u|m|p|ping|tm|null|1|\\|é|"t":"u"|"m":\{|"o":"peers"){0,20}"#) {
-        if let Ok(ClientFrame::User(frame)) = ClientFrame::parse(&text) {
+        if let Ok(ClientFrame::User(frame)) = parse(&text) {
             let path = path("/p");
-            written(ServerFrame::User { path: &path, from: None, frame: &frame });
+            written(ServerFrame::User { path: &path, from: None, frame: &frame, cursor: None });
         }
     }
 
