@@ -172,23 +172,41 @@ impl Text {
 
     /// Every figure of the rooms: a field that is not rendered does not compile.
     fn signal(&mut self, stats: &Stats) {
-        let Stats { buckets, rooms, names, sockets, counters } = stats;
+        let Stats {
+            buckets,
+            rooms,
+            names,
+            sockets,
+            histories,
+            history_messages,
+            history_bytes,
+            counters,
+        } = stats;
         self.gauge("signal_sockets", "Sockets in rooms.", *sockets);
         self.gauge("signal_rooms", "Rooms that somebody is in.", *rooms);
         self.gauge("signal_names", "Names present, once for each of their rooms.", *names);
         self.gauge("signal_accounts", "Accounts that have a socket.", *buckets);
+        self.gauge("signal_histories", "Rooms to which sockets may come back.", *histories);
+        self.gauge("signal_history_messages", "Messages kept for them.", *history_messages);
+        self.gauge("signal_history_bytes", "Bytes of these messages.", *history_bytes);
         let signal::Counters {
             joins,
             leaves,
             closes,
+            replaced,
+            resumed,
+            unresumed,
             heartbeats,
             mixer_frames,
             packets,
             deliveries,
+            duplicates,
             unknown_peers,
             bad_frames,
             system_ops,
             ungranted,
+            refused_data,
+            history_cut,
             refused_rooms_per_bucket,
             refused_sockets_per_bucket,
             refused_sockets_per_name,
@@ -198,14 +216,24 @@ impl Text {
             ("joins", "Sockets that joined a room.", joins),
             ("leaves", "Sockets that left by themselves.", leaves),
             ("closes", "Sockets closed by a kick, a ban or a revocation.", closes),
+            ("replaced", "Sockets closed since their session came back by another.", replaced),
+            ("resumed", "Sessions that came back and missed nothing.", resumed),
+            ("unresumed", "Sessions that came back and may have missed something.", unresumed),
             ("heartbeats", "JSON pings and heartbeats.", heartbeats),
             ("mixer_frames", "Frames for a media mixer, ignored.", mixer_frames),
             ("packets", "Frames relayed.", packets),
             ("deliveries", "Frames handed to sockets.", deliveries),
+            ("duplicates", "Frames that were sent again, and not relayed again.", duplicates),
             ("unknown_peers", "Frames to a name that is not in the room.", unknown_peers),
             ("bad_frames", "Frames that could not be read.", bad_frames),
             ("system_ops", "Frames that posed as the server's.", system_ops),
             ("ungranted", "Joins and frames beyond the grants of a token.", ungranted),
+            ("refused_presence", "Joins and changes over signal.presence.", refused_data),
+            (
+                "history_cut",
+                "Messages let go of before their time, for signal.resume_messages or resume_bytes.",
+                history_cut,
+            ),
             (
                 "refused_rooms_per_account",
                 "Joins over signal.rooms_per_account.",
@@ -233,8 +261,17 @@ impl Text {
 
     /// Every figure of the sockets' transport.
     fn sockets(&mut self, counters: &Counters) {
-        let Counters { opened, refused, slow, idle, too_long, text_pings, frames_out, writes } =
-            counters;
+        let Counters {
+            opened,
+            refused,
+            slow,
+            idle,
+            too_long,
+            paced,
+            text_pings,
+            frames_out,
+            writes,
+        } = counters;
         for (name, help, value) in [
             ("signal_text_pings", "Text pings.", text_pings),
             ("socket_opened", "WebSockets admitted.", opened),
@@ -242,6 +279,11 @@ impl Text {
             ("socket_slow", "WebSockets cut because they did not keep up.", slow),
             ("socket_idle", "WebSockets closed after signal.idle.", idle),
             ("socket_too_long", "WebSockets closed over signal.message.", too_long),
+            (
+                "socket_paced",
+                "Times that a WebSocket was not read from for signal.messages_per_second.",
+                paced,
+            ),
             ("socket_frames", "Frames written.", frames_out),
             ("socket_writes", "Writes in which they went.", writes),
         ] {
@@ -283,27 +325,42 @@ mod tests {
     #[test]
     fn every_figure_of_the_rooms_is_rendered() {
         let counters = signal::Counters {
-            joins: 5,
-            leaves: 6,
-            closes: 7,
-            heartbeats: 8,
-            mixer_frames: 9,
-            packets: 10,
-            deliveries: 11,
-            unknown_peers: 12,
-            bad_frames: 13,
-            system_ops: 14,
-            ungranted: 15,
-            refused_rooms_per_bucket: 16,
-            refused_sockets_per_bucket: 17,
-            refused_sockets_per_name: 18,
-            refused_sockets_per_room: 19,
+            joins: 8,
+            leaves: 9,
+            closes: 10,
+            replaced: 11,
+            resumed: 12,
+            unresumed: 13,
+            heartbeats: 14,
+            mixer_frames: 15,
+            packets: 16,
+            deliveries: 17,
+            duplicates: 18,
+            unknown_peers: 19,
+            bad_frames: 20,
+            system_ops: 21,
+            ungranted: 22,
+            refused_data: 23,
+            history_cut: 24,
+            refused_rooms_per_bucket: 25,
+            refused_sockets_per_bucket: 26,
+            refused_sockets_per_name: 27,
+            refused_sockets_per_room: 28,
         };
         let mut text = Text::default();
-        text.signal(&Stats { buckets: 1, rooms: 2, names: 3, sockets: 4, counters });
-        assert_eq!(values(&text), (1..=19).collect::<Vec<u64>>());
+        text.signal(&Stats {
+            buckets: 1,
+            rooms: 2,
+            names: 3,
+            sockets: 4,
+            histories: 5,
+            history_messages: 6,
+            history_bytes: 7,
+            counters,
+        });
+        assert_eq!(values(&text), (1..=28).collect::<Vec<u64>>());
         assert!(
-            text.0.contains("\nganglion_signal_refused_sockets_per_room_total 19\n"),
+            text.0.contains("\nganglion_signal_refused_sockets_per_room_total 28\n"),
             "{}",
             text.0
         );
@@ -317,13 +374,13 @@ mod tests {
             slow: AtomicU64::new(3),
             idle: AtomicU64::new(4),
             too_long: AtomicU64::new(5),
-            text_pings: AtomicU64::new(6),
-            frames_out: AtomicU64::new(7),
-            writes: AtomicU64::new(8),
+            paced: AtomicU64::new(6),
+            text_pings: AtomicU64::new(7),
+            frames_out: AtomicU64::new(8),
+            writes: AtomicU64::new(9),
         };
         let mut text = Text::default();
         text.sockets(&counters);
-        assert_eq!(values(&text), (1..=8).collect::<Vec<u64>>());
-        assert!(text.0.contains("\nganglion_socket_slow_total 3\n"), "{}", text.0);
+        assert_eq!(values(&text), (1..=9).collect::<Vec<u64>>());
     }
 }

@@ -169,6 +169,9 @@ pub(crate) fn assemble(
     let clock: Arc<dyn Clock> = Arc::new(SystemClock);
     let stats = Arc::new(Statistics::default());
     let sockets = SocketTable::new(config.signal.queue.0);
+    let mut nonce = [0; 8];
+    SystemRng.fill(&mut nonce);
+    let nonce = u64::from_be_bytes(nonce);
     let switchboard = Switchboard::new(
         Key::parse(&format!("{}:{}", identity.host, identity.neuron))
             .context("neuron.host and neuron.name")?,
@@ -177,7 +180,13 @@ pub(crate) fn assemble(
             sockets_per_bucket: config.signal.sockets_per_account,
             sockets_per_room: config.signal.sockets_per_room,
             sockets_per_name: config.signal.sockets_per_name,
+            data_bytes: config.signal.presence.0,
+            history_lasts: config.signal.resume.0,
+            history_messages: config.signal.resume_messages,
+            history_bytes: config.signal.resume_bytes.0,
+            ..signal::Limits::default()
         },
+        nonce,
         sockets.clone(),
         stats.clone(),
         clock.clone(),

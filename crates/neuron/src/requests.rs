@@ -19,6 +19,7 @@ use services::statistics::Measured;
 use services::{Answer, Call, Method, Service, Services, layer_of};
 use wire::envelope::{self, Fault};
 use wire::errors::Code;
+use wire::frames::Generation;
 use wire::names::{Key, Layer, Path, percent_decode};
 use wire::params::{Params, ParamsError};
 
@@ -679,16 +680,19 @@ pub fn wants_problem(accept: Option<&str>) -> bool {
     accept.is_some_and(|accept| accept.contains(PROBLEM))
 }
 
-/// The token, and the path asked for, of a signalling URL: `/ws/v2/<t>`, `/v2/<t>`, and the same for
-/// v1 (`spec/xirsys.md` §1.2). Doubled slashes are collapsed.
-pub fn socket_target(path: &str) -> Option<(u8, String)> {
-    let mut segments = path.split('/').filter(|segment| !segment.is_empty()).peekable();
-    segments.next_if_eq(&"ws");
-    let version = match segments.next()? {
-        "v1" => 1,
-        "v2" => 2,
+/// What a signalling URL asks for: the generation, and the token of those that carry it there
+/// (`spec/xirsys.md` §1.2, §1.8): `/v2/<t>`, `/v1/<t>`, `/v4`, the same below `/ws`, and `/ws/<t>` of v1,
+/// which puts that after what it was told. Doubled slashes are collapsed.
+pub fn socket_target(path: &str) -> Option<(Generation, Option<String>)> {
+    let segments: Vec<&str> = path.split('/').filter(|segment| !segment.is_empty()).collect();
+    let (generation, token) = match segments[..] {
+        ["v4"] | ["ws", "v4"] => return Some((Generation::V4, None)),
+        ["v2", token] | ["ws", "v2", token] => (Generation::V2, token),
+        ["v1", token] | ["ws", "v1", token] => (Generation::V1, token),
+        ["ws", token] | ["ws", "ws", token] if !matches!(token, "ws" | "v1" | "v2") => {
+            (Generation::V1, token)
+        }
         _ => return None,
     };
-    let token = percent_decode(segments.next()?, false).ok()?;
-    segments.next().is_none().then_some((version, token))
+    Some((generation, Some(percent_decode(token, false).ok()?)))
 }

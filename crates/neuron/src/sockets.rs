@@ -1,21 +1,29 @@
-//! Signalling sockets: the `signal` core behind one lock, and what services see of it.
+//! Signalling sockets: `signal` cores behind a lock each, and what services see of them.
 //!
-//! Whatever the core wants done is handed to the [`Outbox`] before the lock is let go, so frames
-//! reach each socket's queue in the order in which the core made them. The outbox must not wait.
+//! Every bucket has one core, so that accounts seldom wait for one another. Whatever a core wants done
+//! is handed to the [`Outbox`] before its lock is let go, so frames reach each socket's queue in the
+//! order in which the core made them. The outbox must not wait.
 
 use std::net::IpAddr;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use kv4::Bucket;
 use services::logs::RUNTIME_PATH;
 use services::statistics::{Measured, Statistics};
 use services::token::Verified;
 use services::{Clock, Closing, Kicked, Member, RoomRef, Rooms, Socket};
-use signal::{Address, Join, Limits, Output, Refusal, Signal, SocketId, SocketView, Stats, Topic};
+use signal::{
+    Address, Coming, Departure, Join, Limits, Output, Refusal, Signal, SocketId, SocketView, Stats,
+    Topic,
+};
 use thiserror::Error;
-use wire::frames::{BadName, Name};
+use wire::frames::{BadName, ClientFrame, FrameError, Generation, Name, SYSTEM_NAME};
 use wire::names::{Key, Layer, NameError, Path};
 use wire::ws::CloseCode;
+
+/// Cores of a neuron: more than most machines have threads.
+const CORES: usize = 16;
 
 /// Takes what the core wants sent. Called under the core's lock: it queues and returns.
 pub trait Outbox: Send + Sync {
@@ -43,9 +51,21 @@ impl NotJoined {
     }
 }
 
+/// Where a socket sits that has joined: the core that knows of it.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub struct Place(usize);
+
+/// What a socket has to say of itself, beside its token, as it joins.
+#[derive(Clone, Debug)]
+pub struct Joiner {
+    pub generation: Generation,
+    pub client_ip: IpAddr,
+    pub coming: Coming,
+}
+
 /// Every signalling socket of a neuron.
 pub struct Switchboard {
-    signal: Mutex<Signal>,
+    cores: Box<[Mutex<Signal>]>,
     outbox: Arc<dyn Outbox>,
     stats: Arc<Statistics>,
     clock: Arc<dyn Clock>,
@@ -61,16 +81,25 @@ impl std::fmt::Debug for Switchboard {
 }
 
 impl Switchboard {
-    /// `neuron` is `<host>:<neuron>`.
+    /// `neuron` is `<host>:<neuron>`; `nonce` is random. Of the bytes of histories each core has its
+    /// part, and of that a bucket half.
     pub fn new(
         neuron: Key,
         limits: Limits,
+        nonce: u64,
         outbox: Arc<dyn Outbox>,
         stats: Arc<Statistics>,
         clock: Arc<dyn Clock>,
     ) -> Switchboard {
+        let history_bytes = limits.history_bytes / CORES;
+        let limits =
+            Limits { history_bytes, history_bytes_per_bucket: history_bytes / 2, ..limits };
+        let core = |at| {
+            let nonce = nonce.wrapping_add(at << (u64::BITS - CORES.ilog2()));
+            Mutex::new(Signal::new(limits.clone(), nonce))
+        };
         Switchboard {
-            signal: Mutex::new(Signal::new(limits)),
+            cores: (0..CORES as u64).map(core).collect(),
             outbox,
             stats,
             clock,
@@ -88,45 +117,66 @@ impl Switchboard {
         socket: SocketId,
         verified: &Verified,
         room: &RoomRef,
-        client_ip: IpAddr,
-    ) -> Result<(), NotJoined> {
+        joiner: Joiner,
+    ) -> Result<Place, NotJoined> {
         let claims = &verified.claims;
+        let Joiner { generation, client_ip, coming } = joiner;
         let join = Join {
             address: address(room)?,
             name: Name::encode(&claims.identity)?,
             ident: claims.sub.clone().unwrap_or_else(|| claims.account.clone()),
             service: "xs_signal",
+            generation,
             grants: claims.grants,
             token: Some(signal::Token { id: claims.id, expires_unix_s: claims.expires_s }),
             client_ip,
             since_unix_s: self.clock.now_micros() / 1_000_000,
+            coming,
         };
-        Ok(self.with(|signal| signal.join(socket, join))?)
+        let place = place(&room.bucket);
+        self.with(place, |signal, now| signal.join(now, socket, join))?;
+        Ok(place)
     }
 
-    /// Takes a text message of a socket.
-    pub fn text(&self, socket: SocketId, text: &str) {
-        self.with(|signal| signal.handle_text(socket, text));
+    /// Takes what a socket said, as its generation reads.
+    pub fn frame(
+        &self,
+        place: Place,
+        socket: SocketId,
+        frame: Result<ClientFrame<'_>, FrameError>,
+    ) {
+        self.with(place, |signal, now| signal.handle_frame(now, socket, frame));
     }
 
     /// A socket is gone.
-    pub fn leave(&self, socket: SocketId) {
-        self.with(|signal| signal.leave(socket));
+    pub fn leave(&self, place: Place, socket: SocketId, departure: Departure) {
+        self.with(place, |signal, now| signal.leave(now, socket, departure));
     }
 
-    /// Figures of the core.
+    /// Lets go of what nobody can come back to any more. To be called about every second.
+    pub fn tick(&self) {
+        for at in 0..CORES {
+            self.with(Place(at), |signal, now| signal.handle_timeout(now));
+        }
+    }
+
+    /// Figures of all cores.
     pub fn stats(&self) -> Stats {
-        self.lock().stats()
+        let mut stats = Stats::default();
+        for at in 0..CORES {
+            stats.add(&self.lock(Place(at)).stats());
+        }
+        stats
     }
 
-    fn lock(&self) -> MutexGuard<'_, Signal> {
-        self.signal.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock(&self, Place(at): Place) -> MutexGuard<'_, Signal> {
+        self.cores[at].lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    /// Does something with the core and delivers what comes of it.
-    fn with<T>(&self, work: impl FnOnce(&mut Signal) -> T) -> T {
-        let mut signal = self.lock();
-        let done = work(&mut signal);
+    /// Does something with a core and delivers what comes of it.
+    fn with<T>(&self, place: Place, work: impl FnOnce(&mut Signal, Instant) -> T) -> T {
+        let mut signal = self.lock(place);
+        let done = work(&mut signal, self.clock.instant());
         while let Some(output) = signal.poll_output() {
             match output {
                 Output::Stat(stat) => self.record(&stat),
@@ -140,7 +190,8 @@ impl Switchboard {
     fn record(&self, stat: &signal::Stat) {
         let now_s = self.clock.now_micros() / 1_000_000;
         let Ok(measure) = Layer::parse(stat.measure.as_str()) else { return };
-        let Ok(key) = Key::parse(stat.key.as_str()) else { return };
+        let key = stat.key.as_ref().map_or(SYSTEM_NAME, Name::as_str);
+        let Ok(key) = Key::parse(key) else { return };
         let own = Measured {
             bucket: Bucket::sys(),
             measure: measure.clone(),
@@ -161,19 +212,22 @@ impl Switchboard {
 impl Rooms for Switchboard {
     fn members(&self, room: &RoomRef) -> Vec<Member> {
         let Ok(address) = address(room) else { return Vec::new() };
-        let rows = self.lock().rows(&address);
+        let rows = self.lock(place(&room.bucket)).rows(&address);
         rows.iter()
             .map(|row| Member {
                 name: row.key.to_string(),
                 ident: row.ident.to_string(),
                 service: row.service.to_owned(),
+                data: row.data.clone(),
             })
             .collect()
     }
 
     fn rooms(&self, bucket: &Bucket) -> Vec<RoomRef> {
+        let core = self.lock(place(bucket));
         let rooms: Vec<(Path, Topic)> =
-            self.lock().rooms(bucket).map(|(path, topic)| (path.clone(), topic.clone())).collect();
+            core.rooms(bucket).map(|(path, topic)| (path.clone(), topic.clone())).collect();
+        drop(core);
         let bucket = || bucket.clone();
         rooms
             .into_iter()
@@ -182,13 +236,16 @@ impl Rooms for Switchboard {
     }
 
     fn buckets(&self) -> Vec<Bucket> {
-        self.lock().buckets().cloned().collect()
+        let of = |at| self.lock(Place(at)).buckets().cloned().collect::<Vec<_>>();
+        let mut buckets: Vec<_> = (0..CORES).flat_map(of).collect();
+        buckets.sort();
+        buckets
     }
 
     fn sockets(&self, bucket: &Bucket, show: &mut dyn FnMut(&Socket<'_>)) {
         // Reference counts under the lock, which every account shares; the rest without it.
         let held: Vec<_> = self
-            .lock()
+            .lock(place(bucket))
             .sockets(bucket)
             .map(|view| {
                 let SocketView { socket, address, name, token, client_ip, since_unix_s } = view;
@@ -203,7 +260,7 @@ impl Rooms for Switchboard {
 
     fn kick(&self, room: &RoomRef, name: Option<&str>) -> Kicked {
         let Ok(address) = address(room) else { return Kicked::default() };
-        let kicked = self.with(|signal| signal.kick(&address, name));
+        let kicked = self.with(place(&room.bucket), |signal, now| signal.kick(now, &address, name));
         Kicked {
             members: kicked.names,
             tokens: kicked.tokens.iter().map(|token| (token.id, token.expires_unix_s)).collect(),
@@ -216,10 +273,19 @@ impl Rooms for Switchboard {
             Closing::Ended => (CloseCode::KICKED, "session ended"),
             Closing::Revoked => (CloseCode::UNAUTHORIZED, "token revoked"),
         };
-        let closed = self
-            .with(|signal| signal.close_where(bucket, code, reason, |view| matches(&shown(view))));
+        let closed = self.with(place(bucket), |signal, now| {
+            signal.close_where(now, bucket, code, reason, |view| matches(&shown(view)))
+        });
         closed.sockets
     }
+}
+
+/// The core of a bucket (FNV-1a).
+fn place(bucket: &Bucket) -> Place {
+    let hash = bucket.as_str().bytes().fold(0xCBF2_9CE4_8422_2325_u64, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3)
+    });
+    Place((hash >> 32) as usize % CORES)
 }
 
 fn address(room: &RoomRef) -> Result<Address, NameError> {
@@ -260,6 +326,11 @@ mod tests {
             1_700_000_000_000_000
         }
 
+        fn instant(&self) -> Instant {
+            static NOON: std::sync::LazyLock<Instant> = std::sync::LazyLock::new(Instant::now);
+            *NOON
+        }
+
         fn sleep(&self, _: std::time::Duration) -> kv4::store::BoxFuture<'static, ()> {
             Box::pin(std::future::pending())
         }
@@ -269,6 +340,7 @@ mod tests {
         Switchboard::new(
             Key::parse("host:neuron").expect("a key"),
             Limits::default(),
+            1,
             Arc::new(Nowhere),
             Arc::new(Statistics::default()),
             Arc::new(Noon),
@@ -296,7 +368,12 @@ mod tests {
         let verified = verified(name, number);
         let path = Path::parse("/my/path").expect("a path");
         let room = RoomRef { bucket: verified.bucket.clone(), path, topic: topic.to_owned() };
-        board.join(SocketId(number), &verified, &room, [127, 0, 0, 1].into())
+        let joiner = Joiner {
+            generation: Generation::V2,
+            client_ip: [127, 0, 0, 1].into(),
+            coming: Coming::default(),
+        };
+        board.join(SocketId(number), &verified, &room, joiner).map(drop)
     }
 
     #[test]
@@ -321,7 +398,8 @@ mod tests {
         let bucket = verified("ann", 1).bucket;
         let mut seen = Vec::new();
         board.sockets(&bucket, &mut |socket| {
-            assert!(board.signal.try_lock().is_ok(), "others may join meanwhile");
+            let Place(at) = place(&bucket);
+            assert!(board.cores[at].try_lock().is_ok(), "others may join meanwhile");
             seen.push((socket.id, socket.name.to_owned(), socket.path.to_string(), socket.token));
         });
         let row = |id: u64, name: &str| (id, name.to_owned(), "/my/path".to_owned(), Some(id));

@@ -44,8 +44,9 @@ impl Neuron {
         self.services.flush_logs().await
     }
 
-    /// Lets views age.
+    /// Lets views and rooms age.
     pub fn tick(&self) {
+        self.sockets.tick();
         self.services.kv.tick(u32::try_from(self.services.now_s()).unwrap_or(u32::MAX));
     }
 

@@ -37,7 +37,7 @@ pub mod writing;
 
 use std::net::IpAddr;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kv4::derived::{Changes, Derived};
 use kv4::store::{BoxFuture, StoreError};
@@ -59,6 +59,8 @@ use crate::settings::Settings;
 pub trait Clock: Send + Sync {
     /// µs since 1970, UTC.
     fn now_micros(&self) -> u64;
+    /// A time that never goes back, for what lasts.
+    fn instant(&self) -> Instant;
     fn sleep(&self, duration: Duration) -> BoxFuture<'static, ()>;
 }
 
@@ -137,6 +139,8 @@ pub struct Member {
     pub ident: String,
     /// What keeps the subscription: `xs_signal`, later `turn`.
     pub service: String,
+    /// What its client shows beside the name, as JSON text.
+    pub data: Option<Arc<str>>,
 }
 
 /// One open signalling socket.

@@ -7,7 +7,6 @@
 use wire::envelope::Fault;
 use wire::errors::Code;
 use wire::frames::percent_encode;
-use wire::json::Json;
 
 use crate::logs::Level;
 use crate::{Answer, Call, Closing, Member, Method, RoomRef, Services, entries, namespace, token};
@@ -91,12 +90,13 @@ async fn room(services: &Services, call: &Call<'_>) -> Result<RoomRef, Fault> {
 }
 
 fn row(services: &Services, room: &RoomRef, member: &Member) -> serde_json::Value {
+    let data = member.data.as_deref().and_then(|data| serde_json::from_str(data).ok());
     serde_json::json!({
         "topic": room.topic,
         "service": member.service,
         "path": room.path.as_str(),
         "origin": services.origin(),
-        "meta": Json::null(),
+        "meta": data.unwrap_or(serde_json::Value::Null),
         "key": member.name,
         "ident": member.ident,
     })

@@ -38,8 +38,8 @@ impl Default for Limits {
             data_bytes: 1 << 10,
             history_lasts: Duration::from_secs(120),
             history_messages: 1_000,
-            history_bytes_per_bucket: 8 << 20,
-            history_bytes: 64 << 20,
+            history_bytes_per_bucket: 4 << 20,
+            history_bytes: 128 << 20,
         }
     }
 }
@@ -91,6 +91,55 @@ pub struct Counters {
     pub refused_sockets_per_room: u64,
 }
 
+impl Counters {
+    fn add(&mut self, other: &Counters) {
+        let Counters {
+            joins,
+            leaves,
+            closes,
+            replaced,
+            resumed,
+            unresumed,
+            heartbeats,
+            mixer_frames,
+            packets,
+            deliveries,
+            duplicates,
+            unknown_peers,
+            bad_frames,
+            system_ops,
+            ungranted,
+            refused_data,
+            history_cut,
+            refused_rooms_per_bucket,
+            refused_sockets_per_bucket,
+            refused_sockets_per_name,
+            refused_sockets_per_room,
+        } = other;
+        self.joins += joins;
+        self.leaves += leaves;
+        self.closes += closes;
+        self.replaced += replaced;
+        self.resumed += resumed;
+        self.unresumed += unresumed;
+        self.heartbeats += heartbeats;
+        self.mixer_frames += mixer_frames;
+        self.packets += packets;
+        self.deliveries += deliveries;
+        self.duplicates += duplicates;
+        self.unknown_peers += unknown_peers;
+        self.bad_frames += bad_frames;
+        self.system_ops += system_ops;
+        self.ungranted += ungranted;
+        self.refused_data += refused_data;
+        self.history_cut += history_cut;
+        self.refused_rooms_per_bucket += refused_rooms_per_bucket;
+        self.refused_sockets_per_bucket += refused_sockets_per_bucket;
+        self.refused_sockets_per_name += refused_sockets_per_name;
+        self.refused_sockets_per_room += refused_sockets_per_room;
+    }
+}
+
 /// How large everything is, and what happened.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
 pub struct Stats {
@@ -109,4 +158,28 @@ pub struct Stats {
     /// Bytes of these.
     pub history_bytes: usize,
     pub counters: Counters,
+}
+
+impl Stats {
+    /// Adds the figures of other rooms.
+    pub fn add(&mut self, other: &Stats) {
+        let Stats {
+            buckets,
+            rooms,
+            names,
+            sockets,
+            histories,
+            history_messages,
+            history_bytes,
+            counters,
+        } = other;
+        self.buckets += buckets;
+        self.rooms += rooms;
+        self.names += names;
+        self.sockets += sockets;
+        self.histories += histories;
+        self.history_messages += history_messages;
+        self.history_bytes += history_bytes;
+        self.counters.add(counters);
+    }
 }

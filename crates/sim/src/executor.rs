@@ -10,9 +10,9 @@ use std::fmt;
 use std::future::Future;
 use std::pin::Pin;
 use std::rc::Rc;
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::task::{Context, Poll, Wake, Waker};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use kv4::store::BoxFuture;
 use services::{Clock, Passwords, Rng};
@@ -232,6 +232,11 @@ impl Clock for Machine {
     fn now_micros(&self) -> u64 {
         let state = self.state();
         (BEGINNING_MICROS + state.elapsed).saturating_add_signed(state.ahead)
+    }
+
+    fn instant(&self) -> Instant {
+        static BEGINNING: LazyLock<Instant> = LazyLock::new(Instant::now);
+        *BEGINNING + Duration::from_micros(self.elapsed_micros())
     }
 
     fn sleep(&self, duration: Duration) -> BoxFuture<'static, ()> {

@@ -281,7 +281,7 @@ fn fuzz_frame(generation: Generation, text: &str) {
         let members = Json::parse(&out).ok().and_then(|json| json.members());
         let from = match (reader, members) {
             (_, None) => continue,
-            (Generation::V1, Some(members)) => members.text("userid").map(|f| f.into_owned()),
+            (Generation::V1, Some(members)) => members.text("userid"),
             (_, Some(members)) => members.get("m").and_then(|m| m.members()).and_then(|meta| {
                 let is_own = meta.text("c").as_deref() == Some("a7-1");
                 assert!(is_own || reader != Generation::V4, "nobody writes the server's cursor");

@@ -248,6 +248,7 @@ fn assemble(store: &Arc<SimStore>, machine: &Machine) -> Neuron {
     let switchboard = Arc::new(Switchboard::new(
         Key::parse("host:neuron").expect("a legal key"),
         signal::Limits::default(),
+        1,
         Arc::new(Nowhere),
         stats.clone(),
         Arc::new(machine.clone()),

@@ -212,6 +212,17 @@ sections! {
         sockets_per_name: usize = signal::Limits::default().sockets_per_name,
         /// Rooms of one account that somebody is in.
         rooms_per_account: usize = signal::Limits::default().rooms_per_bucket,
+        /// Messages of one socket in a second, ten seconds' worth at once; one that sends more is not
+        /// read from until it is within it. 0 for no bound. Pings do not count.
+        messages_per_second: u32 = 1_000,
+        /// Bytes of what a client shows beside its name, as JSON.
+        presence: Size = Size(signal::Limits::default().data_bytes),
+        /// For how long a client whose socket was lost may come back and hear what it missed.
+        resume: Span = Span(signal::Limits::default().history_lasts),
+        /// Messages of one room that are kept for that.
+        resume_messages: usize = signal::Limits::default().history_messages,
+        /// Bytes of them, all accounts together; of one account a thirty-second.
+        resume_bytes: Size = Size(signal::Limits::default().history_bytes),
     }
     /// Views: the newest values in memory.
     views: ViewsConfig {

@@ -90,7 +90,7 @@ impl Connection {
             let status = StatusCode::TOO_MANY_REQUESTS;
             return faulted(&fault, status, wants_problem(request.headers()));
         }
-        if let Some((_, token)) = requests::socket_target(path) {
+        if let Some(target) = requests::socket_target(path) {
             // A socket's life is no request: it waits, and leaves its place.
             let waited = {
                 let ticket = asker.spender.ticket();
@@ -99,7 +99,7 @@ impl Connection {
             if waited.is_err() {
                 return plain(StatusCode::SERVICE_UNAVAILABLE, BUSY);
             }
-            return sockets::upgrade(&self.shared, &self.entered, request, token, address).await;
+            return sockets::upgrade(&self.shared, &self.entered, request, target, address).await;
         }
         self.api(request, asker, busy).await
     }

@@ -8,6 +8,8 @@
 //! (`wire::ws`).
 
 mod batch;
+mod hello;
+mod pace;
 mod socket;
 mod table;
 mod upgrade;

@@ -9,23 +9,32 @@ use std::sync::atomic::Ordering;
 use std::task::{Context, Poll};
 use std::time::Duration;
 
+use bytes::Bytes;
 use hyper_util::rt::TokioIo;
 use hyper_util::server::conn::auto::upgrade::downcast;
+use neuron::sockets::{Joiner, Place};
 use services::token;
-use signal::SocketId;
+use signal::{Coming, Departure, SocketId};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::Instant;
 use tokio_rustls::server::TlsStream;
+use wire::frames::{ClientFrame, Generation, ServerFrame};
 use wire::ws::{self, CloseCode, Decoder, Message, ProtocolError};
 
 use super::batch::Batch;
+use super::hello::Greeting;
+use super::pace::Pace;
 use super::table::{Closing, Counters, Queue};
-use super::upgrade::{Admitted, refusal};
+use super::upgrade::{Admitted, Arrival, admit, refusal};
 use crate::http::{Paced, Shared};
 
 /// Bytes read at a time, on the stack.
 const READ_BYTES: usize = 8 << 10;
+/// How long a v4 client may take to say who it is.
+const HELLO_TIME: Duration = Duration::from_secs(10);
+/// What a v1 client is told of a token that opens nothing (`spec/xirsys.md` §1.8).
+const TOKEN_INVALID: &str = "\"Token invalid\"";
 /// How long the last frames and the closing handshake may take.
 const CLOSE_TIME: Duration = Duration::from_secs(2);
 
@@ -51,10 +60,14 @@ pub(super) struct Socket<IO> {
     shared: Arc<Shared>,
     io: IO,
     id: SocketId,
+    generation: Generation,
+    /// None while it is not in its room.
+    place: Option<Place>,
     queue: Arc<Queue>,
     decoder: Decoder,
     batch: Batch,
     heard: Instant,
+    pace: Pace,
 }
 
 /// Why a socket's task ends.
@@ -64,6 +77,8 @@ enum End {
     Broken(ProtocolError),
     /// Send this close after what waits.
     Close(CloseCode, String),
+    /// The peer said goodbye; it is answered after what waits.
+    Closed(CloseCode),
     /// The transport is gone.
     Gone,
     /// Nothing came from the peer for too long.
@@ -72,17 +87,28 @@ enum End {
     Slow,
 }
 
+impl End {
+    /// Whether the peer may come back.
+    fn departure(&self) -> Departure {
+        match self {
+            End::Closed(CloseCode::NORMAL | CloseCode::GOING_AWAY) => Departure::Closed,
+            End::Broken(_) | End::Close(..) | End::Closed(_) => Departure::Lost,
+            End::Gone | End::Idle | End::Slow => Departure::Lost,
+        }
+    }
+}
+
 impl Socket<()> {
     pub(super) async fn run_upgraded(
         shared: Arc<Shared>,
         upgraded: hyper::upgrade::Upgraded,
-        admitted: Admitted,
+        arrival: Arrival,
         address: IpAddr,
     ) {
         let upgraded = match downcast::<TokioIo<Paced<TcpStream>>>(upgraded) {
             Ok(parts) => {
                 let io = parts.io.into_inner().into_inner();
-                return Socket::run(shared, io, &parts.read_buf, admitted, address).await;
+                return Socket::run(shared, io, &parts.read_buf, arrival, address).await;
             }
             Err(upgraded) => upgraded,
         };
@@ -91,7 +117,7 @@ impl Socket<()> {
             Ok(parts) => {
                 let run = async move {
                     let io = parts.io.into_inner().into_inner();
-                    Socket::run(shared, io, &parts.read_buf, admitted, address).await;
+                    Socket::run(shared, io, &parts.read_buf, arrival, address).await;
                 };
                 Box::pin(run).await;
             }
@@ -103,64 +129,170 @@ impl Socket<()> {
         shared: Arc<Shared>,
         io: IO,
         read_already: &[u8],
-        admitted: Admitted,
+        arrival: Arrival,
         address: IpAddr,
     ) {
         let (id, queue) = shared.sockets.open();
         let decoder = Decoder::new(shared.config.signal.message.0);
-        let (batch, heard) = (Batch::new(), Instant::now());
-        let mut socket = Socket { shared: shared.clone(), io, id, queue, decoder, batch, heard };
-        let counters = &shared.sockets.counters;
-        let (verified, room) = match admitted {
-            Ok(admitted) => admitted,
-            Err((code, reason)) => {
-                counters.refused.fetch_add(1, Ordering::Relaxed);
-                socket.finish(End::Close(code, reason)).await;
-                return;
+        let generation = match &arrival {
+            Arrival::Token(generation, _) => *generation,
+            Arrival::Hello { .. } => Generation::V4,
+        };
+        let mut socket = Socket {
+            shared: shared.clone(),
+            io,
+            id,
+            generation,
+            place: None,
+            queue,
+            decoder,
+            batch: Batch::new(),
+            heard: Instant::now(),
+            pace: Pace::new(shared.config.signal.messages_per_second),
+        };
+        let end = match arrival {
+            Arrival::Token(_, admitted) => {
+                socket.visit(admitted, Coming::default(), read_already, address).await
+            }
+            Arrival::Hello { origin } => {
+                // Boxed, so that sockets that come otherwise have no room for it.
+                let arriving = Box::pin(socket.arrive(read_already, origin, address));
+                match arriving.await {
+                    Ok((admitted, coming, rest)) => {
+                        socket.visit(admitted, coming, &rest, address).await
+                    }
+                    Err(end) => end,
+                }
             }
         };
-        let services = &shared.neuron.services;
-        if let Err(refusal) = shared.neuron.sockets.join(id, &verified, &room, address) {
-            counters.refused.fetch_add(1, Ordering::Relaxed);
-            socket.finish(End::Close(refusal.close_code(), refusal.to_string())).await;
-            return;
-        }
-        // A revocation or a rule that came since the token was looked at has found no socket to close.
-        let still = token::recheck(services, &verified, &room, address).await;
-        if let Err(fault) = still {
-            counters.refused.fetch_add(1, Ordering::Relaxed);
-            shared.neuron.sockets.leave(id);
-            // Who is not to be here does not hear who is.
-            drop(socket.queue.take());
-            let (code, reason) = refusal(&fault);
-            socket.finish(End::Close(code, reason)).await;
-            return;
-        }
-        counters.opened.fetch_add(1, Ordering::Relaxed);
-        let token = verified.claims.id;
-        services.graces.connected(token, services.now_s());
-        let end = socket.converse(read_already).await;
-        count_end(&end, counters);
-        shared.neuron.sockets.leave(id);
-        services.graces.disconnected(token, services.now_s());
         socket.finish(end).await;
     }
 }
 
 impl<IO: Transport> Socket<IO> {
+    /// Is in the room that a token opens, until one side ends.
+    async fn visit(
+        &mut self,
+        admitted: Admitted,
+        coming: Coming,
+        read_already: &[u8],
+        address: IpAddr,
+    ) -> End {
+        let shared = self.shared.clone();
+        let (services, counters) = (&shared.neuron.services, &shared.sockets.counters);
+        let refused = |code, reason| {
+            counters.refused.fetch_add(1, Ordering::Relaxed);
+            End::Close(code, reason)
+        };
+        let (verified, room) = match admitted {
+            Ok(admitted) => admitted,
+            Err((code, reason)) => {
+                if self.generation == Generation::V1 {
+                    self.push(ws::text_frame(TOKEN_INVALID));
+                }
+                return refused(code, reason);
+            }
+        };
+        let joiner = Joiner { generation: self.generation, client_ip: address, coming };
+        let sockets = &shared.neuron.sockets;
+        let place = match sockets.join(self.id, &verified, &room, joiner) {
+            Ok(place) => place,
+            Err(refusal) => return refused(refusal.close_code(), refusal.to_string()),
+        };
+        // A revocation or a rule that came since the token was looked at has found no socket to close.
+        let still = token::recheck(services, &verified, &room, address).await;
+        if let Err(fault) = still {
+            sockets.leave(place, self.id, Departure::Closed);
+            // Who is not to be here does not hear who is.
+            drop(self.queue.take());
+            let (code, reason) = refusal(&fault);
+            return refused(code, reason);
+        }
+        counters.opened.fetch_add(1, Ordering::Relaxed);
+        self.place = Some(place);
+        let token = verified.claims.id;
+        drop((verified, room));
+        services.graces.connected(token, services.now_s());
+        let end = self.converse(read_already).await;
+        count_end(&end, counters);
+        sockets.leave(place, self.id, end.departure());
+        services.graces.disconnected(token, services.now_s());
+        end
+    }
+
+    /// Hears who a v4 client is and where it wants to be. Answers what was read beyond that, too.
+    async fn arrive(
+        &mut self,
+        read_already: &[u8],
+        origin: Option<String>,
+        address: IpAddr,
+    ) -> Result<(Admitted, Coming, Vec<u8>), End> {
+        let mut rest = read_already.to_vec();
+        let heard = tokio::time::timeout(HELLO_TIME, self.first_text(&mut rest)).await;
+        let text = heard.map_err(|_| {
+            self.shared.sockets.counters.idle.fetch_add(1, Ordering::Relaxed);
+            End::Close(CloseCode::POLICY, "no hello".to_owned())
+        })??;
+        let greeting = Greeting::read(&text).map_err(|fault| {
+            self.shared.sockets.counters.refused.fetch_add(1, Ordering::Relaxed);
+            self.push(ServerFrame::Error { fault: &fault }.to_ws(Generation::V4));
+            End::Close(CloseCode::POLICY, "bad hello".to_owned())
+        })?;
+        let Greeting { token, path, coming } = greeting;
+        let admitted =
+            admit(&self.shared, &token, path.as_deref(), origin.as_deref(), address).await;
+        Ok((admitted, coming, rest))
+    }
+
+    /// The first text, and in `rest` what was read beyond it.
+    async fn first_text(&mut self, rest: &mut Vec<u8>) -> Result<String, End> {
+        loop {
+            let taken = self.decoder.push(rest);
+            rest.drain(..taken);
+            loop {
+                match self.decoder.next_message() {
+                    Ok(None) => break,
+                    Ok(Some(Message::Text("ping"))) => {}
+                    Ok(Some(Message::Text(text))) => return Ok(text.to_owned()),
+                    Ok(Some(message)) => act(&self.shared, &self.queue, message)?,
+                    Err(error) => return Err(End::Broken(error)),
+                }
+            }
+            if rest.is_empty() {
+                let read = self.io.read_buf(rest).await.map_err(|error| gone(&error))?;
+                if read == 0 {
+                    return Err(End::Gone);
+                }
+            }
+        }
+    }
+
+    fn push(&self, frame: Bytes) {
+        self.queue.push(frame, self.shared.config.signal.queue.0);
+    }
+
     /// Reads and writes until one side ends.
     async fn converse(&mut self, read_already: &[u8]) -> End {
         if let Err(end) = self.hear(read_already) {
             return end;
         }
         let queue = self.queue.clone();
-        let ping_after = self.shared.config.signal.ping_after.0;
-        let idle = self.shared.config.signal.idle.0;
-        let mut check = tokio::time::interval(ping_after.min(idle) / 2);
-        check.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
-        let mut pinged = false;
+        let check_every = {
+            let signal = &self.shared.config.signal;
+            signal.ping_after.0.min(signal.idle.0) / 2
+        };
+        let mut check_at = Instant::now() + check_every;
+        let mut has_pinged = false;
+        // One timer for all that may be late: it is set anew only to be earlier, or when it has rung.
+        let mut alarm = std::pin::pin!(tokio::time::sleep_until(check_at));
         loop {
-            let (is_writing, deadline) = (!self.batch.is_done(), self.batch.deadline);
+            let is_writing = !self.batch.is_done();
+            let writes_until = is_writing.then_some(self.batch.deadline);
+            let next = [writes_until, self.pace.paused_until()].into_iter().flatten();
+            let next = next.fold(check_at, Instant::min);
+            if next < alarm.deadline() {
+                alarm.as_mut().reset(next);
+            }
             tokio::select! {
                 biased;
                 () = queue.wake.notified() => match queue.closing() {
@@ -174,7 +306,7 @@ impl<IO: Transport> Socket<IO> {
                     match moved {
                         // A peer that sends without a pause keeps the timer below from its turn.
                         Ok(_) if self.batch.is_late() => return End::Slow,
-                        Ok(true) => { self.heard = Instant::now(); pinged = false; }
+                        Ok(true) => { self.heard = Instant::now(); has_pinged = false; }
                         Ok(false) => {}
                         Err(end) => return end,
                     }
@@ -182,17 +314,24 @@ impl<IO: Transport> Socket<IO> {
                         self.batch.begin(queue.take());
                     }
                 }
-                () = async { tokio::time::sleep_until(deadline).await }, if is_writing => {
-                    return End::Slow;
-                }
-                _ = check.tick() => {
-                    let silence = self.heard.elapsed();
-                    if silence >= idle {
-                        return End::Idle;
+                () = alarm.as_mut() => {
+                    if self.batch.is_late() {
+                        return End::Slow;
                     }
-                    if silence >= ping_after && !std::mem::replace(&mut pinged, true) {
-                        queue.push(ws::ping_frame(b""), self.shared.config.signal.queue.0);
+                    let now = Instant::now();
+                    self.pace.look(now);
+                    if check_at <= now {
+                        check_at = now + check_every;
+                        let silence = now.duration_since(self.heard);
+                        if silence >= self.shared.config.signal.idle.0 {
+                            return End::Idle;
+                        }
+                        let asks = silence >= self.shared.config.signal.ping_after.0;
+                        if asks && !std::mem::replace(&mut has_pinged, true) {
+                            self.push(ws::ping_frame(b""));
+                        }
                     }
+                    alarm.as_mut().reset(check_at);
                 }
             }
         }
@@ -209,6 +348,9 @@ impl<IO: Transport> Socket<IO> {
                 Poll::Ready(Err(error)) => return Poll::Ready(Err(gone(&error))),
                 Poll::Pending => {}
             }
+        }
+        if self.pace.paused_until().is_some() {
+            return if has_written { Poll::Ready(Ok(false)) } else { Poll::Pending };
         }
         let mut bytes = [std::mem::MaybeUninit::uninit(); READ_BYTES];
         let mut buffer = ReadBuf::uninit(&mut bytes);
@@ -228,6 +370,7 @@ impl<IO: Transport> Socket<IO> {
         let told = match end {
             End::Broken(error) => Some((error.close_code(), error.to_string())),
             End::Close(code, reason) => Some((code, reason)),
+            End::Closed(code) => Some((code, String::new())),
             End::Gone => None,
             End::Idle => Some((CloseCode::GOING_AWAY, "idle".to_owned())),
             End::Slow => Some((CloseCode::TRY_AGAIN_LATER, "too slow".to_owned())),
@@ -267,33 +410,48 @@ impl<IO: Transport> Socket<IO> {
 
     /// Feeds bytes to the decoder and acts on what they say.
     fn hear(&mut self, mut bytes: &[u8]) -> Result<(), End> {
-        let shared = &self.shared;
-        while !bytes.is_empty() {
-            let taken = self.decoder.push(bytes);
-            bytes = &bytes[taken..];
-            loop {
-                match self.decoder.next_message() {
-                    Ok(None) => break,
-                    // Old pages flood these: they cost neither the core's lock nor a parse.
-                    Ok(Some(Message::Text("ping"))) => {
-                        shared.sockets.counters.text_pings.fetch_add(1, Ordering::Relaxed);
-                    }
-                    Ok(Some(Message::Text(text))) => shared.neuron.sockets.text(self.id, text),
-                    Ok(Some(Message::Ping(payload))) => {
-                        self.queue.push(ws::pong_frame(payload), shared.config.signal.queue.0);
-                    }
-                    Ok(Some(Message::Pong(_) | Message::Binary(_))) => {}
-                    Ok(Some(Message::Close { code: CloseCode::NO_STATUS, .. })) => {
-                        return Err(End::Close(CloseCode::NORMAL, String::new()));
-                    }
-                    Ok(Some(Message::Close { code, .. })) => {
-                        return Err(End::Close(code, String::new()));
-                    }
-                    Err(error) => return Err(End::Broken(error)),
+        let (mut said, mut pings) = (0, 0);
+        loop {
+            match self.decoder.next_message() {
+                Ok(None) if bytes.is_empty() => break,
+                Ok(None) => {
+                    let taken = self.decoder.push(bytes);
+                    bytes = &bytes[taken..];
                 }
+                // Old pages flood these: they cost neither the core's lock nor a parse.
+                Ok(Some(Message::Text("ping"))) => pings += 1,
+                Ok(Some(Message::Text(text))) => {
+                    said += 1;
+                    let frame = ClientFrame::parse(self.generation, text);
+                    if let Some(place) = self.place {
+                        self.shared.neuron.sockets.frame(place, self.id, frame);
+                    }
+                }
+                Ok(Some(message)) => act(&self.shared, &self.queue, message)?,
+                Err(error) => return Err(End::Broken(error)),
             }
         }
+        let counters = &self.shared.sockets.counters;
+        if pings > 0 {
+            counters.text_pings.fetch_add(pings, Ordering::Relaxed);
+        }
+        if said > 0 && self.pace.spend(said, Instant::now()) {
+            counters.paced.fetch_add(1, Ordering::Relaxed);
+        }
         Ok(())
+    }
+}
+
+/// Acts on a message that is no text.
+fn act(shared: &Shared, queue: &Queue, message: Message<'_>) -> Result<(), End> {
+    match message {
+        Message::Ping(payload) => {
+            queue.push(ws::pong_frame(payload), shared.config.signal.queue.0);
+            Ok(())
+        }
+        Message::Close { code: CloseCode::NO_STATUS, .. } => Err(End::Closed(CloseCode::NORMAL)),
+        Message::Close { code, .. } => Err(End::Closed(code)),
+        Message::Binary(_) | Message::Pong(_) | Message::Text(_) => Ok(()),
     }
 }
 
@@ -310,7 +468,7 @@ fn count_end(end: &End, counters: &Counters) {
         End::Broken(ProtocolError::MessageTooLong | ProtocolError::TooManyFragments) => {
             &counters.too_long
         }
-        End::Broken(_) | End::Close(..) | End::Gone => return,
+        End::Broken(_) | End::Close(..) | End::Closed(_) | End::Gone => return,
     };
     counter.fetch_add(1, Ordering::Relaxed);
 }
@@ -399,7 +557,13 @@ mod tests {
         let listener = TcpListener::bind((ADDRESS, 0)).await?;
         let mut peer = TcpStream::connect(listener.local_addr()?).await?;
         let (io, _) = listener.accept().await?;
-        let socket = Socket::run(shared.clone(), io, b"", Ok(admitted), ADDRESS);
+        let socket = Socket::run(
+            shared.clone(),
+            io,
+            b"",
+            Arrival::Token(Generation::V2, Ok(admitted)),
+            ADDRESS,
+        );
         let socket = tokio::spawn(socket);
         let mut head = [0; 2];
         peer.read_exact(&mut head).await?;

@@ -35,6 +35,8 @@ pub(crate) struct Counters {
     pub(crate) idle: AtomicU64,
     /// Closed because of a message over `signal.message`, or in more frames than a decoder takes.
     pub(crate) too_long: AtomicU64,
+    /// Times that a socket was not read from, since it had sent too much.
+    pub(crate) paced: AtomicU64,
     pub(crate) text_pings: AtomicU64,
     pub(crate) frames_out: AtomicU64,
     pub(crate) writes: AtomicU64,
@@ -50,10 +52,9 @@ pub(super) struct Queue {
 #[derive(Debug, Default)]
 struct Waiting {
     frames: VecDeque<Bytes>,
-    /// Bytes of `frames`, but for the first frame that was ever queued: who is in the room, which is
-    /// as long as the room is full, and without which nobody can join.
+    /// Bytes of `frames`, but for those that the socket began with: who is in the room, which is as
+    /// long as the room is full, and what was missed, without which nobody can join.
     bytes: usize,
-    has_begun: bool,
     /// Set once: nothing is queued after it.
     close: Option<Closing>,
 }
@@ -117,6 +118,11 @@ impl SocketTable {
 impl Outbox for SocketTable {
     fn deliver(&self, output: Output) {
         match output {
+            Output::Begin { socket, frames } => {
+                if let Some(queue) = self.queues.pin().get(&socket.0) {
+                    queue.begin(frames);
+                }
+            }
             Output::Send { socket, frame } => self.push(socket, frame),
             Output::Fanout(fanout) => {
                 for socket in fanout.receivers() {
@@ -134,14 +140,23 @@ impl Outbox for SocketTable {
 }
 
 impl Queue {
+    /// Queues what the socket begins with, however much that is.
+    fn begin(&self, frames: Vec<Bytes>) {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        if waiting.close.is_none() {
+            waiting.frames.extend(frames);
+        }
+        drop(waiting);
+        self.wake.notify_one();
+    }
+
     /// A frame that finds the queue full cuts the socket.
     pub(super) fn push(&self, frame: Bytes, bytes_max: usize) {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         if waiting.close.is_some() {
             return;
         }
-        let bytes = if waiting.has_begun { waiting.bytes + frame.len() } else { 0 };
-        waiting.has_begun = true;
+        let bytes = waiting.bytes + frame.len();
         if bytes <= bytes_max {
             waiting.bytes = bytes;
             waiting.frames.push_back(frame);
@@ -185,9 +200,9 @@ mod tests {
 
     /// The list of a full room's names is longer than any queue, and everybody joins with it.
     #[test]
-    fn the_first_frame_passes_and_those_after_it_are_bounded() {
+    fn what_a_socket_begins_with_passes_and_what_comes_after_it_is_bounded() {
         let queue = queue();
-        queue.push(frame(1000), 10);
+        queue.begin(vec![frame(1000), frame(1000)]);
         queue.push(frame(4), 10);
         queue.push(frame(6), 10);
         assert_eq!(queue.closing(), None, "at the limit");
@@ -195,6 +210,7 @@ mod tests {
         assert_eq!(queue.closing(), Some(Closing::Slow), "past it");
         assert!(queue.take().is_empty(), "what waited is dropped");
         queue.push(frame(1), 10);
+        queue.begin(vec![frame(1)]);
         queue.close(CloseCode::KICKED, "kicked");
         assert!(queue.take().is_empty());
         assert_eq!(queue.closing(), Some(Closing::Slow));

@@ -12,6 +12,7 @@ use services::RoomRef;
 use services::token::{self, Verified};
 use wire::envelope::Fault;
 use wire::errors::Code;
+use wire::frames::Generation;
 use wire::names::Path;
 use wire::ws::CloseCode;
 
@@ -27,6 +28,14 @@ const UPGRADE_TIME: Duration = Duration::from_secs(10);
 /// What a token opens, or how the socket of one that opens nothing is closed.
 pub(super) type Admitted = Result<(Verified, RoomRef), (CloseCode, String)>;
 
+/// How a socket comes.
+pub(super) enum Arrival {
+    /// With a token in its URL.
+    Token(Generation, Admitted),
+    /// By saying who it is, from a page of this origin if from one.
+    Hello { origin: Option<String> },
+}
+
 /// Answers an upgrade, and joins the socket to its room if its token is right. A token that is not
 /// is told by a close code, since pages cannot see the status of a refused handshake
 /// (`spec/xirsys.md` §1.7).
@@ -34,7 +43,7 @@ pub(crate) async fn upgrade(
     shared: &Arc<Shared>,
     entered: &Arc<Entered>,
     mut request: hyper::Request<Incoming>,
-    token: String,
+    (generation, token): (Generation, Option<String>),
     address: IpAddr,
 ) -> hyper::Response<Bytes> {
     let Some(accept) = accept_key(&request) else {
@@ -45,13 +54,19 @@ pub(crate) async fn upgrade(
         Some(params.text("path")?.into_owned())
     });
     let origin = request.headers().get(header::ORIGIN).and_then(|origin| origin.to_str().ok());
-    let admitted = admit(shared, &token, asked.as_deref(), origin, address).await;
+    let arrival = match token {
+        None => Arrival::Hello { origin: origin.map(str::to_owned) },
+        Some(token) => {
+            let admitted = admit(shared, &token, asked.as_deref(), origin, address).await;
+            Arrival::Token(generation, admitted)
+        }
+    };
     let upgraded = hyper::upgrade::on(&mut request);
     let (shared, entered) = (shared.clone(), entered.clone());
     tokio::spawn(async move {
         let _entered = entered;
         match tokio::time::timeout(UPGRADE_TIME, upgraded).await {
-            Ok(Ok(upgraded)) => Socket::run_upgraded(shared, upgraded, admitted, address).await,
+            Ok(Ok(upgraded)) => Socket::run_upgraded(shared, upgraded, arrival, address).await,
             Ok(Err(error)) => tracing::debug!(%address, %error, "upgrade failed"),
             Err(_) => tracing::debug!(%address, "upgrade took too long"),
         }

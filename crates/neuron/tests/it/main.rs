@@ -17,9 +17,9 @@ mod writing;
 
 use std::io;
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::SeqCst};
-use std::time::Duration;
+use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use kv4::store::BoxFuture;
@@ -68,6 +68,7 @@ impl Stage {
         let rooms = Arc::new(Switchboard::new(
             Key::parse("host:neuron").unwrap(),
             signal::Limits::default(),
+            1,
             Arc::new(Nowhere),
             stats.clone(),
             clock.clone(),
@@ -230,6 +231,11 @@ impl Clock for SetClock {
     /// Every look is a µs later than the one before.
     fn now_micros(&self) -> u64 {
         self.micros.fetch_add(1, SeqCst)
+    }
+
+    fn instant(&self) -> Instant {
+        static BEGINNING: LazyLock<Instant> = LazyLock::new(Instant::now);
+        *BEGINNING + Duration::from_micros(self.micros.load(SeqCst))
     }
 
     /// Short or without an end, however long it is by this clock.

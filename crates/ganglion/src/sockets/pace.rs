@@ -1,0 +1,74 @@
+//! How much one socket may say: so many messages in a second, some seconds' worth at once.
+
+use std::time::Duration;
+
+use tokio::time::Instant;
+
+/// Seconds' worth of messages that may come at once.
+const BURST_S: u32 = 10;
+
+/// What a socket has said of late, as a time: when it would have said all of that at its pace. One that
+/// is a burst ahead of the clock is not read from until it no longer is.
+#[derive(Debug)]
+pub(super) struct Pace {
+    /// Time that a message takes; zero when there is no bound.
+    each: Duration,
+    said_until: Instant,
+    paused_until: Option<Instant>,
+}
+
+impl Pace {
+    /// So many messages in a second; 0 for no bound.
+    pub(super) fn new(per_second: u32) -> Pace {
+        let each = Duration::from_secs(1).checked_div(per_second).unwrap_or_default();
+        Pace { each, said_until: Instant::now(), paused_until: None }
+    }
+
+    /// Notes messages; answers whether the socket is to pause for them.
+    pub(super) fn spend(&mut self, messages: u32, now: Instant) -> bool {
+        self.said_until = self.said_until.max(now) + self.each * messages;
+        let allowed = now + Duration::from_secs(BURST_S.into());
+        if !self.each.is_zero() && self.said_until > allowed {
+            self.paused_until = Some(now + (self.said_until - allowed));
+        }
+        self.paused_until.is_some()
+    }
+
+    /// Until when the socket is not to be read from.
+    pub(super) fn paused_until(&self) -> Option<Instant> {
+        self.paused_until
+    }
+
+    /// Ends a pause that is over.
+    pub(super) fn look(&mut self, now: Instant) {
+        self.paused_until.take_if(|until| *until <= now);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_socket_that_says_too_much_pauses_until_it_no_longer_has() {
+        let mut pace = Pace::new(100);
+        let begun = Instant::now();
+        assert!(!pace.spend(1_000, begun), "ten seconds' worth");
+        assert!(pace.spend(1, begun), "and one more");
+        let until = pace.paused_until().expect("a pause");
+        assert_eq!(until - begun, Duration::from_millis(10));
+        pace.look(begun);
+        assert!(pace.paused_until().is_some());
+        pace.look(until);
+        assert!(pace.paused_until().is_none());
+        assert!(pace.spend(50, until), "as much again is too much at once");
+        pace.look(until + Duration::from_millis(500));
+        assert!(!pace.spend(50, until + Duration::from_secs(2)), "but not after a while");
+    }
+
+    #[test]
+    fn no_bound_is_none() {
+        let mut pace = Pace::new(0);
+        assert!(!pace.spend(u32::MAX, Instant::now()));
+    }
+}
