@@ -53,6 +53,29 @@ impl Client {
         Ok(Client { socket, pings: 0 })
     }
 
+    /// Connects to a base URL such as `ws://127.0.0.1:4006/ws` as a v4 client that says `hello`.
+    pub fn greet(base: &str, hello: &Value) -> Result<Client> {
+        let mut client = Client::connect(&format!("{base}/v4"))?;
+        client.send_text(&json!({ "t": "hello", "p": hello }).to_string())?;
+        Ok(client)
+    }
+
+    /// Asks, as v4 clients do, and answers with the reply; frames before it are passed over.
+    pub fn ask(&mut self, kind: &str, id: &Value, payload: &Value) -> Result<Value> {
+        self.send_text(&json!({ "t": kind, "m": { "id": id }, "p": payload }).to_string())?;
+        self.reply(id)
+    }
+
+    /// The reply to a frame that had an id; frames before it are passed over.
+    pub fn reply(&mut self, id: &Value) -> Result<Value> {
+        loop {
+            let frame = self.frame()?;
+            if frame["t"] == "r" && frame["m"]["id"] == *id {
+                return Ok(frame);
+            }
+        }
+    }
+
     /// The next text frame, as JSON.
     pub fn frame(&mut self) -> Result<Value> {
         let text = self.next_text()?;
@@ -110,6 +133,9 @@ impl Client {
         self.send_text(&json!({ "t": "u", "m": meta, "p": payload }).to_string())
     }
 
+    /// Is cut: nothing more is read or written, and the neuron's end is told nothing but that.
+    pub fn vanish(self) {}
+
     /// Closes in order.
     pub fn leave(mut self) -> Result<()> {
         self.socket.close(None)?;
@@ -121,6 +147,23 @@ impl Client {
             }
         }
     }
+}
+
+/// A client's text frame (RFC 6455 §5.2), for who writes it byte by byte.
+pub fn masked_text(text: &str) -> Vec<u8> {
+    let key = [0x12, 0x34, 0x56, 0x78];
+    let mut frame = vec![0x81];
+    match u8::try_from(text.len()) {
+        Ok(bytes) if bytes < 126 => frame.push(0x80 | bytes),
+        _ => {
+            let bytes = u16::try_from(text.len()).expect("a short text");
+            frame.push(0x80 | 126);
+            frame.extend_from_slice(&bytes.to_be_bytes());
+        }
+    }
+    frame.extend_from_slice(&key);
+    frame.extend(text.bytes().zip(key.iter().cycle()).map(|(byte, key)| byte ^ key));
+    frame
 }
 
 fn tcp(url: &str) -> Result<TcpStream> {

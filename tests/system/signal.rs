@@ -1,4 +1,7 @@
-//! Signalling on a path, driven by a client written from the spec and by curl.
+//! Signalling on a path, driven by clients written from the spec and by curl.
+
+mod generations;
+mod resume;
 
 use std::time::{Duration, Instant};
 
@@ -42,8 +45,21 @@ impl Stage {
     }
 
     fn url(&self, token: &str) -> Result<String> {
+        Ok(format!("{}/v2/{token}", self.base()?))
+    }
+
+    /// The base of signalling URLs.
+    fn base(&self) -> Result<String> {
         let base = self.ok("GET", "/_host/my/path?type=signal", None)?;
-        Ok(format!("{}/v2/{token}", base.as_str().context("a URL is a string")?))
+        Ok(base.as_str().context("a URL is a string")?.to_owned())
+    }
+
+    /// A v4 client with a token of its own, which has heard its welcome.
+    fn greet(&self, name: &str) -> Result<(Client, Value)> {
+        let token = self.token(&format!("/my/path?k={name}&expire=600"))?;
+        let mut client = Client::greet(&self.base()?, &json!({ "token": token }))?;
+        let welcome = client.frame()?;
+        Ok((client, welcome))
     }
 
     fn join(&self, name: &str) -> Result<Client> {
