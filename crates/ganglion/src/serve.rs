@@ -25,6 +25,7 @@ use crate::control;
 use crate::dev;
 use crate::http::{Counters, Pages, Shared};
 use crate::lifecycle::Lifecycle;
+use crate::listen::plain::{Place, Plain};
 use crate::listen::{self, Gate, Kind};
 use crate::os;
 use crate::sockets::SocketTable;
@@ -124,10 +125,10 @@ pub(crate) async fn serve(start: Start) -> Result<()> {
     if let Some(access) = &demo {
         dev::print_welcome(&addresses, &moved, access, &sys_secret, &data_dir);
     }
-    let Addresses { http, https, admin } = &addresses;
+    let Addresses { http, https, admin, tcp } = &addresses;
     let (file, data_dir) =
         (file.as_deref().map_or("none".into(), Path::to_string_lossy), data_dir.display());
-    tracing::info!(?http, ?https, ?admin, config = %file, %data_dir, "ready");
+    tracing::info!(?http, ?https, ?admin, ?tcp, config = %file, %data_dir, "ready");
 
     stop_signal().await?;
     tracing::info!("stopping");
@@ -413,7 +414,10 @@ fn replace(file: &Path, text: &str) -> std::io::Result<()> {
 }
 
 /// Listeners that are bound and not yet served.
-struct Bound(Vec<(TcpListener, Kind)>);
+struct Bound {
+    http: Vec<(TcpListener, Kind)>,
+    plain: Vec<Plain>,
+}
 
 /// Where a neuron listens, by what it serves there.
 #[derive(Debug, serde::Serialize)]
@@ -421,12 +425,14 @@ pub(crate) struct Addresses {
     pub(crate) http: Vec<SocketAddr>,
     pub(crate) https: Vec<SocketAddr>,
     pub(crate) admin: Vec<SocketAddr>,
+    /// As they stand in the configuration.
+    pub(crate) tcp: Vec<String>,
 }
 
 impl Addresses {
     /// Addresses that were asked for and are another program's.
     fn moved_from(&self, config: &Config) -> Vec<SocketAddr> {
-        let Addresses { http, https, admin } = self;
+        let Addresses { http, https, admin, .. } = self;
         let listen = &config.listen;
         let kinds = [(&listen.http, http), (&listen.https, https), (&listen.admin, admin)];
         let pairs = kinds.into_iter().flat_map(|(asked, bound)| asked.iter().zip(bound));
@@ -450,12 +456,22 @@ impl Bound {
         for address in &config.listen.admin {
             bound.push((bind("admin", address)?, Kind::Admin));
         }
-        Ok(Bound(bound))
+        let mut plain = Vec::new();
+        for place in config.listen.tcp.iter().filter_map(|place| Place::parse(place)) {
+            plain.push(Plain::bind(&place, is_dev).context("listen.tcp")?);
+        }
+        Ok(Bound { http: bound, plain })
     }
 
     fn addresses(&self) -> Addresses {
-        let mut addresses = Addresses { http: Vec::new(), https: Vec::new(), admin: Vec::new() };
-        for (listener, kind) in &self.0 {
+        let tcp = self.plain.iter().filter_map(Plain::place).map(|place| place.to_string());
+        let mut addresses = Addresses {
+            http: Vec::new(),
+            https: Vec::new(),
+            admin: Vec::new(),
+            tcp: tcp.collect(),
+        };
+        for (listener, kind) in &self.http {
             let of_kind = match kind {
                 Kind::Http => &mut addresses.http,
                 Kind::Https(_) => &mut addresses.https,
@@ -467,8 +483,11 @@ impl Bound {
     }
 
     fn spawn(self, jobs: &mut tokio::task::JoinSet<()>, shared: &Arc<Shared>) {
-        for (listener, kind) in self.0 {
+        for (listener, kind) in self.http {
             jobs.spawn(listen::accept(listener, kind, shared.clone()));
+        }
+        for listener in self.plain {
+            jobs.spawn(listener.accept(shared.clone()));
         }
     }
 }

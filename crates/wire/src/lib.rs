@@ -9,6 +9,7 @@ pub mod envelope;
 pub mod errors;
 pub mod frames;
 pub mod json;
+pub mod lengths;
 pub mod names;
 pub mod params;
 pub mod timegroup;

@@ -392,6 +392,15 @@ pub fn text_frame_with(bytes_hint: usize, write: impl FnOnce(&mut String)) -> By
     Bytes::from(frame).slice(start..)
 }
 
+/// What a server's frame carries, without its header.
+///
+/// # Panics
+/// If it is no whole frame of a server.
+pub fn payload(frame: &Bytes) -> Bytes {
+    let header = Header::parse(frame, false).ok().flatten().expect("a whole frame of a server");
+    frame.slice(header.header_bytes..)
+}
+
 pub fn binary_frame(payload: &[u8]) -> Bytes {
     unmasked_frame(Opcode::Binary, payload)
 }

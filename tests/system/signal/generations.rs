@@ -65,7 +65,11 @@ fn each_hears_the_others_in_its_own_words() -> Result<()> {
     assert_eq!((&reply["t"], &reply["p"]), (&json!("r"), &json!({ "v": null, "s": "ok" })));
     assert!(reply["m"]["c"].is_string(), "{reply}");
     let heard = ann.frame()?;
-    assert_eq!(heard["m"], json!({ "f": "/my/path/new", "o": "message" }), "old clients see no more");
+    assert_eq!(
+        heard["m"],
+        json!({ "f": "/my/path/new", "o": "message" }),
+        "old clients see no more"
+    );
     assert_eq!(old.frame()?["message"]["data"], "from new");
 
     // Signs of life of each: `{}` of v1, `ping` of v2 and v3, neither answered.

@@ -7,6 +7,7 @@ use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
 use super::keys::{Config, ListenConfig};
+use crate::listen::plain::Place;
 
 /// Fewer bytes of headers the HTTP library does not take.
 const HEADERS_BYTES_MIN: usize = 8 << 10;
@@ -46,6 +47,7 @@ impl Config {
             ("signal.message", signal.message.0 == 0),
             ("signal.ping_after", signal.ping_after.0.is_zero()),
             ("signal.idle", signal.idle.0.is_zero()),
+            ("signal.resume", signal.resume.0.is_zero()),
             ("stats.flush", self.stats.flush.0.is_zero()),
         ] {
             if is_zero {
@@ -104,6 +106,14 @@ impl Config {
                 "tls.self_signed makes a certificate in place of tls.cert and tls.key: set one or the others"
             );
         }
+        for place in &self.listen.tcp {
+            if Place::parse(place).is_none() {
+                bail!(
+                    "listen.tcp: `{place}` is neither such as 127.0.0.1:4008 nor such as \
+                     unix:/run/ganglion/signal.sock"
+                );
+            }
+        }
         for proxy in &self.listen.trusted_proxies {
             if services::access::Network::parse(proxy).is_none() {
                 bail!("listen.trusted_proxies: `{proxy}` is not an address or CIDR prefix");
@@ -125,6 +135,10 @@ fn overlapping(listen: &ListenConfig) -> Option<(String, String)> {
     let all: Vec<(&str, SocketAddr)> = lists
         .into_iter()
         .flat_map(|(name, list)| list.iter().map(move |address| (name, *address)))
+        .chain(listen.tcp.iter().filter_map(|place| match Place::parse(place)? {
+            Place::Tcp(address) => Some(("tcp", address)),
+            Place::Unix(_) => None,
+        }))
         .collect();
     let is_same = |a: &SocketAddr, b: &SocketAddr| {
         let is_everywhere = a.ip().is_unspecified() || b.ip().is_unspecified();
@@ -220,6 +234,8 @@ mod tests {
                 "listen.http 127.0.0.1:1 and listen.http 127.0.0.1:1",
             ),
             ("[listen]\nhttp = [\"0.0.0.0:4007\"]", "and listen.admin 127.0.0.1:4007"),
+            ("[listen]\ntcp = [\"0.0.0.0:4006\"]", "and listen.tcp 0.0.0.0:4006"),
+            ("[listen]\ntcp = [\"unix:a.sock\"]", "listen.tcp: `unix:a.sock`"),
             ("[tls]\nself_signed = true\nkey = \"/k\"", "tls.self_signed"),
         ] {
             let error = typed(table_of(text))?.check().expect_err(text).to_string();

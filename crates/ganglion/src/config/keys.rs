@@ -124,6 +124,10 @@ sections! {
         http: Vec<SocketAddr> = vec![SocketAddr::from(([0, 0, 0, 0], 4006))],
         /// The same by TLS; needs `[tls]`.
         https: Vec<SocketAddr> = Vec::new(),
+        /// Signalling without HTTP, each text after its length, for clients beside the neuron: addresses
+        /// such as "127.0.0.1:4008", and paths of Unix sockets such as "unix:/run/ganglion/signal.sock".
+        /// Nothing is encrypted there.
+        tcp: Vec<String> = Vec::new(),
         /// Metrics, and health with its reasons. Keep it private.
         admin: Vec<SocketAddr> = vec![SocketAddr::from(([127, 0, 0, 1], 4007))],
         /// Addresses of proxies (CIDR) that are believed when they say who the client is and whether

@@ -8,11 +8,13 @@
 //! (`wire::ws`).
 
 mod batch;
+mod framing;
 mod hello;
 mod pace;
 mod socket;
 mod table;
 mod upgrade;
 
+pub(crate) use self::socket::Socket;
 pub(crate) use self::table::{Counters, SocketTable};
 pub(crate) use self::upgrade::upgrade;

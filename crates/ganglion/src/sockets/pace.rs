@@ -34,6 +34,11 @@ impl Pace {
         self.paused_until.is_some()
     }
 
+    /// Pauses for another reason, at least until then.
+    pub(super) fn pause(&mut self, until: Instant) {
+        self.paused_until = Some(self.paused_until.map_or(until, |known| known.max(until)));
+    }
+
     /// Until when the socket is not to be read from.
     pub(super) fn paused_until(&self) -> Option<Instant> {
         self.paused_until

@@ -12,22 +12,25 @@ use std::time::Duration;
 use bytes::Bytes;
 use hyper_util::rt::TokioIo;
 use hyper_util::server::conn::auto::upgrade::downcast;
+use kv4::Bucket;
 use neuron::sockets::{Joiner, Place};
 use services::token;
 use signal::{Coming, Departure, SocketId};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
-use tokio::net::TcpStream;
+use tokio::net::{TcpStream, UnixStream};
 use tokio::time::Instant;
 use tokio_rustls::server::TlsStream;
 use wire::frames::{ClientFrame, Generation, ServerFrame};
-use wire::ws::{self, CloseCode, Decoder, Message, ProtocolError};
+use wire::ws::{self, CloseCode, ProtocolError};
 
 use super::batch::Batch;
+use super::framing::{Framing, Heard};
 use super::hello::Greeting;
 use super::pace::Pace;
 use super::table::{Closing, Counters, Queue};
 use super::upgrade::{Admitted, Arrival, admit, refusal};
 use crate::http::{Paced, Shared};
+use crate::turns::Spender;
 
 /// Bytes read at a time, on the stack.
 const READ_BYTES: usize = 8 << 10;
@@ -39,24 +42,30 @@ const TOKEN_INVALID: &str = "\"Token invalid\"";
 const CLOSE_TIME: Duration = Duration::from_secs(2);
 
 /// What frames go over: the listener's own stream, without what paces requests below hyper.
-pub(super) trait Transport: AsyncRead + AsyncWrite + Unpin {
-    fn tcp(&self) -> &TcpStream;
+pub(crate) trait Transport: AsyncRead + AsyncWrite + Unpin {
+    fn socket(&self) -> socket2::SockRef<'_>;
 }
 
 impl Transport for TcpStream {
-    fn tcp(&self) -> &TcpStream {
-        self
+    fn socket(&self) -> socket2::SockRef<'_> {
+        socket2::SockRef::from(self)
+    }
+}
+
+impl Transport for UnixStream {
+    fn socket(&self) -> socket2::SockRef<'_> {
+        socket2::SockRef::from(self)
     }
 }
 
 impl Transport for TlsStream<TcpStream> {
-    fn tcp(&self) -> &TcpStream {
-        self.get_ref().0
+    fn socket(&self) -> socket2::SockRef<'_> {
+        self.get_ref().0.socket()
     }
 }
 
 /// One open socket: its transport, decoder and queue.
-pub(super) struct Socket<IO> {
+pub(crate) struct Socket<IO> {
     shared: Arc<Shared>,
     io: IO,
     id: SocketId,
@@ -64,10 +73,12 @@ pub(super) struct Socket<IO> {
     /// None while it is not in its room.
     place: Option<Place>,
     queue: Arc<Queue>,
-    decoder: Decoder,
+    framing: Framing,
     batch: Batch,
     heard: Instant,
     pace: Pace,
+    /// Who pays for what it does; its account, once that is known.
+    spender: Arc<Spender>,
 }
 
 /// Why a socket's task ends.
@@ -108,7 +119,8 @@ impl Socket<()> {
         let upgraded = match downcast::<TokioIo<Paced<TcpStream>>>(upgraded) {
             Ok(parts) => {
                 let io = parts.io.into_inner().into_inner();
-                return Socket::run(shared, io, &parts.read_buf, arrival, address).await;
+                let framing = Framing::web_socket(shared.config.signal.message.0);
+                return Socket::run(shared, io, framing, &parts.read_buf, arrival, address).await;
             }
             Err(upgraded) => upgraded,
         };
@@ -117,7 +129,8 @@ impl Socket<()> {
             Ok(parts) => {
                 let run = async move {
                     let io = parts.io.into_inner().into_inner();
-                    Socket::run(shared, io, &parts.read_buf, arrival, address).await;
+                    let framing = Framing::web_socket(shared.config.signal.message.0);
+                    Socket::run(shared, io, framing, &parts.read_buf, arrival, address).await;
                 };
                 Box::pin(run).await;
             }
@@ -125,15 +138,22 @@ impl Socket<()> {
         }
     }
 
+    /// Talks to a client that came to a listener of its own, without HTTP.
+    pub(crate) async fn run_plain(shared: Arc<Shared>, io: impl Transport, address: IpAddr) {
+        let framing = Framing::lengths(shared.config.signal.message.0);
+        let arrival = Arrival::Hello { origin: None };
+        Socket::run(shared, io, framing, b"", arrival, address).await;
+    }
+
     async fn run<IO: Transport>(
         shared: Arc<Shared>,
         io: IO,
+        framing: Framing,
         read_already: &[u8],
         arrival: Arrival,
         address: IpAddr,
     ) {
         let (id, queue) = shared.sockets.open();
-        let decoder = Decoder::new(shared.config.signal.message.0);
         let generation = match &arrival {
             Arrival::Token(generation, _) => *generation,
             Arrival::Hello { .. } => Generation::V4,
@@ -145,10 +165,11 @@ impl Socket<()> {
             generation,
             place: None,
             queue,
-            decoder,
+            framing,
             batch: Batch::new(),
             heard: Instant::now(),
             pace: Pace::new(shared.config.signal.messages_per_second),
+            spender: Spender::new(shared.turns.clone(), address),
         };
         let end = match arrival {
             Arrival::Token(_, admitted) => {
@@ -211,9 +232,12 @@ impl<IO: Transport> Socket<IO> {
         counters.opened.fetch_add(1, Ordering::Relaxed);
         self.place = Some(place);
         let token = verified.claims.id;
-        drop((verified, room));
+        let account = Bucket::account(&verified.claims.account, None);
+        self.spender.charge_to(account.unwrap_or(verified.bucket));
+        drop((verified.claims, room));
         services.graces.connected(token, services.now_s());
-        let end = self.converse(read_already).await;
+        let spender = self.spender.clone();
+        let end = spender.metered(self.converse(read_already)).await;
         count_end(&end, counters);
         sockets.leave(place, self.id, end.departure());
         services.graces.disconnected(token, services.now_s());
@@ -247,14 +271,17 @@ impl<IO: Transport> Socket<IO> {
     /// The first text, and in `rest` what was read beyond it.
     async fn first_text(&mut self, rest: &mut Vec<u8>) -> Result<String, End> {
         loop {
-            let taken = self.decoder.push(rest);
+            let taken = self.framing.push(rest);
             rest.drain(..taken);
             loop {
-                match self.decoder.next_message() {
+                match self.framing.next() {
                     Ok(None) => break,
-                    Ok(Some(Message::Text("ping"))) => {}
-                    Ok(Some(Message::Text(text))) => return Ok(text.to_owned()),
-                    Ok(Some(message)) => act(&self.shared, &self.queue, message)?,
+                    Ok(Some(Heard::Text(text))) if text != "ping" => return Ok(text.to_owned()),
+                    Ok(Some(Heard::Sign | Heard::Text(_))) => {}
+                    Ok(Some(Heard::Owed(frame))) => {
+                        self.queue.push(frame, self.shared.config.signal.queue.0);
+                    }
+                    Ok(Some(Heard::Goodbye(code))) => return Err(End::Closed(code)),
                     Err(error) => return Err(End::Broken(error)),
                 }
             }
@@ -300,7 +327,7 @@ impl<IO: Transport> Socket<IO> {
                     Some(Closing::Told(code, reason)) => return End::Close(code, reason.to_owned()),
                     // What came meanwhile is taken when the batch is done.
                     None if is_writing => {}
-                    None => self.batch.begin(queue.take()),
+                    None => self.batch.begin(self.framing.outgoing(queue.take())),
                 },
                 moved = poll_fn(|context| self.poll_move(context)) => {
                     match moved {
@@ -311,7 +338,7 @@ impl<IO: Transport> Socket<IO> {
                         Err(end) => return end,
                     }
                     if is_writing && self.batch.is_done() {
-                        self.batch.begin(queue.take());
+                        self.batch.begin(self.framing.outgoing(queue.take()));
                     }
                 }
                 () = alarm.as_mut() => {
@@ -328,7 +355,7 @@ impl<IO: Transport> Socket<IO> {
                         }
                         let asks = silence >= self.shared.config.signal.ping_after.0;
                         if asks && !std::mem::replace(&mut has_pinged, true) {
-                            self.push(ws::ping_frame(b""));
+                            self.push(self.framing.ask());
                         }
                     }
                     alarm.as_mut().reset(check_at);
@@ -376,19 +403,18 @@ impl<IO: Transport> Socket<IO> {
             End::Slow => Some((CloseCode::TRY_AGAIN_LATER, "too slow".to_owned())),
         };
         if let Some((code, reason)) = told {
-            let mut waiting = self.queue.take();
+            let mut waiting = self.framing.outgoing(self.queue.take());
             if is_slow {
                 self.batch.give_up();
                 waiting.clear();
             }
             self.batch.frames.append(&mut waiting);
-            self.batch.frames.push_back(ws::close_frame(code, &reason));
+            self.batch.frames.push_back(self.framing.close(code, &reason));
             let is_closed = tokio::time::timeout(CLOSE_TIME, self.close()).await.is_ok();
             if is_slow && !is_closed {
                 // The kernel would keep what it has for the peer for as long as that takes a byte
                 // now and then.
-                let socket = socket2::SockRef::from(self.io.tcp());
-                if let Err(error) = socket.set_linger(Some(Duration::ZERO)) {
+                if let Err(error) = self.io.socket().set_linger(Some(Duration::ZERO)) {
                     tracing::debug!(%error, "a slow peer's connection lingers");
                 }
             }
@@ -412,22 +438,26 @@ impl<IO: Transport> Socket<IO> {
     fn hear(&mut self, mut bytes: &[u8]) -> Result<(), End> {
         let (mut said, mut pings) = (0, 0);
         loop {
-            match self.decoder.next_message() {
+            match self.framing.next() {
                 Ok(None) if bytes.is_empty() => break,
                 Ok(None) => {
-                    let taken = self.decoder.push(bytes);
+                    let taken = self.framing.push(bytes);
                     bytes = &bytes[taken..];
                 }
                 // Old pages flood these: they cost neither the core's lock nor a parse.
-                Ok(Some(Message::Text("ping"))) => pings += 1,
-                Ok(Some(Message::Text(text))) => {
+                Ok(Some(Heard::Text("ping"))) => pings += 1,
+                Ok(Some(Heard::Text(text))) => {
                     said += 1;
                     let frame = ClientFrame::parse(self.generation, text);
                     if let Some(place) = self.place {
                         self.shared.neuron.sockets.frame(place, self.id, frame);
                     }
                 }
-                Ok(Some(message)) => act(&self.shared, &self.queue, message)?,
+                Ok(Some(Heard::Owed(frame))) => {
+                    self.queue.push(frame, self.shared.config.signal.queue.0);
+                }
+                Ok(Some(Heard::Sign)) => {}
+                Ok(Some(Heard::Goodbye(code))) => return Err(End::Closed(code)),
                 Err(error) => return Err(End::Broken(error)),
             }
         }
@@ -435,23 +465,17 @@ impl<IO: Transport> Socket<IO> {
         if pings > 0 {
             counters.text_pings.fetch_add(pings, Ordering::Relaxed);
         }
-        if said > 0 && self.pace.spend(said, Instant::now()) {
-            counters.paced.fetch_add(1, Ordering::Relaxed);
+        if said > 0 {
+            let now = Instant::now();
+            if self.pace.spend(said, now) {
+                counters.paced.fetch_add(1, Ordering::Relaxed);
+            }
+            // Who has had his share of the cores' time while others call waits before he says more.
+            if let Some(wait) = self.spender.has_said() {
+                self.pace.pause(now + wait);
+            }
         }
         Ok(())
-    }
-}
-
-/// Acts on a message that is no text.
-fn act(shared: &Shared, queue: &Queue, message: Message<'_>) -> Result<(), End> {
-    match message {
-        Message::Ping(payload) => {
-            queue.push(ws::pong_frame(payload), shared.config.signal.queue.0);
-            Ok(())
-        }
-        Message::Close { code: CloseCode::NO_STATUS, .. } => Err(End::Closed(CloseCode::NORMAL)),
-        Message::Close { code, .. } => Err(End::Closed(code)),
-        Message::Binary(_) | Message::Pong(_) | Message::Text(_) => Ok(()),
     }
 }
 
@@ -560,6 +584,7 @@ mod tests {
         let socket = Socket::run(
             shared.clone(),
             io,
+            Framing::web_socket(1 << 10),
             b"",
             Arrival::Token(Generation::V2, Ok(admitted)),
             ADDRESS,

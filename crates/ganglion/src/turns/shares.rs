@@ -7,6 +7,7 @@ use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use kv4::Bucket;
 use neuron::requests::{Admission, Payer, Refused};
 use tokio::sync::OwnedSemaphorePermit;
 
@@ -31,6 +32,28 @@ impl Spender {
     pub(crate) fn new(turns: Arc<Turns>, address: IpAddr) -> Arc<Spender> {
         let last = Mutex::new(turns.account(stranger(address)));
         Arc::new(Spender { turns, last, connection: None })
+    }
+
+    /// Charges what follows to an account, which has not asked for a turn.
+    pub(crate) fn charge_to(&self, bucket: Bucket) {
+        self.account(Payer::Account(bucket));
+    }
+
+    /// Notes that the account has said something over a socket; for how long that is not to be read
+    /// from, if the account has had its share of the time.
+    pub(crate) fn has_said(&self) -> Option<Duration> {
+        let turns = &self.turns;
+        let account = self.last();
+        turns.meet(&account);
+        if !turns.is_in_company() {
+            return None;
+        }
+        let wait = account.share.wait(turns.now_ns());
+        if wait.is_zero() {
+            return None;
+        }
+        turns.counters.delayed.fetch_add(1, Ordering::Relaxed);
+        Some(wait.min(WAIT_STEP))
     }
 
     /// For one stream of this connection.

@@ -1,4 +1,5 @@
 //! The wire formats against their models, their bytes, and everything that a peer may send.
 
 mod frames;
+mod lengths;
 mod ws;

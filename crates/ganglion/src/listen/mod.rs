@@ -1,4 +1,7 @@
-//! Listeners: bound once and alone, accepted within limits, with TLS where asked.
+//! Listeners: bound once and alone, accepted within limits, with TLS where asked. Those without HTTP are
+//! in [`plain`].
+
+pub(crate) mod plain;
 
 use std::collections::HashMap;
 use std::net::{IpAddr, SocketAddr};
