@@ -8,6 +8,7 @@ pub mod http;
 pub mod http2;
 pub mod neuron;
 pub mod os;
+pub mod plain;
 pub mod random;
 pub mod socket;
 pub mod ver;

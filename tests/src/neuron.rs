@@ -105,6 +105,12 @@ impl Neuron {
     }
 
     /// `http://127.0.0.1:port`
+    /// Every address or place at which it serves one kind of clients.
+    pub fn places(&self, kind: &str) -> Vec<String> {
+        let places = self.addresses[kind].as_array().into_iter().flatten();
+        places.filter_map(|place| Some(place.as_str()?.to_owned())).collect()
+    }
+
     pub fn url(&self) -> String {
         format!("http://{}", self.address("http").unwrap_or_default())
     }

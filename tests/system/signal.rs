@@ -1,6 +1,8 @@
 //! Signalling on a path, driven by clients written from the spec and by curl.
 
+mod crowd;
 mod generations;
+mod plain;
 mod resume;
 
 use std::time::{Duration, Instant};

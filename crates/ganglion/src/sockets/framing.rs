@@ -63,14 +63,6 @@ impl Framing {
         }))
     }
 
-    /// Asks a silent peer whether it is there.
-    pub(super) fn ask(&self) -> Bytes {
-        match self {
-            Framing::Lengths(_) => lengths::frame(b""),
-            Framing::WebSocket(_) => ws::ping_frame(b""),
-        }
-    }
-
     /// The last frame.
     pub(super) fn close(&self, code: CloseCode, reason: &str) -> Bytes {
         match self {
@@ -85,7 +77,8 @@ impl Framing {
         }
     }
 
-    /// What waits in a queue, which is WebSocket frames, as this transport has it.
+    /// What waits in a queue, which is WebSocket frames, as this transport has it. A ping, which holds
+    /// nothing, is a sign of life.
     pub(super) fn outgoing(&self, mut frames: VecDeque<Bytes>) -> VecDeque<Bytes> {
         if let Framing::Lengths(_) = self {
             for frame in &mut frames {

@@ -355,7 +355,7 @@ impl<IO: Transport> Socket<IO> {
                         }
                         let asks = silence >= self.shared.config.signal.ping_after.0;
                         if asks && !std::mem::replace(&mut has_pinged, true) {
-                            self.push(self.framing.ask());
+                            self.push(ws::ping_frame(b""));
                         }
                     }
                     alarm.as_mut().reset(check_at);
