@@ -23,11 +23,13 @@ const BACKOFF_FIRST_MS = 80;
 const BACKOFF_MAX_MS = 10_000;
 /** A connection that lived this long was a good one: the next backoff starts from the beginning. */
 const STABLE_MS = 5_000;
-/** Frames kept while reconnecting; one more is refused by `send`. */
+/** Frames that wait while reconnecting; one more is refused by `send`. */
 const OUTBOX_MAX = 256;
-/** Close codes after which trying again with the same credentials cannot help. */
-const REFUSED = 4401;
-const REMOVED = 4403;
+/** Close codes after which trying again with the same credentials cannot help: refused, removed, replaced. */
+const FINAL = [4401, 4403, 4409];
+/** What this end closes with: it has left for good, or will be back. */
+const LEFT = 1000;
+const AWAY = 4000;
 
 const RING_MS = 45_000;
 /** How long a call may look for a network path, at its start and after losing one. */
@@ -190,15 +192,18 @@ export class Api {
  * @typedef {{ code: number, reason: string, retryMs: number | null }} Closed
  *   `code` 0: there was no connection to close (`reason` says why); `retryMs` null: it stays closed.
  * @typedef {'idle' | 'connecting' | 'open' | 'reconnecting' | 'closed'} RoomState
+ * @typedef {{ name: string, data: any }} Shown  what stands beside a name
+ * @typedef {Map<string, any>} Entries  values by key
  * @typedef {{
  *   open: void, close: Closed, state: RoomState, peers: string[],
- *   peer_connected: string, peer_removed: string, message: Message,
+ *   peer_connected: string, peer_removed: string, presence: Shown, message: Message, gap: void,
  * }} RoomEvents
+ *   `gap`: this end was away, and something that was said may have been missed.
  */
 
 /**
- * One name in one room. Reconnects by itself until `close()`, 4401 (token refused) or 4403
- * (removed from the room).
+ * One name in one room, and the data of its account that its token opens. Reconnects by itself until
+ * `close()`, 4401 (token refused) or 4403 (removed from the room), and hears what was said meanwhile.
  * @extends {Emitter<RoomEvents>}
  */
 export class Ganglion extends Emitter {
@@ -213,12 +218,25 @@ export class Ganglion extends Emitter {
 
   #url;
   #token;
+  /** What the others see beside the name. @type {any} */
+  #data;
   /** @type {WebSocket | null} */
   #socket = null;
   /** Present names, each with the spelling that the neuron uses for it. @type {Map<string, string>} */
   #present = new Map();
-  /** @type {string[]} */
-  #outbox = [];
+  /** What stands beside them. @type {Map<string, any>} */
+  #shown = new Map();
+  /** What the neuron has not answered yet, in order. @type {{ id: number, frame: string }[]} */
+  #unheard = [];
+  /** @type {Map<number, { resolve: (value: any) => void, reject: (error: ApiError) => void }>} */
+  #asked = new Map();
+  /** @type {Map<number, Watch>} */
+  #watches = new Map();
+  #nextId = 1;
+  /** To come back with. @type {string | undefined} */
+  #session;
+  /** @type {string | undefined} */
+  #cursor;
   #joined = false;
   #opening = false;
   #openedAt = 0;
@@ -228,11 +246,12 @@ export class Ganglion extends Emitter {
   #replyTimer = 0;
   #probe = () => this.#onNetworkChange();
 
-  /** @param {{ url: Given<string>, token: Given<string>, name?: string }} options */
-  constructor({ url, token, name = '' }) {
+  /** @param {{ url: Given<string>, token: Given<string>, name?: string, data?: any }} options */
+  constructor({ url, token, name = '', data }) {
     super();
     this.#url = url;
     this.#token = token;
+    this.#data = data;
     this.name = name;
   }
 
@@ -246,6 +265,11 @@ export class Ganglion extends Emitter {
     return this.#present.has(name);
   }
 
+  /** What a name shows beside itself. @param {string} name */
+  dataOf(name) {
+    return this.#shown.get(name) ?? null;
+  }
+
   connect() {
     if (!this.#ended) return;
     for (const event of ['online', 'offline']) addEventListener(event, this.#probe);
@@ -257,28 +281,90 @@ export class Ganglion extends Emitter {
   /** @param {string} [reason] */
   close(reason = '') {
     if (this.#ended) return;
-    this.#socket?.close(1000, reason);
-    this.#lost({ code: 1000, reason }, true);
+    this.#socket?.close(LEFT, reason);
+    this.#lost({ code: LEFT, reason }, true);
   }
 
   /**
    * Sends to everyone else in the room, or to one name. While reconnecting, frames wait until this
-   * end is back (who is away at that moment misses them); `false` means that this one was not taken.
+   * end is back; `false` means that this one was not taken.
    * @param {string} op any word but `peers`, `peer_connected`, `peer_removed`
    * @param {unknown} payload
    * @param {string} [to]
    * @returns {boolean}
    */
   send(op, payload, to) {
-    const m = { f: this.name, o: op, ...(to !== undefined && { t: this.#present.get(to) ?? to }) };
+    const taken = this.#say(op, payload, to);
+    taken?.catch(() => {});
+    return taken !== null;
+  }
+
+  /**
+   * The same, and waits until the neuron has taken it: it is said once, whatever the network does.
+   * @param {string} op
+   * @param {unknown} payload
+   * @param {string} [to]
+   * @returns {Promise<void>} rejects with an {@link ApiError}: `not_found` for a name that is nobody's
+   */
+  publish(op, payload, to) {
+    return this.#say(op, payload, to) ?? Promise.reject(new ApiError('unreachable'));
+  }
+
+  /** Shows something beside this end's name; `null` takes it away. @param {any} data */
+  show(data) {
+    this.#data = data;
+    if (this.#joined) this.#socket?.send(JSON.stringify({ t: 'presence', m: {}, p: data ?? null }));
+  }
+
+  /**
+   * Asks for data, as the HTTP API does: `get`, `put`, `delete` of a key, `list` and `series`. Paths are
+   * those of the account; the room's own when left out.
+   * @param {'get' | 'put' | 'delete' | 'list' | 'series'} verb
+   * @param {Record<string, unknown>} params `path`, `k`, `v`, and what else the API takes
+   * @returns {Promise<any>} the envelope's `v`; rejects with an {@link ApiError}
+   */
+  ask(verb, params = {}) {
+    if (!this.#joined) return Promise.reject(new ApiError('unreachable'));
+    const id = this.#nextId++;
+    const answer = this.#answer(id);
+    this.#socket?.send(JSON.stringify({ t: verb, m: { id }, p: params }));
+    return answer;
+  }
+
+  /**
+   * Follows the entries of a path, or one key of it, from now on and across reconnections.
+   * @param {string} path
+   * @param {(entries: Entries) => void} listener called with all of them, at first and after each change
+   * @param {{ k?: string, refused?: (error: ApiError) => void }} [options]
+   * @returns {() => void} stops it
+   */
+  watch(path, listener, { k, refused = () => {} } = {}) {
+    const id = this.#nextId++;
+    const watch = { path, k, listener, refused, values: new Map(), versions: new Map(), started: false };
+    this.#watches.set(id, watch);
+    if (this.#joined) this.#startWatch(id, watch);
+    return () => {
+      if (this.#watches.delete(id) && this.#joined) {
+        const p = { watch: id };
+        this.#socket?.send(JSON.stringify({ t: 'unwatch', m: { id: this.#nextId++ }, p }));
+      }
+    };
+  }
+
+  /** @param {string} op @param {unknown} payload @param {string} [to] @returns {Promise<void> | null} */
+  #say(op, payload, to) {
+    if (this.#ended || (!this.#joined && this.#unheard.length >= OUTBOX_MAX)) return null;
+    const id = this.#nextId++;
+    const m = { id, o: op, ...(to !== undefined && { t: this.#present.get(to) ?? to }) };
     const frame = JSON.stringify({ t: 'u', m, p: payload ?? null });
-    if (this.#joined) {
-      this.#socket?.send(frame);
-      return true;
-    }
-    if (this.#ended || this.#outbox.length >= OUTBOX_MAX) return false;
-    this.#outbox.push(frame);
-    return true;
+    this.#unheard.push({ id, frame });
+    if (this.#joined) this.#socket?.send(frame);
+    return this.#answer(id);
+  }
+
+  /** @param {number} id @returns {Promise<any>} */
+  #answer(id) {
+    return new Promise((resolve, reject) => void this.#asked.set(id, { resolve, reject }));
   }
 
   async #open() {
@@ -299,7 +385,7 @@ export class Ganglion extends Emitter {
     if (this.#ended) return;
     let socket;
     try {
-      socket = new WebSocket(`${url.replace(/\/+$/, '')}/v2/${encodeURIComponent(token)}`);
+      socket = new WebSocket(`${url.replace(/\/+$/, '')}/v4`);
     } catch (error) {
       this.#lost({ code: 0, reason: reasonOf(error) }, true);
       return;
@@ -307,18 +393,20 @@ export class Ganglion extends Emitter {
     this.#socket = socket;
     this.#openedAt = 0;
     this.#expectFrame(CONNECT_WAIT_MS);
-    socket.onopen = () => this.#onOpen(socket);
+    socket.onopen = () => this.#onOpen(socket, token);
     socket.onmessage = ({ data }) => this.#onFrame(socket, data);
     socket.onclose = ({ code, reason }) => {
-      if (socket === this.#socket) this.#lost({ code, reason }, code === REFUSED || code === REMOVED);
+      if (socket === this.#socket) this.#lost({ code, reason }, FINAL.includes(code));
     };
   }
 
-  /** @param {WebSocket} socket */
-  #onOpen(socket) {
+  /** @param {WebSocket} socket @param {string} token */
+  #onOpen(socket, token) {
     if (socket !== this.#socket) return;
     this.#openedAt = Date.now();
     this.#pingTimer = setInterval(() => this.#ping(), PING_EVERY_MS);
+    const p = { token, data: this.#data ?? null, session: this.#session, cursor: this.#cursor };
+    socket.send(JSON.stringify({ t: 'hello', p }));
     this.emit('open', undefined);
   }
 
@@ -330,38 +418,105 @@ export class Ganglion extends Emitter {
     let frame;
     try { frame = JSON.parse(data); } catch { return; }
     if (frame?.t === 'pong') this.rttMs = Math.max(0, Date.now() - frame.ts);
-    if (frame?.t !== 'u' || typeof frame.m?.f !== 'string') return;
-    const { f, o, t } = frame.m;
-    const wire = f.slice(f.lastIndexOf('/') + 1);
+    if (typeof frame?.m !== 'object') return;
+    const { f = '', o, t, c, id, path } = frame.m;
+    const wire = String(f).slice(String(f).lastIndexOf('/') + 1);
     const from = nameOf(wire);
-    switch (o) {
-      case 'peers':
-        this.#onJoined(f, frame.p?.users);
+    switch (frame.t) {
+      case 'welcome':
+        this.#onWelcome(frame);
         break;
-      case 'peer_connected':
-        if (this.#present.has(from)) break;
+      case 'joined':
         this.#present.set(from, wire);
+        this.#setShown(from, frame.p);
         this.emit('peer_connected', from);
         break;
-      case 'peer_removed':
-        if (this.#present.delete(from)) this.emit('peer_removed', from);
+      case 'left':
+        this.#present.delete(from);
+        this.#shown.delete(from);
+        this.emit('peer_removed', from);
         break;
-      default: {
+      case 'presence':
+        this.#setShown(from, frame.p);
+        this.emit('presence', { name: from, data: frame.p ?? null });
+        break;
+      case 'u': {
         const to = typeof t === 'string' && t ? nameOf(t.slice(t.lastIndexOf('/') + 1)) : null;
         this.emit('message', { from, op: String(o), payload: frame.p ?? null, to });
+        break;
       }
+      case 'r':
+        this.#onReply(id, frame.p);
+        break;
+      case 'w':
+        this.#onChange(path, frame.p);
+        break;
     }
+    // Noted when it was acted on, so that a cut in between repeats it and does not lose it.
+    if (typeof c === 'string' && frame.t !== 'r') this.#cursor = c;
   }
 
-  /** @param {string} sender `<path>/__sys__` @param {unknown} users */
-  #onJoined(sender, users) {
-    this.path = sender.slice(0, sender.lastIndexOf('/'));
-    const names = Array.isArray(users) ? users.map(String) : [];
-    this.#present = new Map(names.map((wire) => [nameOf(wire), wire]));
+  /** @param {any} frame */
+  #onWelcome({ p }) {
+    const isBack = this.#session !== undefined;
+    this.path = p.path;
+    this.name ||= nameOf(p.name);
+    this.#session = p.session;
+    this.#present = new Map(p.users.map((/** @type {string} */ wire) => [nameOf(wire), wire]));
+    this.#shown = new Map(Object.entries(p.data).map(([wire, data]) => [nameOf(wire), data]));
     this.#joined = true;
+    if (p.last !== undefined) {
+      const heard = this.#unheard.findIndex(({ id }) => id === p.last);
+      for (const { id } of this.#unheard.splice(0, heard + 1)) this.#onReply(id, { s: 'ok', v: null });
+    }
+    for (const { frame } of this.#unheard) this.#socket?.send(frame);
+    for (const [id, watch] of this.#watches) this.#startWatch(id, watch);
     this.#become('open');
     this.emit('peers', this.peers);
-    for (const frame of this.#outbox.splice(0)) this.#socket?.send(frame);
+    if (isBack && !p.resumed) this.emit('gap', undefined);
+  }
+
+  /** @param {number} id @param {any} envelope */
+  #onReply(id, envelope) {
+    this.#unheard = this.#unheard.filter((each) => each.id !== id);
+    const asked = this.#asked.get(id);
+    this.#asked.delete(id);
+    if (envelope?.s === 'ok') asked?.resolve(envelope.v);
+    else asked?.reject(new ApiError(String(envelope?.v), { status: 200 }));
+  }
+
+  /** @param {string} name @param {any} data */
+  #setShown(name, data) {
+    if (data === null || data === undefined) this.#shown.delete(name);
+    else this.#shown.set(name, data);
+  }
+
+  /** @param {number} id @param {Watch} watch */
+  #startWatch(id, watch) {
+    watch.started = false;
+    this.#answer(id).then(({ entries }) => {
+      watch.values = new Map(entries.map((/** @type {any} */ each) => [each.k, each.v]));
+      watch.versions = new Map(entries.map((/** @type {any} */ each) => [each.k, each._ver_]));
+      watch.started = true;
+      watch.listener(new Map(watch.values));
+    }, (error) => {
+      // It is asked for again on the next connection, unless it was refused.
+      if (error.code !== 'unreachable' && this.#watches.delete(id)) watch.refused(error);
+    });
+    const p = { path: watch.path, ...(watch.k !== undefined && { k: watch.k }) };
+    this.#socket?.send(JSON.stringify({ t: 'watch', m: { id }, p }));
+  }
+
+  /** @param {string} path @param {any} change */
+  #onChange(path, { k, v, _ver_: version, deleted }) {
+    for (const watch of this.#watches.values()) {
+      const isOfIt = watch.started && watch.path === path && (watch.k === undefined || watch.k === k);
+      if (!isOfIt || isOlder(version, watch.versions.get(k))) continue;
+      if (deleted) watch.values.delete(k);
+      else watch.values.set(k, v);
+      watch.versions.set(k, version);
+      watch.listener(new Map(watch.values));
+    }
   }
 
   /** @param {{ code: number, reason: string }} why @param {boolean} final */
@@ -372,10 +527,19 @@ export class Ganglion extends Emitter {
     this.#replyTimer = 0;
     this.#socket = null;
     this.#joined = false;
+    // What is said again when this end is back is not answered yet; what was asked is.
+    const waits = new Set(final ? [] : this.#unheard.map(({ id }) => id));
+    for (const [id, { reject }] of [...this.#asked]) {
+      if (waits.has(id)) continue;
+      this.#asked.delete(id);
+      reject(new ApiError('unreachable'));
+    }
     if (final) {
       for (const event of ['online', 'offline']) removeEventListener(event, this.#probe);
-      this.#outbox = [];
+      this.#unheard = [];
       this.#present.clear();
+      this.#shown.clear();
+      this.#session = this.#cursor = undefined;
       this.#become('closed');
       this.emit('close', { ...why, retryMs: null });
       return;
@@ -403,7 +567,7 @@ export class Ganglion extends Emitter {
       const socket = this.#socket;
       // Told at once: on a dead network the browser waits long for the closing handshake.
       this.#lost({ code: 1006, reason: 'no reply' }, false);
-      socket?.close();
+      socket?.close(AWAY);
     }, withinMs);
   }
 
@@ -425,8 +589,20 @@ export class Ganglion extends Emitter {
 }
 
 /**
+ * @typedef {{
+ *   path: string, k: string | undefined, listener: (entries: Entries) => void,
+ *   refused: (error: ApiError) => void, values: Entries, versions: Map<string, string>, started: boolean,
+ * }} Watch
+ */
+
+/** Whether a version is not newer than one that is known: they count up before the dash. @param {string | undefined} version @param {string | undefined} known */
+function isOlder(version, known) {
+  return version !== undefined && known !== undefined && parseInt(version) <= parseInt(known);
+}
+
+/**
  * A room that is connecting already.
- * @param {{ url: Given<string>, token: Given<string>, name?: string }} options
+ * @param {{ url: Given<string>, token: Given<string>, name?: string, data?: any }} options
  */
 export function connect(options) {
   const room = new Ganglion(options);
