@@ -9,6 +9,7 @@ pub mod http2;
 pub mod neuron;
 pub mod os;
 pub mod plain;
+pub mod proxy;
 pub mod random;
 pub mod socket;
 pub mod ver;

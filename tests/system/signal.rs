@@ -4,6 +4,7 @@ mod crowd;
 mod generations;
 mod plain;
 mod resume;
+mod terminal;
 
 use std::time::{Duration, Instant};
 

@@ -50,6 +50,8 @@ enum Verb {
     Delete(Ask),
     /// Make a token for a path: `ganglion token /my/path --k chatter`.
     Token(TokenArguments),
+    /// Be in a room: what is typed goes to everybody there, and after `@name ` to one.
+    Chat(ChatArguments),
     /// Named neurons and credentials for the verbs above.
     #[command(subcommand)]
     Context(ContextVerb),
@@ -120,6 +122,17 @@ struct TokenArguments {
     /// Lifetime in seconds; 0 for ever.
     #[arg(long)]
     expire: Option<u64>,
+}
+
+#[derive(Debug, clap::Args)]
+struct ChatArguments {
+    #[command(flatten)]
+    place: Where,
+    /// The room's path, such as /my/path.
+    path: String,
+    /// The name to have there.
+    #[arg(long, env = "USER")]
+    name: String,
 }
 
 #[derive(Debug, Subcommand)]
@@ -237,6 +250,9 @@ fn run(verb: Verb) -> Result<()> {
             let body = serde_json::json!({ "k": k, "expire": expire }).to_string();
             let path = format!("/_token/{}", path.trim_start_matches('/'));
             ask(Ask { place, path, body: Some(body) }, "PUT")
+        }
+        Verb::Chat(ChatArguments { place, path, name }) => {
+            runtime()?.block_on(client::chat(&place, &path, &name))
         }
         Verb::Context(verb) => {
             print(&client::context(verb)?);

@@ -52,15 +52,32 @@ pub(super) async fn exchange(
         .header(header::CONTENT_TYPE, "application/json")
         .body(Full::new(Bytes::from(body.unwrap_or("").to_owned())))
         .with_context(|| format!("asking for {path}"))?;
+    let (stream, _) = connect(context).await?;
+    send(stream, request).await
+}
+
+/// A connection, with TLS or without.
+pub(super) type Stream = Box<dyn Transport>;
+
+/// What a connection is read and written by.
+pub(super) trait Transport: AsyncRead + AsyncWrite + Send + Unpin {}
+
+impl<T: AsyncRead + AsyncWrite + Send + Unpin> Transport for T {}
+
+/// Connects to a context's neuron; answers what the `Host` header says, too.
+pub(super) async fn connect(context: &Context) -> Result<(Stream, uri::Authority)> {
+    let url = &context.url;
+    let Address { is_tls, host, port, authority } = Address::parse(url)?;
     // What can be refused without a connection is.
-    let tls = address.is_tls.then(|| client_config(context.ca.as_deref())).transpose()?;
-    let stream = TcpStream::connect((address.host.as_str(), address.port))
+    let tls = is_tls.then(|| client_config(context.ca.as_deref())).transpose()?;
+    let stream = TcpStream::connect((host.as_str(), port))
         .await
         .with_context(|| format!("connecting to {url}"))?;
-    let Some(tls) = tls else { return send(stream, request).await };
-    let name = ServerName::try_from(address.host).with_context(|| format!("{url}: its host"))?;
+    stream.set_nodelay(true)?;
+    let Some(tls) = tls else { return Ok((Box::new(stream), authority)) };
+    let name = ServerName::try_from(host).with_context(|| format!("{url}: its host"))?;
     let connected = TlsConnector::from(tls).connect(name, stream).await;
-    send(connected.map_err(|error| refused(url, error))?, request).await
+    Ok((Box::new(connected.map_err(|error| refused(url, error))?), authority))
 }
 
 async fn send<IO>(io: IO, request: Request<Full<Bytes>>) -> Result<(u16, String)>

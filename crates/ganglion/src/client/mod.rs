@@ -1,10 +1,13 @@
-//! The client verbs `get put post delete token`, with named contexts (seed 002's `xirsys get`).
+//! The client verbs `get put post delete token chat`, with named contexts (seed 002's `xirsys get`).
 //!
 //! A context is an address and credentials; `--url` and `--user` stand in for one. [`contexts`] keeps
-//! them, [`exchange`](mod@exchange) is one request over http or https and its answer.
+//! them, [`exchange`](mod@exchange) is one request over http or https and its answer, [`link`] a
+//! signalling socket.
 
+mod chat;
 mod contexts;
 mod exchange;
+mod link;
 
 use std::path::PathBuf;
 
@@ -89,4 +92,9 @@ pub(crate) async fn ask(
         bail!("{}{}", answer["v"].as_str().unwrap_or("error"), detail.unwrap_or_default());
     }
     Ok(serde_json::to_string_pretty(&answer)?)
+}
+
+/// Is in a room until standard input ends.
+pub(crate) async fn chat(place: &Where, path: &str, name: &str) -> Result<()> {
+    chat::chat(&place.find()?, path, name).await
 }
