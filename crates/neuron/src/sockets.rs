@@ -15,6 +15,7 @@ use signal::{Address, Join, Limits, Output, Refusal, Signal, SocketId, SocketVie
 use thiserror::Error;
 use wire::frames::{BadName, Name};
 use wire::names::{Key, Layer, NameError, Path};
+use wire::token::Grants;
 use wire::ws::CloseCode;
 
 /// Takes what the core wants sent. Called under the core's lock: it queues and returns.
@@ -191,13 +192,16 @@ impl Rooms for Switchboard {
             .lock()
             .sockets(bucket)
             .map(|view| {
-                let SocketView { socket, address, name, token, client_ip, since_unix_s } = view;
-                (socket, address.clone(), name.clone(), token, client_ip, since_unix_s)
+                let SocketView { socket, address, name, token, granted, client_ip, since_unix_s } =
+                    view;
+                (socket, address.clone(), name.clone(), token, granted, client_ip, since_unix_s)
             })
             .collect();
-        for (socket, address, name, token, client_ip, since_unix_s) in held {
+        for (socket, address, name, token, granted, client_ip, since_unix_s) in held {
             let (address, name) = (&address, &name);
-            show(&shown(&SocketView { socket, address, name, token, client_ip, since_unix_s }));
+            let view =
+                SocketView { socket, address, name, token, granted, client_ip, since_unix_s };
+            show(&shown(&view));
         }
     }
 
@@ -220,6 +224,14 @@ impl Rooms for Switchboard {
             .with(|signal| signal.close_where(bucket, code, reason, |view| matches(&shown(view))));
         closed.sockets
     }
+
+    fn regrant(&self, bucket: &Bucket, grants: &dyn Fn(&Socket<'_>) -> Option<Grants>) {
+        self.with(|signal| signal.regrant(bucket, |view| grants(&shown(view))));
+    }
+
+    fn grant(&self, socket: u64, grants: Grants) {
+        self.with(|signal| signal.grant(SocketId(socket), grants));
+    }
 }
 
 fn address(room: &RoomRef) -> Result<Address, NameError> {
@@ -236,13 +248,14 @@ fn shown<'a>(view: &SocketView<'a>) -> Socket<'a> {
         address: view.client_ip,
         since_s: view.since_unix_s,
         token: view.token.map(|token| token.id),
+        granted: view.granted,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use wire::names::Ident;
-    use wire::token::{Claims, Grants};
+    use wire::token::Claims;
 
     use super::*;
 

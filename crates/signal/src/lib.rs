@@ -42,6 +42,7 @@
 //! # Ok::<(), signal::Refusal>(())
 //! ```
 
+mod grants;
 mod ids;
 mod limits;
 mod listing;

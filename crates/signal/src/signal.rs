@@ -67,7 +67,9 @@ pub(crate) struct Seat {
     pub(crate) name: Name,
     pub(crate) ident: Ident,
     pub(crate) service: &'static str,
-    grants: Grants,
+    pub(crate) grants: Grants,
+    /// What `grants` were when it joined: rules take away, and give back.
+    pub(crate) granted: Grants,
     pub(crate) token: Option<Token>,
     pub(crate) client_ip: IpAddr,
     pub(crate) since_unix_s: u64,
@@ -176,6 +178,7 @@ impl Signal {
             ident: join.ident,
             service: join.service,
             grants: join.grants,
+            granted: join.grants,
             token: join.token,
             client_ip: join.client_ip,
             since_unix_s: join.since_unix_s,

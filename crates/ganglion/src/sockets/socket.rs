@@ -21,7 +21,7 @@ use wire::ws::{self, CloseCode, Decoder, Message, ProtocolError};
 
 use super::batch::Batch;
 use super::table::{Closing, Counters, Queue};
-use super::upgrade::{Admitted, refusal};
+use super::upgrade::{Admitted, not_seated};
 use crate::http::{Paced, Shared};
 
 /// Bytes read at a time, on the stack.
@@ -126,13 +126,13 @@ impl Socket<()> {
             return;
         }
         // A revocation or a rule that came since the token was looked at has found no socket to close.
-        let still = token::recheck(services, &verified, &room, address).await;
-        if let Err(fault) = still {
+        let still = token::recheck(services, &verified, &room, address, id.0).await;
+        if let Err(why) = still {
             counters.refused.fetch_add(1, Ordering::Relaxed);
             shared.neuron.sockets.leave(id);
             // Who is not to be here does not hear who is.
             drop(socket.queue.take());
-            let (code, reason) = refusal(&fault);
+            let (code, reason) = not_seated(&why);
             socket.finish(End::Close(code, reason)).await;
             return;
         }

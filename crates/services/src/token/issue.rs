@@ -84,11 +84,7 @@ async fn claims(services: &Services, call: &Call<'_>) -> Result<Claims, Fault> {
     }
     let identity = match call.params.text("k").filter(|name| !name.is_empty()) {
         None => URL_SAFE_NO_PAD.encode(services.random::<9>()),
-        Some(name)
-            if name.len() > IDENTITY_BYTES_MAX
-                || name.chars().any(char::is_control)
-                || Name::encode(&name).is_err() =>
-        {
+        Some(name) if !is_identity(&name) => {
             return Err(Fault::with(
                 Code::BadName,
                 format!(
@@ -103,7 +99,7 @@ async fn claims(services: &Services, call: &Call<'_>) -> Result<Claims, Fault> {
         Some(text) => Grants::parse(&text).ok_or_else(|| {
             Fault::with(
                 Code::BadRequest,
-                "`grants` are publish, subscribe, send, watch, moderate and relay",
+                "`grants` are publish, subscribe, send, watch, moderate, relay, read and write",
             )
         })?,
     };
@@ -122,6 +118,13 @@ async fn claims(services: &Services, call: &Call<'_>) -> Result<Claims, Fault> {
         expires_s: if expire_s == 0 { 0 } else { now_micros / 1_000_000 + expire_s },
         key_id: 0,
     })
+}
+
+/// Whether a text can be the `k` of a token.
+pub(crate) fn is_identity(text: &str) -> bool {
+    text.len() <= IDENTITY_BYTES_MAX
+        && !text.chars().any(char::is_control)
+        && Name::encode(text).is_ok()
 }
 
 /// The text of a token: signed, or kept as a row when it has no end or does not fit.

@@ -17,12 +17,13 @@ use kv4::store::StoreError;
 use wire::envelope::Fault;
 
 pub use self::graces::Graces;
-pub(crate) use self::issue::Moments;
+pub(crate) use self::issue::{Moments, is_identity};
 pub(crate) use self::keys::KEYS_LAYER;
 pub use self::keys::{Keys, KeysError};
 pub use self::revoke::revoke_id;
 pub(crate) use self::rows::forget_endless;
 pub use self::verify::{Verified, recheck, room, verify};
+pub(crate) use self::verify::{claimed_account, holds, verify_for_call};
 use crate::{Answer, Call, Method, Services, ending, entries, layer, path};
 
 /// Revocations in an account's bucket; tokens kept as rows in that of `$sys`.

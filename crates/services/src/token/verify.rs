@@ -4,10 +4,11 @@ use kv4::Bucket;
 use wire::envelope::Fault;
 use wire::errors::Code;
 use wire::names::{Ident, Path};
-use wire::token::Claims;
+use wire::token::{Claims, Grants};
 
 use super::revoke::{is_revoked, is_user_revoked, user_revoked};
 use super::rows;
+use crate::access::NotSeated;
 use crate::{Services, access, namespace, principal, store_fault};
 
 /// How far ahead of this neuron's clock the one that made a token may be, in milliseconds.
@@ -20,23 +21,78 @@ pub struct Verified {
     pub bucket: Bucket,
 }
 
-/// Verifies a token for a new connection: signature, time, account, revocation.
+impl Verified {
+    /// Whether its last second has come.
+    pub(crate) fn is_over(&self, now_s: u64) -> bool {
+        self.claims.expires_s != 0 && self.claims.expires_s <= now_s
+    }
+}
+
+/// Verifies a token for a new socket: signature, time, account, revocation. One that has expired may
+/// come again for a while after its socket went.
 ///
 /// # Errors
 /// `unauthorized`, with what is wrong in the detail; the store's.
 pub async fn verify(services: &Services, text: &str) -> Result<Verified, Fault> {
-    let refuse = |why: &str| Fault::with(Code::Unauthorized, why);
-    let claims = read(services, text).await?.ok_or_else(|| refuse("the token is not valid"))?;
+    let verified = own(services, text).await?;
+    let verified = verified.ok_or_else(|| refused("the token is not valid"))?;
     let now_s = services.now_s();
-    let is_over = claims.expires_s != 0 && claims.expires_s <= now_s;
-    if is_over && !services.graces.holds(claims.id, now_s) {
-        return Err(refuse("the token has expired"));
+    if verified.is_over(now_s) && !services.graces.holds(verified.claims.id, now_s) {
+        return Err(refused(EXPIRED));
     }
-    let bucket = Bucket::account(&claims.account, claims.sub.as_ref())
-        .ok_or_else(|| refuse("the token names no account"))?;
-    let verified = Verified { claims, bucket };
     hold(services, &verified).await?;
     Ok(verified)
+}
+
+/// The same for a call of the HTTP API, which has no grace; `None` for a text that is no token of this
+/// system.
+///
+/// # Errors
+/// As [`verify`].
+pub(crate) async fn verify_for_call(
+    services: &Services,
+    text: &str,
+) -> Result<Option<Verified>, Fault> {
+    let Some(verified) = own(services, text).await? else { return Ok(None) };
+    if verified.is_over(services.now_s()) {
+        return Err(refused(EXPIRED));
+    }
+    hold(services, &verified).await?;
+    Ok(Some(verified))
+}
+
+/// The account of which a text says that it is a token, true or not; empty where it says nothing.
+pub(crate) fn claimed_account(text: &str) -> String {
+    let claims = Claims::from_compact(text, |_, _, _| true);
+    claims.map_or(String::new(), |claims| claims.account.to_string())
+}
+
+/// Whether a token that was verified for a call still holds.
+///
+/// # Errors
+/// The store's.
+pub(crate) async fn holds(services: &Services, verified: &Verified) -> Result<bool, Fault> {
+    if verified.is_over(services.now_s()) {
+        return Ok(false);
+    }
+    match hold(services, verified).await {
+        Ok(()) => Ok(true),
+        Err(fault) if fault.code == Code::Unauthorized => Ok(false),
+        Err(fault) => Err(fault),
+    }
+}
+
+const EXPIRED: &str = "the token has expired";
+
+fn refused(why: &str) -> Fault {
+    Fault::with(Code::Unauthorized, why)
+}
+
+/// A token whose signature or row is right; its time is not looked at.
+async fn own(services: &Services, text: &str) -> Result<Option<Verified>, Fault> {
+    let Some(claims) = read(services, text).await? else { return Ok(None) };
+    let bucket = Bucket::account(&claims.account, claims.sub.as_ref());
+    Ok(bucket.map(|bucket| Verified { claims, bucket }))
 }
 
 /// Whether what a verified token stands on still holds: its account, that it is not of a time to
@@ -83,8 +139,8 @@ pub(super) async fn since(
     Ok(Some(since_ms))
 }
 
-/// Looks again at a socket that has joined: what changed between its verification and its joining
-/// found nobody to close.
+/// Looks again at a socket that has joined, before anything that it says is heard: what changed between
+/// its verification and its joining found nobody to close. What it may do there is settled here.
 ///
 /// # Errors
 /// As [`verify`] and [`room`].
@@ -93,48 +149,61 @@ pub async fn recheck(
     verified: &Verified,
     room: &crate::RoomRef,
     address: std::net::IpAddr,
-) -> Result<(), Fault> {
+    socket: u64,
+) -> Result<(), NotSeated> {
     hold(services, verified).await?;
-    for at in place(&room.path, &room.topic).ancestors() {
-        if is_user_revoked(services, &verified.bucket, &verified.claims, &at).await? {
-            return Err(Fault::with(Code::Unauthorized, "the token has been revoked"));
+    // It joined with what its token grants. A rule that changes after the last look finds it seated.
+    let mut seated = verified.claims.grants;
+    loop {
+        let grants = seat(services, verified, room, address).await?;
+        if grants == seated {
+            return Ok(());
         }
+        services.rooms.grant(socket, grants);
+        seated = grants;
     }
-    access::permit(services, &verified.bucket, &place(&room.path, &room.topic), address).await
 }
 
 /// Where a verified token joins: the path asked for, resolved to a namespace and topic.
 ///
 /// # Errors
-/// `no_namespace`, and those of [`access::decide_join`].
+/// `no_namespace`, and those of [`access::decide_join`] and [`access::decide_seat`].
 pub async fn room(
     services: &Services,
     verified: &Verified,
     asked: Option<&Path>,
     address: std::net::IpAddr,
-) -> Result<crate::RoomRef, Fault> {
+) -> Result<crate::RoomRef, NotSeated> {
     let Verified { claims, bucket } = verified;
     let path = asked.or(claims.path.as_ref()).cloned().unwrap_or_else(Path::root);
     access::decide_join(services, claims, bucket, &path, address).await?;
     let (path, topic) = if path.is_root() {
         (path, namespace::TOPIC.to_owned())
     } else {
-        namespace::resolve(services, bucket, &path).await?.ok_or(Code::NoNamespace)?
+        let resolved = namespace::resolve(services, bucket, &path).await?;
+        resolved.ok_or_else(|| Fault::new(Code::NoNamespace))?
     };
-    // A user may have been revoked on the path as it is called here: with or without its topic.
-    let with_topic = place(&path, &topic);
-    access::permit(services, bucket, &with_topic, address).await?;
-    for at in with_topic.ancestors() {
-        if is_user_revoked(services, bucket, claims, &at).await? {
-            return Err(Fault::with(Code::Unauthorized, "the token has been revoked"));
-        }
-    }
-    Ok(crate::RoomRef { bucket: bucket.clone(), path, topic })
+    let room = crate::RoomRef { bucket: bucket.clone(), path, topic };
+    seat(services, verified, &room, address).await?;
+    Ok(room)
 }
 
-/// A room's path with its topic, which rules and revocations may name too.
-fn place(path: &Path, topic: &str) -> Path {
-    path.join(topic).unwrap_or_else(|_| path.clone())
+/// What a verified token may do in a room.
+async fn seat(
+    services: &Services,
+    verified: &Verified,
+    room: &crate::RoomRef,
+    address: std::net::IpAddr,
+) -> Result<Grants, NotSeated> {
+    let Verified { claims, bucket } = verified;
+    let place = room.place();
+    // A user may have been revoked on the path as it is called here: with or without its topic.
+    for at in place.ancestors() {
+        if is_user_revoked(services, bucket, claims, &at).await? {
+            return Err(refused("the token has been revoked").into());
+        }
+    }
+    access::decide_seat(services, claims, bucket, &place, address).await
 }
 
 /// The claims of a token whose signature or row is right; its time is not looked at.
