@@ -418,10 +418,12 @@ mod tests {
         let (shared, sys) = neuron(folder.path())?;
         let services = &shared.neuron.services;
         services.load_keys().await?;
-        for (service, method, query) in [
-            (Service::Token, services::Method::Delete, "id=TOKEN"),
-            (Service::Token, services::Method::Delete, "k=bob"),
-            (Service::Authorization, services::Method::Put, "k=127.0.0.0/8"),
+        let rule = r#"{"k":"join","v":["ann"]}"#;
+        for (service, method, query, close) in [
+            (Service::Token, services::Method::Delete, "id=TOKEN", 4401_u16),
+            (Service::Token, services::Method::Delete, "k=bob", 4401),
+            (Service::Configuration, services::Method::Put, rule, 4403),
+            (Service::Authorization, services::Method::Put, "k=127.0.0.0/8", 4401),
         ] {
             let admit = async |name: &str| -> Result<(String, (Verified, RoomRef))> {
                 let asked = format!("k={name}&expire=600");
@@ -439,7 +441,7 @@ mod tests {
             let refused = first_frame(&shared, admitted).await?;
             assert_eq!(
                 refused[..4],
-                [0x88, refused[1], 4401_u16.to_be_bytes()[0], 0x31],
+                [0x88, refused[1], close.to_be_bytes()[0], close.to_be_bytes()[1]],
                 "{query}"
             );
             assert_eq!(shared.neuron.sockets.stats().sockets, 0, "{query}");

@@ -156,5 +156,8 @@ mod tests {
         ] {
             assert_eq!(refusal(&Fault::new(code)), (close, code.as_str().to_owned()));
         }
+        // Rules change.
+        let ruled = NotSeated::Ruled(Fault::new(Code::NotAllowed));
+        assert_eq!(not_seated(&ruled), (CloseCode::KICKED, "not_allowed".to_owned()));
     }
 }
