@@ -123,13 +123,16 @@ enum Basis {
 impl Basis {
     /// A count that changes with whatever this stands on, but for the time.
     fn changes(&self, services: &Services) -> u64 {
-        let accounts = services.account_changes.count();
         match self {
-            Basis::Rows(_) => accounts,
-            // Neither ever falls.
-            Basis::Token(_) => accounts.wrapping_add(services.token_changes.count()),
+            Basis::Rows(_) => services.account_changes.count(),
+            Basis::Token(_) => changes_of_tokens(services),
         }
     }
+}
+
+/// Neither count ever falls, so that their sum is the same only while both are.
+fn changes_of_tokens(services: &Services) -> u64 {
+    services.account_changes.count().wrapping_add(services.token_changes.count())
 }
 
 impl Proven {
@@ -272,7 +275,7 @@ fn bearer(header: &str) -> Option<&str> {
 async fn prove_token(services: &Services, token: &str, address: IpAddr) -> Result<Proof, Fault> {
     let account = token::claimed_account(token);
     let attempt = attempt(services, &account, address).await?;
-    let seen = services.account_changes.count().wrapping_add(services.token_changes.count());
+    let seen = changes_of_tokens(services);
     let Some(verified) = token::verify_for_call(services, token).await? else {
         attempt.wrong();
         services.logs.note(&Bucket::sys(), Level::Warn, || {

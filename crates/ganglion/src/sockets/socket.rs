@@ -445,6 +445,9 @@ mod tests {
                 "{query}"
             );
             assert_eq!(shared.neuron.sockets.stats().sockets, 0, "{query}");
+            if service == Service::Configuration {
+                ask(&shared, &sys, service, services::Method::Delete, "k=join").await?;
+            }
         }
         shared.store.close().await;
         Ok(())
