@@ -229,7 +229,7 @@ impl Rooms for Switchboard {
         self.with(|signal| signal.regrant(bucket, |view| grants(&shown(view))));
     }
 
-    fn grant(&self, socket: u64, grants: Grants) {
+    fn grant(&self, _: &Bucket, socket: u64, grants: Grants) {
         self.with(|signal| signal.grant(SocketId(socket), grants));
     }
 }

@@ -17,12 +17,14 @@ use wire::names::Path;
 use wire::token::{Claims, Grants};
 
 use crate::path_rules::{Act, Seats};
-use crate::principal::{Caller, Role};
+use crate::principal::Role;
 use crate::{Call, Closing, Method, Service, Services, Socket, accounts};
 use crate::{namespace, store_fault, subscriptions};
 
 /// The flag by which a whole series goes.
 pub(crate) const ERASE: &str = "erase";
+/// What is told of all that is for accounts only.
+const NO_USERS: &str = "a token does not permit this; send the account's credentials";
 
 /// Decides a call of the HTTP API; one that watches is decided by [`decide_watch`].
 ///
@@ -57,33 +59,24 @@ pub async fn decide(services: &Services, service: Service, call: &Call<'_>) -> R
     }
 }
 
-/// Decides a live watch of `_data` at the call's path.
+/// Decides a live watch of what a call would read: when it begins, and again when rules or the caller's
+/// login may have changed. An account may watch what it may read. Who holds a token may watch `_data`
+/// where grant and rule of `watch` let him; he need not be one who may read.
 ///
 /// # Errors
 /// As [`decide`].
-pub async fn decide_watch(services: &Services, call: &Call<'_>) -> Result<(), Fault> {
-    may_watch(services, call.caller, &call.path, call.address).await
-}
-
-/// Decides whether somebody may be told, live, what changes at a path of `_data`: when he begins to
-/// watch it, and again for each path below it that he is told of. That he still is who he was is for
-/// his login to say.
-///
-/// # Errors
-/// As [`decide`].
-pub async fn may_watch(
+pub async fn decide_watch(
     services: &Services,
-    caller: &Caller,
-    path: &Path,
-    address: IpAddr,
+    service: Service,
+    call: &Call<'_>,
 ) -> Result<(), Fault> {
+    let Call { caller, ref path, address, .. } = *call;
+    let Role::User(claims) = &caller.role else { return decide(services, service, call).await };
     permit(services, &caller.bucket, path, address).await?;
-    match &caller.role {
-        Role::User(claims) => {
-            decide_data(services, &caller.bucket, claims, (Grants::WATCH, Act::Watch), path).await
-        }
-        Role::Owner | Role::Admin | Role::ParentAdmin => Ok(()),
+    if service != Service::Data {
+        return refuse(NO_USERS);
     }
+    decide_data(services, &caller.bucket, claims, (Grants::WATCH, Act::Watch), path).await
 }
 
 /// Decides a call of somebody who holds a token: he has the data of its path and what is below it, and
@@ -114,7 +107,7 @@ async fn decide_user(
         (Service::Subscriptions, Method::Delete) => {
             return decide_room(services, call, claims, Grants::MODERATE).await;
         }
-        _ => return refuse("a token does not permit this; send the account's credentials"),
+        _ => return refuse(NO_USERS),
     };
     decide_data(services, bucket, claims, data, path).await
 }

@@ -108,8 +108,8 @@ pub trait Rooms: Send + Sync {
     /// Sets what the sockets of a bucket may do from now on, never more than their tokens grant; one
     /// for which `grants` is `None` is left as it is. Nobody joins or speaks while it is asked.
     fn regrant(&self, bucket: &Bucket, grants: &dyn Fn(&Socket<'_>) -> Option<Grants>);
-    /// The same of one socket.
-    fn grant(&self, socket: u64, grants: Grants);
+    /// The same of one socket of the bucket.
+    fn grant(&self, bucket: &Bucket, socket: u64, grants: Grants);
 }
 
 /// Who was sent away.

@@ -9,7 +9,7 @@ use services::access::{self, NotSeated};
 use services::precondition::Precondition;
 use services::sessions::Session;
 use services::token::Verified;
-use services::{Call, Method, RoomRef};
+use services::{Call, Method, RoomRef, Service};
 use signal::SocketId;
 use wire::names::Path;
 use wire::params::Params;
@@ -94,8 +94,12 @@ impl Stage {
         services::token::verify(&self.neuron.services, token).await.unwrap()
     }
 
-    /// Whether a live watch is let begin: a word as in answers.
+    /// Whether a live watch of `_data` is let begin: a word as in answers.
     async fn watch(&self, token: &str, path: &str) -> String {
+        self.watch_of(Service::Data, token, path).await
+    }
+
+    async fn watch_of(&self, service: Service, token: &str, path: &str) -> String {
         let services = &self.neuron.services;
         let session = Session::default();
         let login = services::principal::from_token(services, &session, token, LOCALHOST).await;
@@ -110,7 +114,7 @@ impl Stage {
             authority: "",
             is_tls: false,
         };
-        let decided = access::decide_watch(services, &call).await;
+        let decided = access::decide_watch(services, service, &call).await;
         decided.map_or_else(|fault| fault.code.as_str(), |()| "ok").to_owned()
     }
 }
@@ -185,6 +189,10 @@ async fn a_grant_permits_what_it_says_and_nothing_else() {
             }
             let expected = if grants.contains(&"watch") { "ok" } else { "not_allowed" };
             assert_eq!(stage.watch(&token, "/room/red").await, expected, "{grants:?}");
+            for service in Service::ALL.into_iter().filter(|service| *service != Service::Data) {
+                let got = stage.watch_of(service, &token, "/room").await;
+                assert_eq!(got, "not_allowed", "{service:?}");
+            }
         }
     }
     // The old routes say the same in their own way.

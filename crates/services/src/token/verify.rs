@@ -159,7 +159,7 @@ pub async fn recheck(
         if grants == seated {
             return Ok(());
         }
-        services.rooms.grant(socket, grants);
+        services.rooms.grant(&room.bucket, socket, grants);
         seated = grants;
     }
 }
