@@ -7,4 +7,5 @@ mod data;
 mod demo;
 mod edge;
 mod flood;
+mod rules;
 mod signal;

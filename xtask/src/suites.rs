@@ -50,9 +50,9 @@ const SUITES: &[Suite] = &[
     },
     Suite {
         name: "signal",
-        what: "signalling on a path with a client written from the spec",
+        what: "signalling on a path with a client written from the spec; who may do what there",
         needs: &[needs::CURL],
-        tests: &["-p", "tests", "--test", "system", "signal::"],
+        tests: &["-p", "tests", "--test", "system", "signal::", "rules::"],
         holds_subject: false,
         soak: &[],
     },

@@ -84,6 +84,8 @@ pub enum AllowOrigin {
 }
 
 const JSON: &str = "application/json";
+/// The parameter that may hold a token.
+const TOKEN: &str = "token";
 const PROBLEM: &str = "application/problem+json";
 /// Characters of a URL's path in a line of the log.
 const LOGGED_PATH_CHARS_MAX: usize = 256;
@@ -299,6 +301,8 @@ async fn service_request(
         Ok(answer) => accept(answer, request.if_none_match.filter(|_| method == Method::Get)),
         Err(fault) => refuse(&fault, admitted.real_status),
     };
+    // What is said to a URL that holds a token is no cache's to give to the next one who has the URL.
+    response.no_store |= request.authorization.is_none() && login.caller().user().is_some();
     response.allow_origin = admitted.allow_origin;
     response.is_admitted = true;
     response
@@ -433,7 +437,8 @@ fn method(method: &str) -> Result<Method, Fault> {
 }
 
 /// Finds the caller, by his `Authorization` or, as v2 clients send them, by `ident` and `secret`
-/// among the parameters. Credentials come first: an unknown caller learns nothing of how bodies are
+/// among the parameters, or by the `token` of a GET's query: what reads events in a page can set no
+/// header. Credentials come first: an unknown caller learns nothing of how bodies are
 /// read.
 async fn prove(
     services: &Arc<Services>,
@@ -452,18 +457,27 @@ async fn prove(
             (Some(ident), Some(secret)) => {
                 principal::from_parts(services, session, &ident, &secret, address).await?
             }
-            _ => {
-                return Err(Fault::with(
-                    Code::Unauthorized,
-                    "send credentials as Basic authentication, or as `ident` and `secret`",
-                ));
-            }
+            _ => match token_of_query(request, params) {
+                Some(token) => principal::from_token(services, session, token, address).await?,
+                None => {
+                    return Err(Fault::with(
+                        Code::Unauthorized,
+                        "send credentials as Basic authentication, or as `ident` and `secret`, or a \
+                         token as Bearer",
+                    ));
+                }
+            },
         },
     };
     if login.is_ended() {
         return Err(sessions::ended());
     }
     Ok((login, params))
+}
+
+/// A URL is what others keep and log: no more than reading is done by a token in one.
+fn token_of_query<'a>(request: &Request<'_>, params: &'a Params) -> Option<&'a str> {
+    params.in_query(TOKEN).filter(|_| matches!(request.method, "GET" | "HEAD"))
 }
 
 async fn turn<A: Admission>(admission: &A, payer: Payer, is_read: bool) -> Result<A::Turn, Fault> {
@@ -661,7 +675,7 @@ fn measured(caller: &Caller, kind: usize) -> Option<Measured> {
         bucket: caller.bucket.clone(),
         measure: measure.clone(),
         path: paths[kind].clone(),
-        key: Key::parse(&caller.who).ok()?,
+        key: Key::parse(caller.counted_as()).ok()?,
     })
 }
 

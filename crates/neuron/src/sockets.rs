@@ -20,6 +20,7 @@ use signal::{
 use thiserror::Error;
 use wire::frames::{BadName, ClientFrame, FrameError, Generation, Name, SYSTEM_NAME};
 use wire::names::{Key, Layer, NameError, Path};
+use wire::token::Grants;
 use wire::ws::CloseCode;
 
 /// Cores of a neuron: more than most machines have threads.
@@ -54,6 +55,16 @@ impl NotJoined {
 /// Where a socket sits that has joined: the core that knows of it.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Place(usize);
+
+impl Place {
+    /// Where all sockets of a bucket sit (FNV-1a).
+    pub fn of(bucket: &Bucket) -> Place {
+        let hash = bucket.as_str().bytes().fold(0xCBF2_9CE4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3)
+        });
+        Place((hash >> 32) as usize % CORES)
+    }
+}
 
 /// What a socket has to say of itself, beside its token, as it joins.
 #[derive(Clone, Debug)]
@@ -133,7 +144,7 @@ impl Switchboard {
             since_unix_s: self.clock.now_micros() / 1_000_000,
             coming,
         };
-        let place = place(&room.bucket);
+        let place = Place::of(&room.bucket);
         self.with(place, |signal, now| signal.join(now, socket, join))?;
         Ok(place)
     }
@@ -212,7 +223,7 @@ impl Switchboard {
 impl Rooms for Switchboard {
     fn members(&self, room: &RoomRef) -> Vec<Member> {
         let Ok(address) = address(room) else { return Vec::new() };
-        let rows = self.lock(place(&room.bucket)).rows(&address);
+        let rows = self.lock(Place::of(&room.bucket)).rows(&address);
         rows.iter()
             .map(|row| Member {
                 name: row.key.to_string(),
@@ -224,7 +235,7 @@ impl Rooms for Switchboard {
     }
 
     fn rooms(&self, bucket: &Bucket) -> Vec<RoomRef> {
-        let core = self.lock(place(bucket));
+        let core = self.lock(Place::of(bucket));
         let rooms: Vec<(Path, Topic)> =
             core.rooms(bucket).map(|(path, topic)| (path.clone(), topic.clone())).collect();
         drop(core);
@@ -245,22 +256,26 @@ impl Rooms for Switchboard {
     fn sockets(&self, bucket: &Bucket, show: &mut dyn FnMut(&Socket<'_>)) {
         // Reference counts under the lock, which every account shares; the rest without it.
         let held: Vec<_> = self
-            .lock(place(bucket))
+            .lock(Place::of(bucket))
             .sockets(bucket)
             .map(|view| {
-                let SocketView { socket, address, name, token, client_ip, since_unix_s } = view;
-                (socket, address.clone(), name.clone(), token, client_ip, since_unix_s)
+                let SocketView { socket, address, name, token, granted, client_ip, since_unix_s } =
+                    view;
+                (socket, address.clone(), name.clone(), token, granted, client_ip, since_unix_s)
             })
             .collect();
-        for (socket, address, name, token, client_ip, since_unix_s) in held {
+        for (socket, address, name, token, granted, client_ip, since_unix_s) in held {
             let (address, name) = (&address, &name);
-            show(&shown(&SocketView { socket, address, name, token, client_ip, since_unix_s }));
+            let view =
+                SocketView { socket, address, name, token, granted, client_ip, since_unix_s };
+            show(&shown(&view));
         }
     }
 
     fn kick(&self, room: &RoomRef, name: Option<&str>) -> Kicked {
         let Ok(address) = address(room) else { return Kicked::default() };
-        let kicked = self.with(place(&room.bucket), |signal, now| signal.kick(now, &address, name));
+        let kicked =
+            self.with(Place::of(&room.bucket), |signal, now| signal.kick(now, &address, name));
         Kicked {
             members: kicked.names,
             tokens: kicked.tokens.iter().map(|token| (token.id, token.expires_unix_s)).collect(),
@@ -273,19 +288,21 @@ impl Rooms for Switchboard {
             Closing::Ended => (CloseCode::KICKED, "session ended"),
             Closing::Revoked => (CloseCode::UNAUTHORIZED, "token revoked"),
         };
-        let closed = self.with(place(bucket), |signal, now| {
+        let closed = self.with(Place::of(bucket), |signal, now| {
             signal.close_where(now, bucket, code, reason, |view| matches(&shown(view)))
         });
         closed.sockets
     }
-}
 
-/// The core of a bucket (FNV-1a).
-fn place(bucket: &Bucket) -> Place {
-    let hash = bucket.as_str().bytes().fold(0xCBF2_9CE4_8422_2325_u64, |hash, byte| {
-        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3)
-    });
-    Place((hash >> 32) as usize % CORES)
+    fn regrant(&self, bucket: &Bucket, grants: &dyn Fn(&Socket<'_>) -> Option<Grants>) {
+        self.with(Place::of(bucket), |signal, _| {
+            signal.regrant(bucket, |view| grants(&shown(view)))
+        });
+    }
+
+    fn grant(&self, bucket: &Bucket, socket: u64, grants: Grants) {
+        self.with(Place::of(bucket), |signal, _| signal.grant(SocketId(socket), grants));
+    }
 }
 
 fn address(room: &RoomRef) -> Result<Address, NameError> {
@@ -302,13 +319,14 @@ fn shown<'a>(view: &SocketView<'a>) -> Socket<'a> {
         address: view.client_ip,
         since_s: view.since_unix_s,
         token: view.token.map(|token| token.id),
+        granted: view.granted,
     }
 }
 
 #[cfg(test)]
 mod tests {
     use wire::names::Ident;
-    use wire::token::{Claims, Grants};
+    use wire::token::Claims;
 
     use super::*;
 
@@ -398,7 +416,7 @@ mod tests {
         let bucket = verified("ann", 1).bucket;
         let mut seen = Vec::new();
         board.sockets(&bucket, &mut |socket| {
-            let Place(at) = place(&bucket);
+            let Place(at) = Place::of(&bucket);
             assert!(board.cores[at].try_lock().is_ok(), "others may join meanwhile");
             seen.push((socket.id, socket.name.to_owned(), socket.path.to_string(), socket.token));
         });

@@ -8,7 +8,7 @@ use wire::envelope::Fault;
 use wire::errors::Code;
 use wire::json::Json;
 
-use crate::access::Network;
+use crate::access::{self, Network};
 use crate::entries::{self, Put};
 use crate::{Answer, Call, Method, Services, layer, store_fault};
 
@@ -40,7 +40,7 @@ pub(crate) async fn call(services: &Services, call: &Call<'_>) -> Result<Answer,
             entries::has_room(services, &node, &key, rules.map_err(store_fault)?.len()).await?;
             let value = call.params.json("v").unwrap_or_else(Json::null);
             let answer = entries::put_value(services, call, &node, Put { key, value }).await?;
-            entries::enforce_rules(services, call).await?;
+            access::enforce_addresses(services, &call.caller.bucket).await?;
             Ok(answer)
         }
     }

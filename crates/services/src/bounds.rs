@@ -15,7 +15,7 @@ pub struct Met {
 
 impl Services {
     /// Every such bound.
-    pub fn bounds(&self) -> [Met; 8] {
+    pub fn bounds(&self) -> [Met; 9] {
         let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
         let met = |name, help, count| Met { name, help, count };
         [
@@ -33,7 +33,12 @@ impl Services {
             met(
                 "derived_cleared",
                 "Times that all compiled rules and settings were forgotten, since they were too many.",
-                self.rules.cleared() + self.settings.cleared(),
+                self.rules.cleared() + self.settings.cleared() + self.path_rules.cleared(),
+            ),
+            met(
+                "rules_refused",
+                "Rules of paths that were refused, since an account's rules name too many users.",
+                load(&self.rules_refused),
             ),
             met(
                 "awaiting_refused",

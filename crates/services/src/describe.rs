@@ -68,7 +68,7 @@ const EXPIRE: Param =
 const GRANTS: Param = param(
     "grants",
     "string",
-    "subscribe, send, publish, watch, moderate, relay; by default what a chatter needs.",
+    "subscribe, send, publish, watch, moderate, relay, read, write; by default what a chatter needs.",
 );
 
 const READ: &[&Param] =
@@ -293,6 +293,15 @@ impl Service {
         }
     }
 
+    /// Whether some call of a method is also for those who hold a token.
+    fn is_for_users(self, method: Method) -> bool {
+        match self {
+            Service::Data => true,
+            Service::Subscriptions => matches!(method, Method::Get | Method::Delete),
+            _ => false,
+        }
+    }
+
     /// Whether the service has a method.
     pub fn offers(self, method: Method) -> bool {
         self.operations().iter().any(|operation| operation.method == method)
@@ -353,7 +362,17 @@ pub fn openapi(version: &str) -> Value {
         "tags": Service::ALL.map(|s| json!({ "name": s.name(), "description": s.about() })),
         "paths": paths,
         "components": {
-            "securitySchemes": { "account": { "type": "http", "scheme": "basic" } },
+            "securitySchemes": {
+                "account": { "type": "http", "scheme": "basic" },
+                "token": {
+                    "type": "http", "scheme": "bearer",
+                    "description": "A token of `_token`: what its grants and the path's rules permit.",
+                },
+                "tokenOfQuery": {
+                    "type": "apiKey", "in": "query", "name": "token",
+                    "description": "The same in the query of a GET, for what can set no header.",
+                },
+            },
             "schemas": {
                 "Error": {
                     "type": "object",
@@ -428,7 +447,7 @@ fn error(about: &str, has_retry_after: bool, is_problem_only: bool) -> Value {
 
 /// A read without its body.
 fn head_object(service: Service, read: &Value) -> Value {
-    json!({
+    let mut object = json!({
         "tags": read["tags"],
         "operationId": format!("head_{}", service.name()),
         "summary": "The headers of what GET answers.",
@@ -437,7 +456,11 @@ fn head_object(service: Service, read: &Value) -> Value {
             "200": { "description": "As GET, without a body." },
             "304": read["responses"]["304"],
         },
-    })
+    });
+    if let Some(security) = read.get("security") {
+        object["security"] = security.clone();
+    }
+    object
 }
 
 fn reference(kind: &str, name: &str) -> Value {
@@ -482,6 +505,11 @@ fn operation_object(service: Service, operation: &Operation) -> Value {
     });
     if is_read {
         object["responses"]["304"] = reference("responses", "NotModified");
+    }
+    if service.is_for_users(operation.method) {
+        let mut schemes = vec!["account", "token"];
+        schemes.extend(is_read.then_some("tokenOfQuery"));
+        object["security"] = schemes.into_iter().map(|scheme| json!({ scheme: [] })).collect();
     }
     if matches!(operation.method, Method::Put | Method::Post) {
         let properties: Map<String, Value> = operation

@@ -19,7 +19,7 @@ use wire::timegroup::TimeGroup;
 
 use crate::access::ERASE;
 use crate::precondition::Precondition;
-use crate::{Answer, Call, Closing, Services, accounts, store_fault, write_fault};
+use crate::{Answer, Call, Services, accounts, store_fault, write_fault};
 
 /// Most rows in one answer of a listing or a series; `limit` asks for fewer.
 pub const ROWS_MAX: usize = 100_000;
@@ -583,16 +583,4 @@ fn push_datum(v: &mut String, node: &Node, head: &Head) {
 /// Refuses a method that a service does not have.
 pub fn no_method(call: &Call<'_>) -> Fault {
     Fault::with(Code::MethodNotFound, format!("there is no {} here", call.method.as_str()))
-}
-
-/// Closes what an account's address rules no longer permit.
-pub(crate) async fn enforce_rules(services: &Services, call: &Call<'_>) -> Result<(), Fault> {
-    let bucket = &call.caller.bucket;
-    let rules = services.rules.of(&services.kv, bucket).await.map_err(store_fault)?;
-    services.rooms.close(bucket, Closing::Denied, &|socket| {
-        // A rule that is on the path is on its topics too.
-        let place = socket.path.join(socket.topic);
-        rules.denied(place.as_ref().unwrap_or(socket.path), socket.address)
-    });
-    Ok(())
 }

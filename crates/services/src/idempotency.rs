@@ -121,10 +121,11 @@ pub async fn begin<'a>(
         ));
     }
     let fingerprint = hash(parts);
-    let role: &[u8] = match caller.role {
+    let role: &[u8] = match &caller.role {
         Role::Owner => b"owner",
         Role::Admin => b"admin",
         Role::ParentAdmin => b"parent's admin",
+        Role::User(_) => b"user",
     };
     let key = hash(&[role, caller.who.as_bytes(), key.as_bytes()]);
     let key = Key::parse(&key).expect("base64 is a legal key");

@@ -22,6 +22,7 @@ pub mod legacy;
 pub mod limits;
 pub mod logs;
 pub mod namespace;
+pub mod path_rules;
 pub mod precondition;
 pub mod principal;
 pub mod secrets;
@@ -35,8 +36,10 @@ mod turnstile;
 mod video;
 pub mod writing;
 
+use std::borrow::Cow;
 use std::net::IpAddr;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 use std::time::{Duration, Instant};
 
 use kv4::derived::{Changes, Derived};
@@ -46,10 +49,12 @@ use kv4::{Bucket, Kv4, Stamp, Ver};
 use wire::envelope::Fault;
 use wire::errors::Code;
 use wire::json::Json;
-use wire::names::{Layer, Path};
+use wire::names::{Layer, Path, percent_decode};
 use wire::params::Params;
+use wire::token::Grants;
 
 use crate::access::Rules;
+use crate::path_rules::PathRules;
 use crate::precondition::Precondition;
 use crate::principal::Caller;
 use crate::secrets::Sealer;
@@ -102,6 +107,11 @@ pub trait Rooms: Send + Sync {
     /// Closes the sockets of a bucket that `matches`; answers how many those were. Nobody joins or
     /// speaks while it is asked: it looks and returns.
     fn close(&self, bucket: &Bucket, why: Closing, matches: &dyn Fn(&Socket<'_>) -> bool) -> usize;
+    /// Sets what the sockets of a bucket may do from now on, never more than their tokens grant; one
+    /// for which `grants` is `None` is left as it is. Nobody joins or speaks while it is asked.
+    fn regrant(&self, bucket: &Bucket, grants: &dyn Fn(&Socket<'_>) -> Option<Grants>);
+    /// The same of one socket of the bucket.
+    fn grant(&self, bucket: &Bucket, socket: u64, grants: Grants);
 }
 
 /// Who was sent away.
@@ -131,6 +141,13 @@ pub struct RoomRef {
     pub topic: String,
 }
 
+impl RoomRef {
+    /// Its path with its topic as the last segment, which rules and revocations may name too.
+    pub fn place(&self) -> Path {
+        self.path.join(&self.topic).unwrap_or_else(|_| self.path.clone())
+    }
+}
+
 /// One member of a room, as `_subs` shows it.
 #[derive(Clone, Debug, Eq, PartialEq)]
 pub struct Member {
@@ -155,13 +172,27 @@ pub struct Socket<'a> {
     pub since_s: u64,
     /// The id of the token that it came with.
     pub token: Option<u64>,
+    /// What that grants, whatever rules take away.
+    pub granted: Grants,
 }
 
 impl Socket<'_> {
     /// Whether the socket's room, its topic being a segment of its path, is at a path or below it.
     pub fn is_within(&self, path: &Path) -> bool {
-        let place = self.path.join(self.topic);
-        place.as_ref().unwrap_or(self.path).is_within(path)
+        self.place().is_within(path)
+    }
+
+    /// Its room's path with its topic as the last segment.
+    pub fn place(&self) -> Path {
+        self.path.join(self.topic).unwrap_or_else(|_| self.path.clone())
+    }
+
+    /// Its user, as tokens and rules name him.
+    pub fn identity(&self) -> Cow<'_, str> {
+        match self.name.contains('%') {
+            true => percent_decode(self.name, false).map_or(self.name.into(), Cow::Owned),
+            false => self.name.into(),
+        }
     }
 }
 
@@ -194,8 +225,13 @@ pub struct Services {
     pub sealer: Sealer,
     pub rules: Arc<Derived<Rules>>,
     pub settings: Arc<Derived<Settings>>,
+    pub path_rules: Arc<Derived<PathRules>>,
+    /// Rules that were refused, since an account's rules name too many users.
+    pub(crate) rules_refused: AtomicU64,
     /// Of accounts and admins.
     pub(crate) account_changes: Arc<Changes>,
+    /// Of revocations, and of tokens that are kept as rows.
+    pub(crate) token_changes: Arc<Changes>,
     pub stats: Arc<statistics::Statistics>,
     pub logs: Arc<logs::Logs>,
     pub sessions: sessions::Sessions,
@@ -204,6 +240,8 @@ pub struct Services {
     pub(crate) joining: joining::Joining,
     /// One flush at a time: of two, one could end while what it found clean is still being written.
     pub(crate) flushing: turnstile::Turnstile,
+    /// Rules of paths are brought to open sockets one after the other.
+    pub(crate) seating: turnstile::Turnstile,
     pub keys: token::Keys,
     pub graces: token::Graces,
     pub(crate) moments: token::Moments,
@@ -244,6 +282,8 @@ impl Services {
         let Parts { kv, clock, rng, passwords, rooms, identity, sealer, stats, sys_secret } = parts;
         let rules = Derived::new(&kv, layer(authorization::LAYER), Rules::compile);
         let settings = Derived::new(&kv, layer(configuration::LAYER), Settings::compile);
+        let path_rules = Derived::new(&kv, layer(configuration::LAYER), PathRules::compile);
+        let token_changes = Changes::new(&kv, layer(token::LAYER));
         let account_changes = Changes::new(&kv, layer(accounts::LAYER));
         kv.on_commit(stats.clone());
         let logs = Arc::new(logs::Logs::default());
@@ -261,7 +301,10 @@ impl Services {
             sealer,
             rules,
             settings,
+            path_rules,
+            rules_refused: AtomicU64::new(0),
             account_changes,
+            token_changes,
             stats,
             logs,
             sessions: sessions::Sessions::default(),
@@ -269,6 +312,7 @@ impl Services {
             failures: Arc::default(),
             joining: joining::Joining::default(),
             flushing: turnstile::Turnstile::default(),
+            seating: turnstile::Turnstile::default(),
             keys: token::Keys::default(),
             graces: token::Graces::default(),
             moments: token::Moments::default(),

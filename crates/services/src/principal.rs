@@ -1,8 +1,9 @@
-//! Who asks: credentials become a [`Caller`], or are refused.
+//! Who asks: credentials, or a token, become a [`Caller`], or are refused.
 //!
 //! A proof is remembered under a per-process keyed hash together with the versions of the rows that
 //! proved it, so a repeated caller costs one hash and a look at those rows, and a changed or
-//! deactivated account is asked anew.
+//! deactivated account is asked anew. The proof of a token is its signature, which a connection
+//! remembers; its time, its account and revocations are looked at with each request.
 
 use std::net::IpAddr;
 use std::sync::Arc;
@@ -16,15 +17,19 @@ use wire::credentials::{Credentials, CredentialsError, Secret};
 use wire::envelope::Fault;
 use wire::errors::Code;
 use wire::names::{Ident, Key, percent_decode};
+use wire::token::Claims;
 
 use crate::accounts::{ACCOUNTS_PATH, ADMINS_PATH, AccountRow, AdminRow, LAYER};
 use crate::limits::{Attempt, Charge};
 use crate::logs::Level;
 use crate::sessions::{Login, Session};
+use crate::token::{self, Verified};
 use crate::{Rng, Services, layer, limits, path, secrets, store_fault};
 
 /// Proofs remembered; beyond it half of them are forgotten.
 const PROOFS_MAX: usize = 50_000;
+
+const BEARER: &str = "Bearer";
 
 /// How long an attempt waits for those before it, and how often it looks.
 const ATTEMPT_WAIT: Duration = Duration::from_secs(5);
@@ -38,13 +43,14 @@ pub struct Caller {
     pub bucket: Bucket,
     /// The bucket of the top account, which is who pays for what its sub-accounts ask.
     pub payer: Bucket,
-    /// The admin's key when an admin asks, else the account's name.
+    /// The admin's key when an admin asks, the user's name when he asks with a token, else the
+    /// account's name.
     pub who: Arc<str>,
     pub role: Role,
 }
 
 /// In what right a caller asks.
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+#[derive(Clone, Debug, Eq, PartialEq)]
 pub enum Role {
     /// With the account's own secret, or its parent's.
     Owner,
@@ -52,11 +58,27 @@ pub enum Role {
     Admin,
     /// With a password of one of its parent's admins.
     ParentAdmin,
+    /// With a token that the account gave one of its users.
+    User(Arc<Claims>),
 }
 
 impl Caller {
+    /// Whether the system account itself asks, and not one of its users.
     pub fn is_sys(&self) -> bool {
-        self.account.is_sys()
+        self.account.is_sys() && self.user().is_none()
+    }
+
+    /// The token with which one of the account's users asks.
+    pub fn user(&self) -> Option<&Claims> {
+        match &self.role {
+            Role::User(claims) => Some(claims),
+            Role::Owner | Role::Admin | Role::ParentAdmin => None,
+        }
+    }
+
+    /// By whom `api:3` counts: calls of its users are their account's.
+    pub fn counted_as(&self) -> &str {
+        if self.user().is_some() { self.ident().as_str() } else { &self.who }
     }
 
     /// The account or sub-account whose data it is.
@@ -86,10 +108,31 @@ impl std::fmt::Debug for Proven {
 #[derive(Debug)]
 pub(crate) struct Proof {
     pub(crate) caller: Arc<Caller>,
-    /// Rows that were looked at, with the versions at which they proved it.
-    rows: Vec<(Node, Key, Ver)>,
-    /// The count of changes before the rows were last found to be so.
+    basis: Basis,
+    /// The count of changes before it was last found to hold.
     seen: AtomicU64,
+}
+
+#[derive(Debug)]
+enum Basis {
+    /// Rows that were looked at, with the versions at which they proved it.
+    Rows(Vec<(Node, Key, Ver)>),
+    Token(Verified),
+}
+
+impl Basis {
+    /// A count that changes with whatever this stands on, but for the time.
+    fn changes(&self, services: &Services) -> u64 {
+        match self {
+            Basis::Rows(_) => services.account_changes.count(),
+            Basis::Token(_) => changes_of_tokens(services),
+        }
+    }
+}
+
+/// Neither count ever falls, so that their sum is the same only while both are.
+fn changes_of_tokens(services: &Services) -> u64 {
+    services.account_changes.count().wrapping_add(services.token_changes.count())
 }
 
 impl Proven {
@@ -144,7 +187,8 @@ impl Proven {
     }
 }
 
-/// Finds the caller of an `Authorization` header's value, and notes his login on the connection.
+/// Finds the caller of an `Authorization` header's value, `Basic` or `Bearer`, and notes his login on
+/// the connection.
 ///
 /// # Errors
 /// `unauthorized`, `malformed_partner`, or `too_many_requests` for an address with too many failures.
@@ -158,6 +202,9 @@ pub async fn from_header(
         && login.still_holds(services).await?
     {
         return Ok(login);
+    }
+    if let Some(token) = bearer(header) {
+        return from_token(services, session, token, address).await;
     }
     let credentials = || Credentials::from_basic(header);
     let proof = proof(services, &[header], credentials, address).await?;
@@ -197,6 +244,58 @@ pub async fn from_parts(
     session.log_in(services, proof, None, address)
 }
 
+/// Finds the user who presents a token, and notes his login on the connection.
+///
+/// # Errors
+/// As [`from_header`].
+pub async fn from_token(
+    services: &Arc<Services>,
+    session: &Session,
+    token: &str,
+    address: IpAddr,
+) -> Result<Arc<Login>, Fault> {
+    let presented = format!("{BEARER} {token}");
+    if let Some(login) = session.known(&presented, address)
+        && login.still_holds(services).await?
+    {
+        return Ok(login);
+    }
+    let proof = prove_token(services, token, address).await?;
+    session.log_in(services, Arc::new(proof), Some(&presented), address)
+}
+
+/// The token of an `Authorization` header (RFC 6750 §2.1).
+fn bearer(header: &str) -> Option<&str> {
+    let (scheme, token) = header.split_once(' ')?;
+    scheme.eq_ignore_ascii_case(BEARER).then(|| token.trim())
+}
+
+/// What is no token of this system is a guess, as a wrong password is; one that has expired or was
+/// revoked is none.
+async fn prove_token(services: &Services, token: &str, address: IpAddr) -> Result<Proof, Fault> {
+    let account = token::claimed_account(token);
+    let attempt = attempt(services, &account, address).await?;
+    let seen = changes_of_tokens(services);
+    let Some(verified) = token::verify_for_call(services, token).await? else {
+        attempt.wrong();
+        services.logs.note(&Bucket::sys(), Level::Warn, || {
+            format!("forged token of account {account:?} from {address}")
+        });
+        return Err(Fault::with(Code::Unauthorized, "the token is not valid"));
+    };
+    let Verified { claims, bucket } = &verified;
+    let caller = Caller {
+        account: claims.account.clone(),
+        sub: claims.sub.clone(),
+        payer: bucket.top(),
+        bucket: bucket.clone(),
+        who: Arc::from(claims.identity.as_str()),
+        role: Role::User(Arc::new(claims.clone())),
+    };
+    let basis = Basis::Token(verified);
+    Ok(Proof { caller: Arc::new(caller), basis, seen: AtomicU64::new(seen) })
+}
+
 /// The remembered proof of what was presented, or a new one.
 async fn proof(
     services: &Services,
@@ -218,16 +317,23 @@ async fn proof(
 }
 
 impl Proof {
-    /// Whether the rows that proved it are what they were.
+    /// Whether the rows that proved it are what they were, or the token still holds.
     pub(crate) async fn still_holds(&self, services: &Services) -> Result<bool, Fault> {
-        let changes = services.account_changes.count();
-        if self.seen.load(Ordering::Relaxed) == changes {
-            return Ok(true);
-        }
-        for (node, key, ver) in &self.rows {
-            let head = services.kv.get(node, key).await.map_err(store_fault)?;
-            if head.is_none_or(|head| head.ver != *ver) {
-                return Ok(false);
+        let changes = self.basis.changes(services);
+        let is_unchanged = self.seen.load(Ordering::Relaxed) == changes;
+        match &self.basis {
+            // Time passes without a change.
+            Basis::Token(verified) if verified.is_over(services.now_s()) => return Ok(false),
+            _ if is_unchanged => return Ok(true),
+            Basis::Token(verified) if !token::holds(services, verified).await? => return Ok(false),
+            Basis::Token(_) => {}
+            Basis::Rows(rows) => {
+                for (node, key, ver) in rows {
+                    let head = services.kv.get(node, key).await.map_err(store_fault)?;
+                    if head.is_none_or(|head| head.ver != *ver) {
+                        return Ok(false);
+                    }
+                }
             }
         }
         self.seen.store(changes, Ordering::Relaxed);
@@ -348,7 +454,7 @@ async fn prove(
         }
     };
     let caller = Caller { account, sub, bucket, payer, who, role };
-    Ok(proves.then(|| Proof { caller: Arc::new(caller), rows, seen }))
+    Ok(proves.then(|| Proof { caller: Arc::new(caller), basis: Basis::Rows(rows), seen }))
 }
 
 async fn account_row(

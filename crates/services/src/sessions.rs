@@ -2,7 +2,7 @@
 //!
 //! A login is a connection over which somebody proved who he is. Ending it closes the connection over
 //! HTTP/1.1; over HTTP/2, where others' requests may be under way, the caller is refused for as long
-//! as the connection lasts. A socket is a signalling WebSocket; ending it closes that. Ids start with `login-` or `socket-`.
+//! as the connection lasts. One who came with a token is of the kind `user`. A socket is a signalling WebSocket; ending it closes that. Ids start with `login-` or `socket-`.
 
 use std::collections::HashMap;
 use std::net::IpAddr;
@@ -245,8 +245,9 @@ pub(crate) fn call(services: &Services, call: &Call<'_>) -> Result<Answer, Fault
 fn rows(services: &Services, bucket: &Bucket) -> Vec<(String, serde_json::Value)> {
     let logins = services.sessions.of(bucket).into_iter().map(|(id, login)| {
         let id = format!("login-{id}");
+        let kind = if login.caller.user().is_some() { "user" } else { "login" };
         let row = serde_json::json!({
-            "id": id, "kind": "login", "who": &*login.caller.who, "address": login.address.to_string(),
+            "id": id, "kind": kind, "who": &*login.caller.who, "address": login.address.to_string(),
             "since": login.since_s,
         });
         (id, row)

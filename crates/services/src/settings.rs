@@ -12,6 +12,8 @@ use serde::Deserialize;
 use wire::json::Json;
 use wire::names::{Layer, Path};
 
+use crate::path_rules;
+
 /// One setting that exists.
 #[derive(Clone, Copy, Debug)]
 pub struct Known {
@@ -24,7 +26,7 @@ pub struct Known {
 }
 
 /// Every setting, by name.
-pub const KNOWN: [Known; 6] = [
+pub const KNOWN: [Known; 11] = [
     Known {
         name: "cors_origins",
         doc: "Origins that pages may call and open sockets from: an array of strings such as \
@@ -43,6 +45,20 @@ pub const KNOWN: [Known; 6] = [
         check: |value| value.read::<bool>().is_ok(),
     },
     Known {
+        name: "join",
+        doc: "Who may be in the rooms of the path, of those whose token grants `subscribe`: an array of \
+              users, as `k` of `_token` names them, at most 1000; `\"*\"` is everybody, `[]` nobody. \
+              Whoever is there and may no longer be is sent away.",
+        of_root: false,
+        check: path_rules::is_legal,
+    },
+    Known {
+        name: "read",
+        doc: "Who may read `_data` with a token that grants `read`; the value is as of `join`.",
+        of_root: false,
+        check: path_rules::is_legal,
+    },
+    Known {
         name: "real_status",
         doc: "true: errors answer their real HTTP status without being asked to, but for callers \
               who have not proven who they are.",
@@ -58,6 +74,13 @@ pub const KNOWN: [Known; 6] = [
         check: |value| value.read::<RetentionSetting>().is_ok_and(|set| set.is_legal()),
     },
     Known {
+        name: "send",
+        doc: "Who may send to a room and to its members, of those whose token grants `publish` or \
+              `send`; the value is as of `join`. It holds for open sockets at once.",
+        of_root: false,
+        check: path_rules::is_legal,
+    },
+    Known {
         name: "strict",
         doc: "true: an update without the `_ver_` that it read is refused with `_ver_missing`.",
         of_root: false,
@@ -69,6 +92,19 @@ pub const KNOWN: [Known; 6] = [
               it.",
         of_root: false,
         check: |value| value.read::<u64>().is_ok_and(|seconds| seconds > 0),
+    },
+    Known {
+        name: "watch",
+        doc: "Who may watch `_data` live with a token that grants `watch`; the value is as of `join`.",
+        of_root: false,
+        check: path_rules::is_legal,
+    },
+    Known {
+        name: "write",
+        doc: "Who may write and delete keys of `_data` with a token that grants `write`; the value is \
+              as of `join`.",
+        of_root: false,
+        check: path_rules::is_legal,
     },
 ];
 

@@ -71,7 +71,7 @@ pub(crate) async fn call(services: &Services, call: &Call<'_>) -> Result<Answer,
 
 /// The room that a path addresses. A path that is in the tree, or on which somebody is by the
 /// default topic, is the room itself.
-async fn room(services: &Services, call: &Call<'_>) -> Result<RoomRef, Fault> {
+pub(crate) async fn room(services: &Services, call: &Call<'_>) -> Result<RoomRef, Fault> {
     let bucket = call.caller.bucket.clone();
     let whole = RoomRef {
         bucket: bucket.clone(),

@@ -46,6 +46,7 @@
 //! # Ok::<(), signal::Refusal>(())
 //! ```
 
+mod grants;
 mod history;
 mod ids;
 mod limits;

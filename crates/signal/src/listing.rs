@@ -6,6 +6,7 @@ use std::sync::Arc;
 use kv4::Bucket;
 use wire::frames::Name;
 use wire::names::{Ident, Path};
+use wire::token::Grants;
 
 use crate::ids::SocketId;
 use crate::room::{Address, Member, Topic};
@@ -34,6 +35,8 @@ pub struct SocketView<'a> {
     pub name: &'a Name,
     /// What it came with.
     pub token: Option<Token>,
+    /// What it may do at most, whatever rules take away.
+    pub granted: Grants,
     pub client_ip: IpAddr,
     pub since_unix_s: u64,
 }
@@ -83,6 +86,7 @@ impl Signal {
                     address: &room.address,
                     name: &seat.name,
                     token: seat.token,
+                    granted: seat.granted,
                     client_ip: seat.client_ip,
                     since_unix_s: seat.since_unix_s,
                 })

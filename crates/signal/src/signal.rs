@@ -87,6 +87,8 @@ pub(crate) struct Seat {
     /// The id of the last frame that had one, as JSON text.
     pub(crate) last_id: Option<Box<str>>,
     pub(crate) grants: Grants,
+    /// What `grants` were when it joined: rules take away, and give back.
+    pub(crate) granted: Grants,
     pub(crate) token: Option<Token>,
     pub(crate) client_ip: IpAddr,
     pub(crate) since_unix_s: u64,
@@ -260,6 +262,7 @@ impl Signal {
                 session,
                 last_id: None,
                 grants: join.grants,
+                granted: join.grants,
                 token: join.token,
                 client_ip: join.client_ip,
                 since_unix_s: join.since_unix_s,

@@ -8,9 +8,9 @@ pub enum Code {
     Internal,
     /// There is nothing under this path and key.
     NotFound,
-    /// The credentials are missing, wrong, or of an inactive account, or a rule denies this address.
+    /// The credentials are missing, wrong, or of an inactive account, the token has expired or was revoked, or a rule denies this address.
     Unauthorized,
-    /// These credentials are right, but they do not permit this call.
+    /// These credentials are right, but they, or rules of the path, do not permit this call.
     NotAllowed,
     /// This service has no such method.
     MethodNotFound,
@@ -279,9 +279,11 @@ impl Code {
             Code::Internal => "The neuron failed to carry this out.",
             Code::NotFound => "There is nothing under this path and key.",
             Code::Unauthorized => {
-                "The credentials are missing, wrong, or of an inactive account, or a rule denies this address."
+                "The credentials are missing, wrong, or of an inactive account, the token has expired or was revoked, or a rule denies this address."
             }
-            Code::NotAllowed => "These credentials are right, but they do not permit this call.",
+            Code::NotAllowed => {
+                "These credentials are right, but they, or rules of the path, do not permit this call."
+            }
             Code::MethodNotFound => "This service has no such method.",
             Code::BadName => {
                 "The key is missing, empty, longer than 512 bytes, or holds a control character."

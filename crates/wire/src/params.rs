@@ -58,6 +58,11 @@ impl Params {
         }
     }
 
+    /// A parameter of the query alone.
+    pub fn in_query(&self, name: &str) -> Option<&str> {
+        self.query.get(name)
+    }
+
     /// Whether a parameter is there, whatever its value is.
     pub fn has(&self, name: &str) -> bool {
         self.query.get(name).is_some() || self.body.get(name).is_some()

@@ -21,7 +21,7 @@ pub const IDENTITY_BYTES_MAX: usize = 128;
 const VERSION: u8 = 1;
 const MAC_BYTES: usize = 16;
 
-/// What a token's holder may do on its path.
+/// What a token's holder may do on its path, where no rule of the path says otherwise.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
 pub struct Grants(pub u16);
 
@@ -32,16 +32,24 @@ impl Grants {
     pub const WATCH: Grants = Grants(1 << 3);
     pub const MODERATE: Grants = Grants(1 << 4);
     pub const RELAY: Grants = Grants(1 << 5);
+    /// To read what `_data` holds on the path and below it.
+    pub const READ: Grants = Grants(1 << 6);
+    /// To write there.
+    pub const WRITE: Grants = Grants(1 << 7);
+    /// To say anything, to everybody or to one.
+    pub const SPEAK: Grants = Grants(1 << 1 | 1 << 2);
     /// What a chatter needs: to be on the path, to hear and to talk, to relay its media.
     pub const CHATTER: Grants = Grants(1 | 1 << 1 | 1 << 2 | 1 << 5);
 
-    const NAMES: [(&'static str, Grants); 6] = [
+    const NAMES: [(&'static str, Grants); 8] = [
         ("subscribe", Grants::SUBSCRIBE),
         ("send", Grants::SEND),
         ("publish", Grants::PUBLISH),
         ("watch", Grants::WATCH),
         ("moderate", Grants::MODERATE),
         ("relay", Grants::RELAY),
+        ("read", Grants::READ),
+        ("write", Grants::WRITE),
     ];
 
     /// Reads names separated by commas or spaces; `None` for an unknown one.
@@ -55,6 +63,18 @@ impl Grants {
 
     pub fn contains(self, other: Grants) -> bool {
         self.0 & other.0 == other.0
+    }
+
+    /// What is granted here and there.
+    #[must_use]
+    pub fn and(self, other: Grants) -> Grants {
+        Grants(self.0 & other.0)
+    }
+
+    /// What is left without another one's.
+    #[must_use]
+    pub fn without(self, other: Grants) -> Grants {
+        Grants(self.0 & !other.0)
     }
 
     /// The names of what is granted.

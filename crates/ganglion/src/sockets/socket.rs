@@ -28,7 +28,7 @@ use super::framing::{Framing, Heard};
 use super::hello::Greeting;
 use super::pace::Pace;
 use super::table::{Closing, Counters, Queue};
-use super::upgrade::{Admitted, Arrival, admit, refusal};
+use super::upgrade::{Admitted, Arrival, admit, not_seated};
 use crate::http::{Paced, Shared};
 use crate::turns::Spender;
 
@@ -221,12 +221,12 @@ impl<IO: Transport> Socket<IO> {
             Err(refusal) => return refused(refusal.close_code(), refusal.to_string()),
         };
         // A revocation or a rule that came since the token was looked at has found no socket to close.
-        let still = token::recheck(services, &verified, &room, address).await;
-        if let Err(fault) = still {
+        let still = token::recheck(services, &verified, &room, address, self.id.0).await;
+        if let Err(why) = still {
             sockets.leave(place, self.id, Departure::Closed);
             // Who is not to be here does not hear who is.
             drop(self.queue.take());
-            let (code, reason) = refusal(&fault);
+            let (code, reason) = not_seated(&why);
             return refused(code, reason);
         }
         counters.opened.fetch_add(1, Ordering::Relaxed);
@@ -607,10 +607,12 @@ mod tests {
         let (shared, sys) = neuron(folder.path())?;
         let services = &shared.neuron.services;
         services.load_keys().await?;
-        for (service, method, query) in [
-            (Service::Token, services::Method::Delete, "id=TOKEN"),
-            (Service::Token, services::Method::Delete, "k=bob"),
-            (Service::Authorization, services::Method::Put, "k=127.0.0.0/8"),
+        let rule = r#"{"k":"join","v":["ann"]}"#;
+        for (service, method, query, close) in [
+            (Service::Token, services::Method::Delete, "id=TOKEN", 4401_u16),
+            (Service::Token, services::Method::Delete, "k=bob", 4401),
+            (Service::Configuration, services::Method::Put, rule, 4403),
+            (Service::Authorization, services::Method::Put, "k=127.0.0.0/8", 4401),
         ] {
             let admit = async |name: &str| -> Result<(String, (Verified, RoomRef))> {
                 let asked = format!("k={name}&expire=600");
@@ -628,10 +630,13 @@ mod tests {
             let refused = first_frame(&shared, admitted).await?;
             assert_eq!(
                 refused[..4],
-                [0x88, refused[1], 4401_u16.to_be_bytes()[0], 0x31],
+                [0x88, refused[1], close.to_be_bytes()[0], close.to_be_bytes()[1]],
                 "{query}"
             );
             assert_eq!(shared.neuron.sockets.stats().sockets, 0, "{query}");
+            if service == Service::Configuration {
+                ask(&shared, &sys, service, services::Method::Delete, "k=join").await?;
+            }
         }
         shared.store.close().await;
         Ok(())

@@ -9,6 +9,7 @@ use bytes::Bytes;
 use http::{HeaderValue, Method, StatusCode, header};
 use hyper::body::Incoming;
 use services::RoomRef;
+use services::access::NotSeated;
 use services::token::{self, Verified};
 use wire::envelope::Fault;
 use wire::errors::Code;
@@ -107,7 +108,7 @@ pub(super) async fn admit(
     let asked = asked.map(Path::parse).transpose();
     let asked = asked.map_err(|error| refusal(&Fault::new(error.code())))?;
     let room = token::room(services, &verified, asked.as_ref(), address).await;
-    Ok((verified, room.map_err(|fault| refusal(&fault))?))
+    Ok((verified, room.map_err(|why| not_seated(&why))?))
 }
 
 /// How a socket that may not be here is closed. Clients that are told [`CloseCode::UNAUTHORIZED`]
@@ -119,6 +120,15 @@ pub(super) fn refusal(fault: &Fault) -> (CloseCode, String) {
         _ => CloseCode::UNAUTHORIZED,
     };
     (code, fault.code.as_str().to_owned())
+}
+
+/// How a socket that may not be in its room is closed: one that a rule keeps out is not told
+/// [`CloseCode::UNAUTHORIZED`], since its token may let it in when the rule changes.
+pub(super) fn not_seated(why: &NotSeated) -> (CloseCode, String) {
+    match why {
+        NotSeated::Ruled(fault) => (CloseCode::KICKED, fault.code.as_str().to_owned()),
+        NotSeated::Token(fault) => refusal(fault),
+    }
 }
 
 /// The answer to a client's handshake; `None` when it is not one.
@@ -161,5 +171,8 @@ mod tests {
         ] {
             assert_eq!(refusal(&Fault::new(code)), (close, code.as_str().to_owned()));
         }
+        // Rules change.
+        let ruled = NotSeated::Ruled(Fault::new(Code::NotAllowed));
+        assert_eq!(not_seated(&ruled), (CloseCode::KICKED, "not_allowed".to_owned()));
     }
 }

@@ -9,7 +9,7 @@ use services::sessions::Session;
 use super::{Held, SYS, Stage, Way};
 
 /// Lets everybody in, and notes who pays.
-struct Noting<'a>(&'a Mutex<Vec<Payer>>);
+pub(super) struct Noting<'a>(pub(super) &'a Mutex<Vec<Payer>>);
 
 impl Admission for Noting<'_> {
     type Turn = ();

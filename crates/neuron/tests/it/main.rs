@@ -13,6 +13,7 @@ mod reading;
 mod retention;
 mod sessions;
 mod statistics;
+mod users;
 mod writing;
 
 use std::io;

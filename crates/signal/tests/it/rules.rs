@@ -1,8 +1,8 @@
 //! An example of each rule of `spec/xirsys.md` §1.7 and of each limit.
 
 use signal::{
-    Departure, ENVELOPE_BYTES_MAX, Join, Limits, Output, Refusal, Row, Signal, SocketId, Token,
-    Topic,
+    Departure, ENVELOPE_BYTES_MAX, Join, Limits, Output, Refusal, Row, Signal, SocketId,
+    SocketView, Token, Topic,
 };
 use wire::frames::{NAME_BYTES_MAX, Name};
 use wire::json::Json;
@@ -284,6 +284,36 @@ fn grants_say_who_may_speak() {
     }
     assert_eq!(signal.stats().counters.ungranted, 3);
     assert_eq!(send(&mut signal, 1, r#"{"t":"u","m":{},"p":1}"#).of(3).len(), 1);
+}
+
+/// A room's rules change under open sockets.
+#[test]
+fn grants_are_taken_and_given_back_but_never_more_than_a_socket_joined_with() {
+    const BROADCAST: &str = r#"{"t":"u","m":{},"p":1}"#;
+    let mut signal = room(&["ann"]);
+    let listener = Join { grants: Grants::SUBSCRIBE, ..join(PATH, "bob", 2) };
+    signal.join(now(), SocketId(2), listener).expect("may listen");
+    let elsewhere = Join { address: address("/other"), ..join(PATH, "ann", 3) };
+    signal.join(now(), SocketId(3), elsewhere).expect("joins");
+    drain(&mut signal);
+    let is_refused = |signal: &mut Signal, socket| {
+        send(signal, socket, BROADCAST).of(socket).contains(&NOT_ALLOWED)
+    };
+    let in_room = |grants| {
+        move |view: &SocketView<'_>| (view.address.path.as_str() == PATH).then_some(grants)
+    };
+    signal.regrant(&bucket(), in_room(Grants::CHATTER.without(Grants::SPEAK)));
+    assert!(drain(&mut signal).sockets.is_empty(), "nobody is told");
+    assert!(is_refused(&mut signal, 1) && is_refused(&mut signal, 2));
+    assert!(!is_refused(&mut signal, 3), "nothing was said of its room");
+    signal.regrant(&bucket(), |view| Some(view.granted));
+    assert!(!is_refused(&mut signal, 1) && is_refused(&mut signal, 2));
+    signal.regrant(&bucket(), in_room(Grants(u16::MAX)));
+    assert!(is_refused(&mut signal, 2), "it came to listen");
+    signal.grant(SocketId(1), Grants::SUBSCRIBE);
+    assert!(is_refused(&mut signal, 1));
+    signal.grant(SocketId(99), Grants::CHATTER);
+    assert_eq!(signal.stats().sockets, 3);
 }
 
 #[test]
