@@ -35,8 +35,10 @@ const TOLD_BYTES: usize = 256;
 /// Keys whose changes are kept for watches of a node that have no start yet; past it these are not
 /// begun.
 const STARTING_KEYS_MAX: usize = 10_000;
-/// Changes of one target that are handed on before the next one's turn.
+/// Changes of one target that are handed on before the next one's turn, and how often they are told
+/// then, unless one change alone is told more often.
 const CHANGES_AT_ONCE: usize = 256;
+const TOLD_AT_ONCE: usize = 4_096;
 
 /// How many watches there may be, and how much may wait for them.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -385,6 +387,13 @@ struct Over {
     why: Ended,
 }
 
+/// Changes that are handed on, with the numbers of their commits.
+struct Ready {
+    target: u64,
+    watchers: Watchers,
+    changes: Vec<(u64, Arc<Told>)>,
+}
+
 /// A watch, until this is dropped.
 #[derive(Debug)]
 pub struct Guard {
@@ -534,9 +543,9 @@ impl Watches {
                 watcher.end(if is_full { Ended::Slow } else { over.why });
             }
         }
-        if let Some((target, watchers, queue)) = rest {
+        if let Some(Ready { target, watchers, changes }) = rest {
             for (id, watcher) in &watchers {
-                let is_full = queue.iter().any(|change| self.tell(watcher, change).is_err());
+                let is_full = changes.iter().any(|change| self.tell(watcher, change).is_err());
                 if is_full && self.end_one(Place { target, id: *id }) {
                     self.slow.fetch_add(1, Ordering::Relaxed);
                     watcher.end(Ended::Slow);
@@ -798,11 +807,12 @@ impl Registry {
     }
 
     /// Some of what waits for the next target, and who is to be told.
-    fn take_ready(&mut self) -> Option<(u64, Watchers, Vec<(u64, Arc<Told>)>)> {
+    fn take_ready(&mut self) -> Option<Ready> {
         loop {
             let number = self.ready.pop_front()?;
             let Some(target) = self.targets.get_mut(&number) else { continue };
-            let some = target.queue.len().min(CHANGES_AT_ONCE);
+            let some = (TOLD_AT_ONCE / target.watchers.len().max(1)).clamp(1, CHANGES_AT_ONCE);
+            let some = target.queue.len().min(some);
             let taken: Vec<_> = target.queue.drain(..some).collect();
             let bytes: usize = taken.iter().map(|(_, told)| told.bytes()).sum();
             target.bytes -= bytes;
@@ -811,7 +821,7 @@ impl Registry {
             if !target.queue.is_empty() {
                 self.ready.push_back(number);
             }
-            return Some((number, watchers, taken));
+            return Some(Ready { target: number, watchers, changes: taken });
         }
     }
 

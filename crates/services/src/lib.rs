@@ -33,6 +33,7 @@ pub mod token;
 mod turn;
 mod turnstile;
 mod video;
+pub mod watch;
 pub mod writing;
 
 use std::net::IpAddr;
@@ -206,6 +207,7 @@ pub struct Services {
     pub idempotent: Arc<idempotency::Idempotent>,
     pub writing: writing::Writing,
     pub(crate) awaiting: entries::Awaiting,
+    pub(crate) polling: entries::Awaiting,
     pub(crate) changes: accounts::Changes,
 }
 
@@ -271,6 +273,7 @@ impl Services {
             idempotent,
             writing: writing::Writing::default(),
             awaiting: entries::Awaiting::default(),
+            polling: entries::Awaiting::new(watch::POLLS_MAX),
             changes: accounts::Changes::default(),
         }
     }
