@@ -8,3 +8,4 @@ mod demo;
 mod edge;
 mod flood;
 mod signal;
+mod watch;

@@ -324,3 +324,152 @@ pub(crate) async fn hand_on(watches: Arc<kv4::watch::Watches>) {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use kv4::watch::Watches;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
+    use tokio::time::timeout;
+
+    use super::super::stage::{SYS_SECRET, Stage, address, authorization, basic};
+    use super::*;
+
+    fn watches(stage: &Stage) -> Arc<Watches> {
+        stage.shared.neuron.services.kv.watches().clone()
+    }
+
+    /// A stage on which changes are handed on.
+    fn stage(change: impl FnOnce(&mut crate::config::Config)) -> Stage {
+        let stage = Stage::new(change);
+        tokio::spawn(hand_on(watches(&stage)));
+        stage
+    }
+
+    async fn open(stage: &Stage, path: &str) -> DuplexStream {
+        let mut connection = stage.connect(1);
+        let head = format!("GET {path} HTTP/1.1\r\nhost: a\r\n{}\r\n", authorization());
+        connection.write_all(head.as_bytes()).await.expect("it is taken");
+        connection
+    }
+
+    async fn put(stage: &Stage, value: &str) {
+        let body = format!(r#"{{"k":"a","v":"{value}"}}"#);
+        let (credentials, length) = (basic("$sys", SYS_SECRET), body.len());
+        let head = format!(
+            "PUT /_data/p HTTP/1.1\r\nhost: a\r\nauthorization: {credentials}\r\ncontent-length: {length}\r\n"
+        );
+        let answer = stage.send(2, head.as_bytes(), body.as_bytes()).await;
+        assert!(answer.contains(r#""s":"ok""#), "{answer}");
+    }
+
+    /// Reads until a text has come; what came.
+    async fn until(connection: &mut DuplexStream, text: &str) -> String {
+        let mut all = String::new();
+        while !all.contains(text) {
+            let mut some = [0; 4096];
+            let length = connection.read(&mut some).await.expect("more");
+            assert!(length > 0, "it ended: {all}");
+            all.push_str(std::str::from_utf8(&some[..length]).expect("text"));
+        }
+        all
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_feed_beats_every_15_seconds_and_holds_no_turn() {
+        let stage = stage(|config| config.limits.requests_at_once = 1);
+        let mut feed = open(&stage, "/_data/p?watch=sse").await;
+        until(&mut feed, "event: start").await;
+        let begun = Instant::now();
+        for beat in 1..=20 {
+            until(&mut feed, ": \n\n").await;
+            assert_eq!(begun.elapsed().as_secs(), 15 * beat);
+        }
+        put(&stage, "x").await;
+        until(&mut feed, "event: change").await;
+        assert_eq!(stage.shared.feeds.len(), 1);
+        drop(feed);
+        while stage.shared.feeds.len() > 0 || !watches(&stage).is_empty() {
+            tokio::task::yield_now().await;
+        }
+        assert_eq!(stage.shared.turns.answer_bytes(), 0);
+    }
+
+    /// It takes the head, and nothing after it.
+    #[tokio::test(start_paused = true)]
+    async fn a_client_that_takes_none_of_its_changes_is_cut() {
+        let stage = stage(|_| {});
+        let mut feed = open(&stage, "/_data/p?watch=sse").await;
+        until(&mut feed, "event: start").await;
+        // More than a pipe and hyper's buffer hold, less than the queue.
+        for _ in 0..10 {
+            put(&stage, &"x".repeat(30_000)).await;
+        }
+        let begun = Instant::now();
+        while stage.shared.feeds.len() > 0 {
+            tokio::time::sleep(Duration::from_secs(1)).await;
+            assert!(begun.elapsed() < Duration::from_secs(60), "it is never cut");
+        }
+        assert_eq!(watches(&stage).stats().slow, 0, "it was no faster than it may be");
+        while stage.shared.turns.answer_bytes() > 0 {
+            tokio::task::yield_now().await;
+        }
+        let mut rest = Vec::new();
+        timeout(Duration::from_secs(1), feed.read_to_end(&mut rest)).await.expect("the end").ok();
+    }
+
+    #[tokio::test]
+    async fn what_waits_for_a_client_is_bounded() {
+        let stage = stage(|_| {});
+        let change = told(&stage).await;
+        let queue = |bytes_max| Queue {
+            waiting: Mutex::default(),
+            bytes_max,
+            spender: Spender::new(stage.shared.turns.clone(), address(1)),
+            untaken: Arc::default(),
+        };
+        let bytes = change.event().len();
+        let (exact, less) = (queue(2 * bytes), queue(2 * bytes - 1));
+        assert_eq!(exact.told(&change), Ok(()));
+        assert_eq!(exact.told(&change), Ok(()), "at the limit");
+        assert_eq!(exact.told(&change), Err(Full), "past it");
+        assert_eq!(less.told(&change), Ok(()));
+        assert_eq!(less.told(&change), Err(Full));
+        assert_eq!(stage.shared.turns.answer_bytes(), 3 * bytes);
+        exact.ended(Ended::Gone);
+        assert_eq!(exact.waiting().events.len(), 2, "what waits comes before the end");
+        less.ended(Ended::Slow);
+        assert!(less.waiting().events.is_empty(), "it does not keep up");
+        assert_eq!(stage.shared.turns.answer_bytes(), 2 * bytes);
+        drop(exact);
+        assert_eq!(stage.shared.turns.answer_bytes(), 0);
+    }
+
+    /// A change as watches tell it.
+    async fn told(stage: &Stage) -> Arc<Told> {
+        #[derive(Default)]
+        struct Last(Mutex<Option<Arc<Told>>>);
+        impl Sink for Last {
+            fn told(&self, change: &Arc<Told>) -> Result<(), Full> {
+                *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(change.clone());
+                Ok(())
+            }
+            fn ended(&self, _: Ended) {}
+        }
+        let last = Arc::new(Last::default());
+        let sink: Arc<dyn Sink> = last.clone();
+        let (bucket, layer) = (kv4::Bucket::sys(), services::layer_of("*data"));
+        let path = wire::names::Path::parse("/p").expect("a path");
+        let node = kv4::Node::new(bucket.clone(), layer, path);
+        let who = Arc::from("$sys");
+        let watch = watch::Watch { node, key: None, payer: bucket, who, address: address(1) };
+        let opened = stage.shared.neuron.services.kv.watch(&watch, &sink).await;
+        let _guard = opened.expect("a watch").1;
+        put(stage, "x").await;
+        loop {
+            if let Some(told) = last.0.lock().unwrap_or_else(PoisonError::into_inner).take() {
+                return told;
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+}
