@@ -55,7 +55,7 @@ impl Feed {
     ///
     /// # Errors
     /// Silence, and what is no event.
-    pub fn next(&mut self) -> Result<Option<Event>> {
+    pub fn event(&mut self) -> Result<Option<Event>> {
         let (mut name, mut data) = (String::new(), None);
         while let Some(line) = self.line()? {
             match line.split_once(':') {
@@ -75,7 +75,7 @@ impl Feed {
 
     /// The next event, which is one of a name; its data.
     pub fn expect(&mut self, name: &str) -> Result<Value> {
-        match self.next()? {
+        match self.event()? {
             Some(event) if event.name == name => Ok(event.data),
             other => bail!("{other:?} is no {name}"),
         }

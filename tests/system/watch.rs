@@ -117,10 +117,10 @@ fn a_stream_ends_when_its_caller_is_none_any_more() -> Result<()> {
     // An admin goes, and an address is denied; the others stay.
     v(ann.delete("/_acc/users/admins?k=max"))?;
     assert_eq!(of_admin.expect("end")?["v"], "unauthorized");
-    assert_eq!(of_admin.next()?, None);
+    assert_eq!(of_admin.event()?, None);
     v(ann.put("/_auth/p", json!({"k": "127.0.0.9", "v": "away"})))?;
     assert_eq!(of_other.expect("end")?["v"], "unauthorized");
-    assert_eq!(of_other.next()?, None);
+    assert_eq!(of_other.event()?, None);
     v(ann.put("/_data/p", json!({"k": "a", "v": 1})))?;
     assert_eq!(of_owner.expect("change")?["k"], "a");
     // Somebody ends the session of a stream.
@@ -137,7 +137,7 @@ fn a_stream_ends_when_its_caller_is_none_any_more() -> Result<()> {
     v(curl::json("DELETE", &neuron.url(), &target, &sys, None))?;
     assert_eq!(last.expect("end")?["v"], "unauthorized");
     println!("a stream of a deleted account ended after {:?}", begun.elapsed());
-    assert_eq!(last.next()?, None);
+    assert_eq!(last.event()?, None);
     until(|| neuron.metric("watches"), |open| *open == 0)?;
     Ok(())
 }
@@ -285,7 +285,7 @@ fn after_a_kill_a_stream_is_cut_and_the_next_one_begins_anew() -> Result<()> {
     v(ann.put("/_data/p", json!({"k": "a", "v": 2})))?;
     let told = before.expect("change")?;
     neuron.kill()?;
-    assert_eq!(before.next()?, None);
+    assert_eq!(before.event()?, None);
     let neuron = neuron.restart()?;
     let ann = ann.at(&neuron);
     let mut after = feed(&ann, "/_data/p", &[])?;
@@ -303,7 +303,7 @@ fn a_stop_ends_streams_and_waits_and_a_drain_ends_streams() -> Result<()> {
     first.expect("start")?;
     let drain = format!("http://{}/drainz", neuron.address("admin")?);
     curl::run(&["-X", "POST", &drain])?;
-    assert_eq!(first.next()?, None, "it just ends");
+    assert_eq!(first.event()?, None, "it just ends");
     let refused = feed(&ann, "/_data/p", &[])?;
     assert!(refused.head[0].contains("503"), "{:?}", refused.head);
     curl::run(&["-X", "DELETE", &drain])?;
@@ -317,7 +317,7 @@ fn a_stop_ends_streams_and_waits_and_a_drain_ends_streams() -> Result<()> {
     assert_eq!(neuron.stop()?, Some(0));
     println!("stopped within {:?}", begun.elapsed());
     assert!(begun.elapsed().as_secs() < 9, "it waited for its deadline");
-    assert_eq!(second.next()?, None);
+    assert_eq!(second.event()?, None);
     assert_eq!(polling.answer()?.status, 304);
     Ok(())
 }
@@ -367,6 +367,40 @@ fn a_read_waits_for_another_tag() -> Result<()> {
         waiting.join().expect("it does not panic")
     })?;
     assert_eq!((gone.1.as_str(), &gone.2["v"]), ("\"0\"", &json!("not_found")));
+    Ok(())
+}
+
+#[test]
+fn who_waits_is_looked_at_again() -> Result<()> {
+    let neuron = Neuron::start()?;
+    let ann = Account::new(&neuron)?;
+    let admin = json!({"k": "max", "v": {"password": "woot", "role": "admin"}});
+    v(ann.put("/_acc/users/admins", admin))?;
+    let as_admin = format!("{}:max#woot", ann.name);
+    let wait = |arguments: &[&str]| -> Result<Value> {
+        let url = ann.url("/_data/p?k=a&wait=50");
+        let tag = ["--max-time", "60", "-H", "if-none-match: \"0\"", &url];
+        Ok(serde_json::from_str(&curl::run(&[arguments, &tag].concat())?)?)
+    };
+    let begun = Instant::now();
+    let denied = std::thread::scope(|scope| -> Result<_> {
+        let from = ["-u", ann.credentials(), "--interface", "127.0.0.9"];
+        let waiting = scope.spawn(move || wait(&from));
+        until(|| neuron.metric("watches"), |open| *open == 1)?;
+        v(ann.put("/_auth/p", json!({"k": "127.0.0.9", "v": "away"})))?;
+        waiting.join().expect("it does not panic")
+    })?;
+    assert_eq!(denied["v"], "unauthorized");
+    assert!(begun.elapsed().as_secs() < 40, "at once");
+    let gone = std::thread::scope(|scope| -> Result<_> {
+        let as_whom = ["-u", &as_admin];
+        let waiting = scope.spawn(move || wait(&as_whom));
+        until(|| neuron.metric("watches"), |open| *open == 1)?;
+        v(ann.delete("/_acc/users/admins?k=max"))?;
+        v(ann.put("/_data/p", json!({"k": "a", "v": "not for him"})))?;
+        waiting.join().expect("it does not panic")
+    })?;
+    assert_eq!(gone["v"], "unauthorized");
     Ok(())
 }
 

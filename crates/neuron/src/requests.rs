@@ -16,7 +16,7 @@ use services::precondition::{self, Precondition};
 use services::principal::{self, Caller};
 use services::sessions::{self, Login, Session};
 use services::statistics::Measured;
-use services::watch::{self, ABSENT_TAG, Poll};
+use services::watch::{self, ABSENT_TAG, Poll, Woken};
 use services::{Answer, Call, Method, Service, Services, layer_of};
 use wire::envelope::{self, Fault};
 use wire::errors::Code;
@@ -344,8 +344,10 @@ async fn waiting_read(
         let tag = tag(request, call.params, service, &done);
         match poll {
             Some(poll) if is_known(tag.as_deref(), request.if_none_match) => {
-                if !poll.changed().await {
-                    return done;
+                match poll.changed().await {
+                    Woken::Changed => {}
+                    Woken::Over => begun = Ok(None),
+                    Woken::Late => return done,
                 }
             }
             _ => return done,

@@ -227,11 +227,21 @@ pub async fn poll<'a>(
 }
 
 impl Poll<'_> {
-    /// Waits for a change since the last time, or since this began; `false` when none is to come.
-    pub async fn changed(&mut self) -> bool {
+    /// Waits for a change since the last time, or since this began.
+    pub async fn changed(&mut self) -> Woken {
         let rung = first_of(self.bell.rung(), Pin::new(&mut self.deadline)).await;
-        rung == Some(Ring::Changed)
+        rung.unwrap_or(Woken::Late)
     }
+}
+
+/// What ended a wait for a change.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Woken {
+    Changed,
+    /// Nothing more is told: it is to be looked at once more, and by whom.
+    Over,
+    /// It has waited for as long as it may.
+    Late,
 }
 
 /// Rings when something changes.
@@ -242,22 +252,16 @@ struct Bell {
     rings: Event,
 }
 
-#[derive(Clone, Copy, Debug, Eq, PartialEq)]
-enum Ring {
-    Changed,
-    Over,
-}
-
 impl Bell {
-    async fn rung(&self) -> Ring {
+    async fn rung(&self) -> Woken {
         loop {
             let listener = self.rings.listen();
             // Listening came first: a ring after this look is heard.
             if self.has_changed.swap(false, Ordering::SeqCst) {
-                return Ring::Changed;
+                return Woken::Changed;
             }
             if self.is_over.load(Ordering::SeqCst) {
-                return Ring::Over;
+                return Woken::Over;
             }
             listener.await;
         }

@@ -103,9 +103,10 @@ struct Seen {
     is_left: bool,
 }
 
+type Begun = Result<(Start, Guard), WatchError>;
+
 fn play(steps: &[Step], store: &Arc<Staged>, kv: &Arc<Kv4>) -> Result<(), TestCaseError> {
-    let mut starting: VecDeque<(usize, Held<'_, Result<(Start, Guard), WatchError>>)> =
-        VecDeque::new();
+    let mut starting: VecDeque<(usize, Held<'_, Begun>)> = VecDeque::new();
     let mut all: Vec<Seen> = Vec::new();
     let mut seconds = 0;
     let sinks: Mutex<Vec<Arc<dyn Sink>>> = Mutex::default();
@@ -191,11 +192,7 @@ fn play(steps: &[Step], store: &Arc<Staged>, kv: &Arc<Kv4>) -> Result<(), TestCa
     Ok(())
 }
 
-fn settle(
-    seen: &mut Seen,
-    done: Result<(Start, Guard), WatchError>,
-    store: &Staged,
-) -> Result<(), TestCaseError> {
+fn settle(seen: &mut Seen, done: Begun, store: &Staged) -> Result<(), TestCaseError> {
     match done {
         Ok((start, guard)) => {
             let entries = start.entries().map(|head| (head.key.clone(), head.ver)).collect();
@@ -376,6 +373,41 @@ fn an_account_has_so_many_watches_and_no_more() {
     kv.watches().close();
     assert_eq!(begin(1).err(), Some(WatchError::Ended(Ended::Stopping)));
     assert!(kv.watches().is_empty());
+}
+
+/// A node that its views cannot keep is read from the store, and what changes meanwhile is kept: of so
+/// many keys and no more.
+#[test]
+fn a_watch_that_is_overrun_before_its_start_is_not_begun() {
+    const KEYS_MAX: usize = 10_000;
+    for (keys, is_begun) in [(KEYS_MAX, true), (KEYS_MAX + 1, false)] {
+        let store = Arc::new(Staged::default());
+        let limits = view::Limits { idle_s: 0, ..view::Limits::default() };
+        let kv = Kv4::new(store.clone(), limits);
+        let sink: Arc<dyn Sink> = Arc::new(Ear { room: usize::MAX, ..Ear::default() });
+        let of = watch(node(0, 0));
+        let mut begins = Held::new(kv.watch(&of, &sink));
+        for second in 0.. {
+            assert!(begins.poll().is_none(), "the views never keep it");
+            kv.tick(second);
+            if kv.watches().stats().watches == 1 {
+                break;
+            }
+        }
+        let erasures = (0..keys).map(|nth| Event::Erased(of.node.entry(key(nth))));
+        store.listener.lock().unwrap().as_ref().unwrap().committed(&erasures.collect::<Vec<_>>());
+        let done = loop {
+            if let Some(done) = begins.poll() {
+                break done;
+            }
+        };
+        match done {
+            Ok((start, _guard)) => assert!(is_begun && start.is_empty()),
+            Err(error) => assert!(!is_begun && error == WatchError::Ended(Ended::Slow)),
+        }
+        while kv.watches().drain() {}
+        assert!(kv.watches().is_empty());
+    }
 }
 
 /// Who floods is cut off, and not who is told little.

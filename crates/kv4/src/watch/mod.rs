@@ -13,32 +13,24 @@
 //!
 //! Not here: sockets and streams (they are [`Sink`]s), and who may watch (`services`).
 
-use std::collections::{BTreeMap, HashMap, VecDeque};
-use std::net::IpAddr;
-use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+mod registry;
+mod told;
 
-use bytes::Bytes;
+use std::collections::VecDeque;
+use std::net::IpAddr;
+use std::sync::atomic::{AtomicU64, AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
 use event_listener::listener;
-use foldhash::fast::RandomState;
-use imbl::OrdMap;
-use wire::json::push_string;
 use wire::names::Key;
 
-use crate::address::{Bucket, Entry, Node};
+use self::registry::{Over, Place, Ready, Registry, STARTING_KEYS_MAX, Target, Watcher, Watchers};
+use self::told::What;
+pub use self::told::{Start, Told};
+use crate::address::{Bucket, Node};
 use crate::store::{self, StoreError};
-use crate::version::{Head, Version};
+use crate::version::Head;
 use crate::view::{Started, Table, Untold, Views};
-
-/// Bytes that a queued change is taken to have beside its texts.
-const TOLD_BYTES: usize = 256;
-/// Keys whose changes are kept for watches of a node that have no start yet; past it these are not
-/// begun.
-const STARTING_KEYS_MAX: usize = 10_000;
-/// Changes of one target that are handed on before the next one's turn, and how often they are told
-/// then, unless one change alone is told more often.
-const CHANGES_AT_ONCE: usize = 256;
-const TOLD_AT_ONCE: usize = 4_096;
 
 /// How many watches there may be, and how much may wait for them.
 #[derive(Clone, Copy, Debug, Eq, PartialEq)]
@@ -118,162 +110,6 @@ pub enum WatchError {
     Store(#[from] StoreError),
 }
 
-/// What a watch begins with.
-#[derive(Clone, Debug)]
-pub enum Start {
-    Node(Arc<Table>),
-    Key(Option<Arc<Head>>),
-}
-
-impl Start {
-    /// The live entries, in key order.
-    pub fn entries(&self) -> Box<dyn Iterator<Item = &Arc<Head>> + '_> {
-        match self {
-            Start::Node(table) => Box::new(table.iter()),
-            Start::Key(head) => Box::new(head.iter()),
-        }
-    }
-
-    pub fn len(&self) -> usize {
-        match self {
-            Start::Node(table) => table.len(),
-            Start::Key(head) => usize::from(head.is_some()),
-        }
-    }
-
-    pub fn is_empty(&self) -> bool {
-        self.len() == 0
-    }
-
-    /// `{"entries":[{"k":…,"v":…,"_ver_":…}…]}`, in one line.
-    pub fn json(&self) -> String {
-        let mut text = String::from("{\"entries\":[");
-        for (at, head) in self.entries().enumerate() {
-            if at > 0 {
-                text.push(',');
-            }
-            push_change(&mut text, &head.key, &What::Put(head.clone()));
-        }
-        text.push_str("]}");
-        text
-    }
-}
-
-/// One change, with its texts, each made once for all who are told.
-#[derive(Debug)]
-pub struct Told {
-    entry: Entry,
-    what: What,
-    json: OnceLock<Bytes>,
-    event: OnceLock<Bytes>,
-    frame: OnceLock<Bytes>,
-}
-
-/// What became of an entry.
-#[derive(Clone, Debug)]
-enum What {
-    Put(Arc<Head>),
-    /// With the `_ver_` of the deletion.
-    Deleted(crate::Ver),
-    Erased,
-}
-
-impl Told {
-    fn new(entry: &Entry, what: What) -> Arc<Told> {
-        let (json, event, frame) = Default::default();
-        Arc::new(Told { entry: entry.clone(), what, json, event, frame })
-    }
-
-    fn of(entry: &Entry, version: &Version) -> Arc<Told> {
-        let what = match Head::of(&entry.key, version) {
-            Some(head) => What::Put(Arc::new(head)),
-            None => What::Deleted(version.ver),
-        };
-        Told::new(entry, what)
-    }
-
-    pub fn entry(&self) -> &Entry {
-        &self.entry
-    }
-
-    /// The entry as it is from here on; `None` when it is gone.
-    pub fn head(&self) -> Option<&Arc<Head>> {
-        match &self.what {
-            What::Put(head) => Some(head),
-            What::Deleted(_) | What::Erased => None,
-        }
-    }
-
-    /// The version that this change is; `None` for an erasure, which is none.
-    pub fn ver(&self) -> Option<crate::Ver> {
-        match &self.what {
-            What::Put(head) => Some(head.ver),
-            What::Deleted(ver) => Some(*ver),
-            What::Erased => None,
-        }
-    }
-
-    /// `{"k":…,"v":…,"_ver_":…}`, or `{"k":…,"_ver_":…,"deleted":true}`, for an erasure without
-    /// `_ver_`; in one line.
-    pub fn json(&self) -> &Bytes {
-        self.json.get_or_init(|| {
-            let mut text = String::with_capacity(self.bytes());
-            push_change(&mut text, &self.entry.key, &self.what);
-            Bytes::from(text)
-        })
-    }
-
-    /// The same as a server-sent event (HTML, 9.2.5), `change`.
-    pub fn event(&self) -> &Bytes {
-        self.event.get_or_init(|| {
-            let json = self.json();
-            let mut text = Vec::with_capacity(json.len() + 32);
-            text.extend_from_slice(b"event: change\ndata: ");
-            text.extend_from_slice(json);
-            text.extend_from_slice(b"\n\n");
-            Bytes::from(text)
-        })
-    }
-
-    /// The same in a form that the sinks of one kind share: made by the first of them, so all of that
-    /// kind make the same of it.
-    pub fn frame(&self, make: impl FnOnce(&Told) -> Bytes) -> &Bytes {
-        self.frame.get_or_init(|| make(self))
-    }
-
-    fn bytes(&self) -> usize {
-        let value = self.head().map_or(0, |head| head.value.as_str().len());
-        TOLD_BYTES + self.entry.key.as_str().len() + value
-    }
-}
-
-fn push_change(text: &mut String, key: &Key, what: &What) {
-    text.push_str("{\"k\":");
-    push_string(text, key.as_str());
-    if let What::Put(head) = what {
-        text.push_str(",\"v\":");
-        // A line's end in JSON is white space, and would be the end of an event's line.
-        let mut lines = head.value.as_str().split(['\n', '\r']);
-        text.extend(lines.next());
-        for line in lines {
-            text.push(' ');
-            text.push_str(line);
-        }
-    }
-    let ver = match what {
-        What::Put(head) => Some(head.ver),
-        What::Deleted(ver) => Some(*ver),
-        What::Erased => None,
-    };
-    if let Some(ver) = ver {
-        text.push_str(&format!(",\"_ver_\":\"{ver}\""));
-    }
-    if !matches!(what, What::Put(_)) {
-        text.push_str(",\"deleted\":true");
-    }
-    text.push('}');
-}
-
 /// Figures of all watches, for metrics.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Stats {
@@ -308,105 +144,12 @@ pub struct Watches {
     overflowed: AtomicU64,
 }
 
-/// What is watched, keyed by where commits find it.
-#[derive(Default)]
-struct Registry {
-    next: u64,
-    /// The last commit that was looked at.
-    commit: u64,
-    nodes: HashMap<Node, OfNode, RandomState>,
-    targets: HashMap<u64, Target, RandomState>,
-    /// Targets that changes wait for, each once.
-    ready: VecDeque<u64>,
-    /// Watches that a commit has ended, to be told so.
-    over: VecDeque<Over>,
-    queued_bytes: usize,
-    of_account: HashMap<Bucket, usize, RandomState>,
-    is_closed: bool,
-}
-
-impl std::fmt::Debug for Registry {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Registry").field("targets", &self.targets.len()).finish_non_exhaustive()
-    }
-}
-
-/// The targets of one node.
-#[derive(Default)]
-struct OfNode {
-    whole: Option<u64>,
-    keys: HashMap<Key, u64, RandomState>,
-}
-
-/// One node, or one key of a node, that somebody watches.
-struct Target {
-    node: Node,
-    key: Option<Key>,
-    watchers: Watchers,
-    /// With the number of its commit.
-    queue: VecDeque<(u64, Arc<Told>)>,
-    bytes: usize,
-    /// Watches of it that have no start yet.
-    starting: usize,
-    /// The last change of each key since the first of those began; at most one more than
-    /// [`STARTING_KEYS_MAX`].
-    changed: BTreeMap<Key, Arc<Told>>,
-}
-
-/// Persistent, so that whoever drains takes a copy for nothing.
-type Watchers = OrdMap<u64, Arc<Watcher>>;
-
-struct Watcher {
-    watch: Watch,
-    sink: Arc<dyn Sink>,
-    /// The last commit that is in its start; `u64::MAX` while it has none.
-    from: AtomicU64,
-    is_over: AtomicBool,
-}
-
-impl std::fmt::Debug for Watcher {
-    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Watcher").field("watch", &self.watch).finish_non_exhaustive()
-    }
-}
-
-impl Watcher {
-    /// Tells that it is over, once.
-    fn end(&self, why: Ended) {
-        if !self.is_over.swap(true, Ordering::AcqRel) {
-            self.sink.ended(why);
-        }
-    }
-}
-
-/// Watches that are to be told that they are over, after what waited for them.
-struct Over {
-    watchers: Watchers,
-    queue: VecDeque<(u64, Arc<Told>)>,
-    bytes: usize,
-    why: Ended,
-}
-
-/// Changes that are handed on, with the numbers of their commits.
-struct Ready {
-    target: u64,
-    watchers: Watchers,
-    changes: Vec<(u64, Arc<Told>)>,
-}
-
 /// A watch, until this is dropped.
 #[derive(Debug)]
 pub struct Guard {
     watches: Arc<Watches>,
     place: Place,
     watcher: Arc<Watcher>,
-}
-
-/// Where the registry has a watch.
-#[derive(Clone, Copy, Debug)]
-struct Place {
-    target: u64,
-    id: u64,
 }
 
 impl Drop for Guard {
@@ -483,10 +226,11 @@ impl Watches {
             return 0;
         }
         // Asked without the lock, which a commit may wait for.
-        let all: Vec<(u64, Watchers)> = {
+        let mut all: Vec<(u64, Watchers)> = {
             let registry = self.registry();
             registry.targets.iter().map(|(id, target)| (*id, target.watchers.clone())).collect()
         };
+        all.sort_unstable_by_key(|(id, _)| *id);
         let mut ended = 0;
         for (target, watchers) in &all {
             for (id, watcher) in watchers.iter().filter(|(_, watcher)| matches(&watcher.watch)) {
@@ -588,8 +332,10 @@ impl Watches {
                 store::Event::Dropped(bucket) => {
                     let of_bucket =
                         |target: &&u64| registry.targets[*target].node.bucket == *bucket;
-                    let gone: Vec<u64> =
+                    let mut gone: Vec<u64> =
                         registry.targets.keys().filter(of_bucket).copied().collect();
+                    // Whatever the order of the table is.
+                    gone.sort_unstable();
                     for target in gone {
                         self.end_target(&mut registry, target, Ended::Gone);
                     }
@@ -750,113 +496,5 @@ impl Watches {
 
     fn registry(&self) -> MutexGuard<'_, Registry> {
         self.registry.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Registry {
-    fn add(&mut self, watch: &Watch, sink: &Arc<dyn Sink>, from: u64) -> (Place, Arc<Watcher>) {
-        let Registry { next, nodes, targets, of_account, .. } = self;
-        *next += 2;
-        let (id, fresh) = (*next, *next + 1);
-        let of_node = nodes.entry(watch.node.clone()).or_default();
-        let number = match &watch.key {
-            None => *of_node.whole.get_or_insert(fresh),
-            Some(key) => *of_node.keys.entry(key.clone()).or_insert(fresh),
-        };
-        let target = targets.entry(number).or_insert_with(|| Target {
-            node: watch.node.clone(),
-            key: watch.key.clone(),
-            watchers: Watchers::new(),
-            queue: VecDeque::new(),
-            bytes: 0,
-            starting: 0,
-            changed: BTreeMap::new(),
-        });
-        let watcher = Arc::new(Watcher {
-            watch: watch.clone(),
-            sink: sink.clone(),
-            from: AtomicU64::new(from),
-            is_over: AtomicBool::new(false),
-        });
-        target.watchers.insert(id, watcher.clone());
-        *of_account.entry(watch.payer.clone()).or_default() += 1;
-        (Place { target: number, id }, watcher)
-    }
-
-    /// Queues a change for those who watch its entry.
-    fn queue(&mut self, commit: u64, entry: &Entry, told: impl FnOnce() -> Arc<Told>) {
-        let Some(of_node) = self.nodes.get(&entry.node) else { return };
-        let numbers = [of_node.whole, of_node.keys.get(&entry.key).copied()];
-        if numbers == [None; 2] {
-            return;
-        }
-        let told = told();
-        let bytes = told.bytes();
-        for number in numbers.into_iter().flatten() {
-            let Some(target) = self.targets.get_mut(&number) else { continue };
-            if target.starting > 0 && target.changed.len() <= STARTING_KEYS_MAX {
-                target.changed.insert(entry.key.clone(), told.clone());
-            }
-            if target.queue.is_empty() {
-                self.ready.push_back(number);
-            }
-            target.queue.push_back((commit, told.clone()));
-            target.bytes += bytes;
-            self.queued_bytes += bytes;
-        }
-    }
-
-    /// Some of what waits for the next target, and who is to be told.
-    fn take_ready(&mut self) -> Option<Ready> {
-        loop {
-            let number = self.ready.pop_front()?;
-            let Some(target) = self.targets.get_mut(&number) else { continue };
-            let some = (TOLD_AT_ONCE / target.watchers.len().max(1)).clamp(1, CHANGES_AT_ONCE);
-            let some = target.queue.len().min(some);
-            let taken: Vec<_> = target.queue.drain(..some).collect();
-            let bytes: usize = taken.iter().map(|(_, told)| told.bytes()).sum();
-            target.bytes -= bytes;
-            self.queued_bytes -= bytes;
-            let watchers = target.watchers.clone();
-            if !target.queue.is_empty() {
-                self.ready.push_back(number);
-            }
-            return Some(Ready { target: number, watchers, changes: taken });
-        }
-    }
-
-    /// The target for which most bytes wait.
-    fn fullest(&self) -> Option<u64> {
-        let waiting = self.ready.iter().filter_map(|id| Some((self.targets.get(id)?.bytes, *id)));
-        waiting.max().filter(|(bytes, _)| *bytes > 0).map(|(_, id)| id)
-    }
-
-    /// Takes a target out, with what waits for it.
-    fn forget(&mut self, number: u64) -> Option<Target> {
-        let target = self.targets.remove(&number)?;
-        self.queued_bytes -= target.bytes;
-        if let Some(of_node) = self.nodes.get_mut(&target.node) {
-            match &target.key {
-                None => of_node.whole = None,
-                Some(key) => drop(of_node.keys.remove(key)),
-            }
-            if of_node.whole.is_none() && of_node.keys.is_empty() {
-                self.nodes.remove(&target.node);
-            }
-        }
-        if !target.queue.is_empty() {
-            self.ready.retain(|ready| *ready != number);
-        }
-        Some(target)
-    }
-}
-
-impl Target {
-    /// One of those that had no start has one, or is over.
-    fn started(&mut self) {
-        self.starting -= 1;
-        if self.starting == 0 {
-            self.changed = BTreeMap::new();
-        }
     }
 }
