@@ -131,7 +131,8 @@ impl Connection {
         Ok(Response { status, headers, body: String::from_utf8(body)? })
     }
 
-    fn line(&mut self) -> Result<String> {
+    /// The next line of an answer that is read as it comes.
+    pub fn line(&mut self) -> Result<String> {
         let mut line = String::new();
         self.0.read_line(&mut line)?;
         match line.strip_suffix('\n') {

@@ -4,6 +4,7 @@
 
 pub mod browser;
 pub mod curl;
+pub mod feed;
 pub mod http;
 pub mod http2;
 pub mod neuron;

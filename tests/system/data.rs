@@ -67,7 +67,7 @@ impl Caller {
         curl::json(method, &self.url, path, &self.credentials, body)
     }
 
-    fn get(&self, path: &str) -> Result<Value> {
+    pub(super) fn get(&self, path: &str) -> Result<Value> {
         self.call("GET", path, None)
     }
 
@@ -79,7 +79,7 @@ impl Caller {
         self.call("POST", path, Some(&body))
     }
 
-    fn delete(&self, path: &str) -> Result<Value> {
+    pub(super) fn delete(&self, path: &str) -> Result<Value> {
         self.call("DELETE", path, None)
     }
 }
@@ -111,6 +111,25 @@ impl Account {
         let credentials = format!("{}#{name}:{secret}", self.name);
         let caller = Caller { credentials, ..self.caller.clone() };
         Ok(Account { name: name.to_owned(), secret, caller })
+    }
+
+    /// The same account of a neuron that was started anew.
+    pub(super) fn at(&self, neuron: &Neuron) -> Account {
+        let caller = Caller { url: neuron.url(), ..self.caller.clone() };
+        Account { caller, ..self.clone() }
+    }
+
+    /// `ident:secret`
+    pub(super) fn credentials(&self) -> &str {
+        &self.caller.credentials
+    }
+
+    pub(super) fn url(&self, path: &str) -> String {
+        format!("{}{path}", self.caller.url)
+    }
+
+    pub(super) fn ask(&self, method: &str, path: &str) -> Request {
+        self.caller.request(method, path)
     }
 
     /// The same account with other credentials.

@@ -9,3 +9,4 @@ mod edge;
 mod flood;
 mod rules;
 mod signal;
+mod watch;

@@ -57,6 +57,14 @@ const SUITES: &[Suite] = &[
         soak: &[],
     },
     Suite {
+        name: "watch",
+        what: "watches as server-sent events and as long polls, with curl and Chromium",
+        needs: &[needs::CURL, needs::CHROMIUM],
+        tests: &["-p", "tests", "--test", "system", "watch::"],
+        holds_subject: false,
+        soak: &[],
+    },
+    Suite {
         name: "crash",
         what: "kill -9, full disks, clocks that jump, backups",
         needs: &[needs::CURL, needs::FAKETIME],

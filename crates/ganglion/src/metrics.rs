@@ -109,6 +109,16 @@ pub(crate) fn render(shared: &Shared) -> String {
     out.gauge("view_nodes", "Nodes loaded.", views.nodes);
     out.gauge("view_bytes", "Bytes of loaded nodes.", views.bytes);
 
+    let watches = shared.neuron.services.kv.watches().stats();
+    out.gauge("watches", "Watches of paths and keys.", watches.watches);
+    out.gauge("watch_targets", "Paths and keys that are watched.", watches.targets);
+    out.gauge(
+        "watch_queued_bytes",
+        "Bytes of changes that were written and not yet handed on.",
+        watches.queued_bytes,
+    );
+    out.gauge("http_feeds", "Open streams of server-sent events.", shared.feeds.len());
+
     let commits = shared.store.commits();
     out.counter("store_commits_total", "Transactions made durable.", commits.commits);
     out.counter(

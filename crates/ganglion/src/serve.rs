@@ -23,7 +23,7 @@ use crate::check;
 use crate::config::Config;
 use crate::control;
 use crate::dev;
-use crate::http::{Counters, Pages, Shared};
+use crate::http::{Counters, Feeds, Pages, Shared, hand_on};
 use crate::lifecycle::Lifecycle;
 use crate::listen::plain::{Place, Plain};
 use crate::listen::{self, Gate, Kind};
@@ -116,6 +116,7 @@ pub(crate) async fn serve(start: Start) -> Result<()> {
     }
     let flushing = tokio::spawn(flush(shared.clone()));
     jobs.spawn(age(shared.clone()));
+    jobs.spawn(hand_on(shared.neuron.services.kv.watches().clone()));
     jobs.spawn(prune(shared.clone()));
     look_at_disk(&shared).await;
     shared.lifecycle.set_ready();
@@ -199,8 +200,12 @@ pub(crate) fn assemble(
         idle_s: u32::try_from(config.views.idle.0.as_secs()).unwrap_or(u32::MAX),
     };
     let limits = &config.limits;
+    let watches = kv4::watch::Limits {
+        per_account: limits.watches_per_account,
+        queued_bytes: limits.watch_queue.0,
+    };
     let parts = Parts {
-        kv: Kv4::new(store.clone(), views),
+        kv: Kv4::with_watches(store.clone(), views, watches),
         clock,
         rng: Arc::new(SystemRng),
         passwords: PasswordPool::new(limits.password_hashes, limits.password_waiting),
@@ -232,6 +237,7 @@ pub(crate) fn assemble(
         admin_gate: Gate::new(ADMIN_CONNECTIONS, ADMIN_CONNECTIONS),
         turns: Turns::new(bounds, AlarmClock::start()?),
         counters: Counters::default(),
+        feeds: Feeds::default(),
         tls: None,
         config: config.clone(),
     })
@@ -555,6 +561,8 @@ async fn age(shared: Arc<Shared>) {
     loop {
         shared.neuron.tick();
         shared.turns.tick();
+        let proofs = services::watch::proofs(&shared.neuron.services);
+        shared.feeds.tick(proofs, shared.lifecycle.is_draining());
         if let (Some((spent_before, count_before)), Some((spent, count))) = (before, written())
             && count >= count_before + WRITES_MIN
         {
@@ -582,8 +590,11 @@ async fn stop(shared: &Arc<Shared>, deadline: Duration) {
     let lifecycle = &shared.lifecycle;
     lifecycle.stop();
     shared.sockets.close_all();
+    shared.neuron.services.kv.watches().close();
+    let is_busy =
+        || lifecycle.busy_count() > 0 || shared.sockets.len() > 0 || shared.feeds.len() > 0;
     let drained = async {
-        while lifecycle.busy_count() > 0 || shared.sockets.len() > 0 {
+        while is_busy() {
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
     };

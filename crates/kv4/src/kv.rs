@@ -15,10 +15,14 @@ use crate::store::{
 };
 use crate::version::{Head, Ver, Version};
 use crate::view::{Limits, Load, Lookup, Stats, Table, Views};
+use crate::watch::{self, Guard, Registered, Sink, Start, Watch, WatchError, Watches};
 use crate::write::{Write, WriteError, Written};
 
 /// Keys that one page of a large node's listing asks the store for.
 const KEYS_PAGE: usize = 10_000;
+/// Times that a watch looks for its node among the views. Where they are too small for all that are
+/// wanted, it may be gone each time; then the store is asked.
+const VIEW_ATTEMPTS: usize = 6;
 
 /// KV4 on one neuron.
 pub struct Kv4 {
@@ -29,7 +33,8 @@ pub struct Kv4 {
 /// What hears the store's commits: the views, then whoever else asked.
 struct Heard {
     views: Views,
-    /// Caches compiled from layers, watches; told after the views are up to date.
+    watches: Arc<Watches>,
+    /// Caches compiled from layers; told after the views are up to date.
     listeners: RwLock<Vec<Arc<dyn Listener>>>,
 }
 
@@ -42,8 +47,20 @@ impl std::fmt::Debug for Kv4 {
 impl Kv4 {
     /// Puts views before a store and begins to hear its commits.
     pub fn new(store: Arc<dyn Store>, limits: Limits) -> Arc<Kv4> {
-        let heard =
-            Arc::new(Heard { views: Views::new(limits), listeners: RwLock::new(Vec::new()) });
+        Kv4::with_watches(store, limits, watch::Limits::default())
+    }
+
+    /// The same with limits on watches.
+    pub fn with_watches(
+        store: Arc<dyn Store>,
+        limits: Limits,
+        of_watches: watch::Limits,
+    ) -> Arc<Kv4> {
+        let heard = Arc::new(Heard {
+            views: Views::new(limits),
+            watches: Watches::new(of_watches),
+            listeners: RwLock::new(Vec::new()),
+        });
         store.listen(heard.clone());
         Arc::new(Kv4 { store, heard })
     }
@@ -220,6 +237,58 @@ impl Kv4 {
         }
     }
 
+    /// Begins a watch: its start, and the guard that keeps it. All that is committed after the start
+    /// goes to `sink`, by way of whoever drains [`Kv4::watches`].
+    ///
+    /// # Errors
+    /// [`WatchError`]; a node that is too large to be held can be watched by single keys only.
+    pub async fn watch(
+        &self,
+        watch: &Watch,
+        sink: &Arc<dyn Sink>,
+    ) -> Result<(Start, Guard), WatchError> {
+        let Heard { views, watches, .. } = &*self.heard;
+        for _ in 0..VIEW_ATTEMPTS {
+            // For one key nobody waits for a load that takes long.
+            if self.view(&watch.node, watch.key.is_none()).await?.is_none() {
+                match &watch.key {
+                    Some(_) => break,
+                    None => return Err(StoreError::TooLarge.into()),
+                }
+            }
+            match watches.register(views, watch, sink)? {
+                Registered::Done(start, guard) => return Ok((start, guard)),
+                Registered::Absent | Registered::Large => {}
+                Registered::Busy(listener) => listener.await,
+                Registered::Untold(untold) => {
+                    self.told().await?;
+                    untold.told();
+                }
+            }
+        }
+        let starting = watches.begin(watch, sink)?;
+        let rows = match &watch.key {
+            None => self.store.node(&watch.node, views.limits().node_bytes_max).await?,
+            Some(key) => {
+                let newest = self.store.newest(&watch.node.entry(key.clone())).await?;
+                newest.and_then(|version| Head::of(key, &version)).into_iter().collect()
+            }
+        };
+        self.told().await?;
+        watches.start(starting, rows)
+    }
+
+    /// Waits until all that is in the store has been told: a request that changes nothing takes its
+    /// turn among the commits, each of which is told before the next.
+    async fn told(&self) -> Result<(), StoreError> {
+        self.store.put_stats(Vec::new()).await
+    }
+
+    /// Every watch.
+    pub fn watches(&self) -> &Arc<Watches> {
+        &self.heard.watches
+    }
+
     /// Carries out one write; durable, and in the view, when it is answered.
     ///
     /// # Errors
@@ -348,7 +417,8 @@ impl Kv4 {
 
 impl Listener for Heard {
     fn committed(&self, events: &[Event]) {
-        self.views.apply(events);
+        let commit = self.views.apply(events);
+        self.watches.committed(commit, events);
         for listener in self.listeners.read().unwrap_or_else(PoisonError::into_inner).iter() {
             listener.committed(events);
         }

@@ -10,6 +10,7 @@ pub mod memory;
 pub mod store;
 pub mod version;
 pub mod view;
+pub mod watch;
 pub mod write;
 
 pub use address::{Bucket, Entry, Node};

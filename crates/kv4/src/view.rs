@@ -66,6 +66,24 @@ pub struct Table {
 }
 
 impl Table {
+    /// Rows of a store, but for the keys that are as `changed` says.
+    pub(crate) fn of<'a>(
+        rows: Vec<Head>,
+        changed: impl Iterator<Item = (&'a Key, Option<&'a Arc<Head>>)>,
+    ) -> Table {
+        let mut table = Table::default();
+        for row in rows {
+            table.put(Arc::new(row));
+        }
+        for (key, head) in changed {
+            match head {
+                Some(head) => table.put(head.clone()),
+                None => table.remove(key.as_str()),
+            }
+        }
+        table
+    }
+
     pub fn get(&self, key: &str) -> Option<&Arc<Head>> {
         self.entries.get(key)
     }
@@ -166,6 +184,8 @@ struct Slot {
     used_s: AtomicU32,
     /// Whether its load takes long.
     is_late: AtomicBool,
+    /// Whether all that its load may have read of the store has been told.
+    is_told: AtomicBool,
     /// Told when loading ends, and on each change.
     moved: Event,
 }
@@ -193,6 +213,31 @@ pub enum Load<'a> {
     Done,
 }
 
+/// What a watch may begin with.
+#[derive(Debug)]
+pub(crate) enum Started {
+    /// The node after the commit of this number, and after no part of a later one.
+    Ready(Arc<Table>, u64),
+    /// The store may have had a commit, as the node was read, that was not told yet: what is in the
+    /// store by now must be told first.
+    Untold(Untold),
+    /// A commit is being applied: wait for this, then look again.
+    Busy(EventListener),
+    Large,
+    Absent,
+}
+
+/// A node of which more may have been read than was told.
+#[derive(Debug)]
+pub(crate) struct Untold(Arc<Slot>);
+
+impl Untold {
+    /// All that was in the store when this was made has been told.
+    pub(crate) fn told(self) {
+        self.0.is_told.store(true, Ordering::SeqCst);
+    }
+}
+
 /// Figures of all views, for statistics and metrics.
 #[derive(Clone, Copy, Debug, Default, Eq, PartialEq)]
 pub struct Stats {
@@ -211,6 +256,12 @@ pub struct Views {
     slots: papaya::HashMap<Node, Arc<Slot>, foldhash::fast::RandomState>,
     limits: Limits,
     bytes: AtomicUsize,
+    /// Commits whose application has begun, and those that are applied: the same number, or one more
+    /// while that one is being applied.
+    begun: AtomicU64,
+    applied: AtomicU64,
+    /// Told when a commit is applied.
+    calm: Event,
     now_s: AtomicU32,
     hits: AtomicU64,
     misses: AtomicU64,
@@ -226,6 +277,9 @@ impl Views {
             slots: papaya::HashMap::default(),
             limits,
             bytes: AtomicUsize::new(0),
+            begun: AtomicU64::new(0),
+            applied: AtomicU64::new(0),
+            calm: Event::new(),
             now_s: AtomicU32::new(0),
             hits: AtomicU64::new(0),
             misses: AtomicU64::new(0),
@@ -269,6 +323,7 @@ impl Views {
                 bytes: AtomicUsize::new(0),
                 used_s: AtomicU32::new(self.now_s.load(Ordering::Relaxed)),
                 is_late: AtomicBool::new(false),
+                is_told: AtomicBool::new(false),
                 moved: Event::new(),
             })
         };
@@ -295,8 +350,50 @@ impl Views {
         self.slots.pin().get(node).map(|slot| slot.moved.listen())
     }
 
-    /// Brings loaded nodes up to date with commits, in the order in which they are told.
-    pub fn apply(&self, events: &[store::Event]) {
+    /// The node as a watch may begin with it. It does not load it.
+    pub(crate) fn start(&self, node: &Node) -> Started {
+        let is_calm = || {
+            let applied = self.applied.load(Ordering::SeqCst);
+            (self.begun.load(Ordering::SeqCst) == applied).then_some(applied)
+        };
+        loop {
+            let applied = self.applied.load(Ordering::SeqCst);
+            let table = match self.lookup(node) {
+                Lookup::Ready(table) => table,
+                Lookup::Large => return Started::Large,
+                Lookup::Absent => return Started::Absent,
+            };
+            let is_told = self.slots.pin().get(node).map(|slot| {
+                slot.is_told.load(Ordering::SeqCst).then_some(()).ok_or_else(|| slot.clone())
+            });
+            match is_told {
+                None => return Started::Absent,
+                Some(Err(slot)) => return Started::Untold(Untold(slot)),
+                // Nothing was applied since before the look.
+                Some(Ok(())) if is_calm() == Some(applied) => {
+                    return Started::Ready(table, applied);
+                }
+                Some(Ok(())) => {}
+            }
+            let calm = self.calm.listen();
+            // Listening came first: an end after this look is heard.
+            if is_calm().is_none() {
+                return Started::Busy(calm);
+            }
+        }
+    }
+
+    /// Brings loaded nodes up to date with a commit, in the order in which they are told; answers its
+    /// number, the first being 1.
+    pub fn apply(&self, events: &[store::Event]) -> u64 {
+        let number = self.begun.fetch_add(1, Ordering::SeqCst) + 1;
+        self.apply_all(events);
+        self.applied.store(number, Ordering::SeqCst);
+        self.calm.notify(usize::MAX);
+        number
+    }
+
+    fn apply_all(&self, events: &[store::Event]) {
         let mut rest = events;
         while let Some(first) = rest.first() {
             match first {
@@ -523,10 +620,7 @@ impl Ticket<'_> {
     /// Fills the node with rows that were read from the store after [`Views::load`]. A commit that
     /// was told meanwhile wins over its row.
     pub fn loaded(mut self, rows: Vec<Head>) -> Arc<Table> {
-        let mut table = Table::default();
-        for row in rows {
-            table.put(Arc::new(row));
-        }
+        let mut table = Table::of(rows, std::iter::empty());
         let Some(slot) = self.slot.take() else { return Arc::new(table) };
         let shown;
         {

@@ -1,12 +1,13 @@
 //! One neuron's cores put together, used by the program and by simulation alike.
 //!
-//! [`requests`] carries a request of the HTTP API to its service and back; [`sockets`] carries
-//! signalling sockets to their rooms; [`tidy_up`] is what is done every so often. Values in, values
+//! [`requests`] carries a request of the HTTP API to its service and back; [`watching`]
+//! opens the watches of it; [`sockets`] carries signalling sockets to their rooms; [`tidy_up`] is what is done every so often. Values in, values
 //! out: sockets, tasks and clocks are the shell's.
 
 pub mod requests;
 pub mod sockets;
 pub mod tidy_up;
+pub mod watching;
 
 use std::sync::{Arc, Mutex};
 

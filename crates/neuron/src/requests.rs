@@ -16,6 +16,7 @@ use services::precondition::{self, Precondition};
 use services::principal::{self, Caller};
 use services::sessions::{self, Login, Session};
 use services::statistics::Measured;
+use services::watch::{self, ABSENT_TAG, Poll, Woken};
 use services::{Answer, Call, Method, Service, Services, layer_of};
 use wire::envelope::{self, Fault};
 use wire::errors::Code;
@@ -45,6 +46,8 @@ pub struct Request<'a> {
     pub address: IpAddr,
     /// What the connection remembers of its callers.
     pub session: &'a Session,
+    /// Who has proven who he is as he opened the socket over which he asks; nothing else says it then.
+    pub opener: Option<&'a Arc<Login>>,
     pub body: &'a [u8],
 }
 
@@ -91,7 +94,7 @@ const PROBLEM: &str = "application/problem+json";
 const LOGGED_PATH_CHARS_MAX: usize = 256;
 
 impl Response {
-    fn new(status: u16, content_type: Option<&'static str>, body: String) -> Response {
+    pub(crate) fn new(status: u16, content_type: Option<&'static str>, body: String) -> Response {
         Response {
             status,
             content_type,
@@ -165,7 +168,7 @@ impl Neuron {
     }
 }
 
-enum Target<'a> {
+pub(crate) enum Target<'a> {
     Legacy(Route, bool),
     SignalList,
     /// The service, and what of the URL's path follows it.
@@ -173,7 +176,7 @@ enum Target<'a> {
 }
 
 impl<'a> Target<'a> {
-    fn of(path: &'a str) -> Option<Target<'a>> {
+    pub(crate) fn of(path: &'a str) -> Option<Target<'a>> {
         let path = path.trim_start_matches('/');
         let (first, rest) = path.split_once('/').unwrap_or((path, ""));
         let first = unescaped(first)?;
@@ -199,15 +202,15 @@ fn unescaped(part: &str) -> Option<Cow<'_, str>> {
 }
 
 /// What is known of a request that goes on to a service.
-struct Admitted<Turn> {
-    login: Arc<Login>,
+pub(crate) struct Admitted<Turn> {
+    pub(crate) login: Arc<Login>,
     method: Method,
-    params: Params,
-    allow_origin: AllowOrigin,
-    real_status: bool,
+    pub(crate) params: Params,
+    pub(crate) allow_origin: AllowOrigin,
+    pub(crate) real_status: bool,
     /// Whether its account asks for a line of each call.
     is_logged: bool,
-    /// None for a read that waits for a version: its turn comes after that.
+    /// None for a read that waits for a version or a change: its turn comes after that.
     turn: Option<Turn>,
 }
 
@@ -262,50 +265,131 @@ async fn service_request(
             authority: request.authority,
             is_tls: request.is_tls,
         };
-        let _turn = match admitted.turn {
-            Some(_) => None,
-            None => {
-                let seen = match access::decide(services, service, &call).await {
-                    Ok(()) => services::wait(services, service, &call).await,
-                    Err(fault) => Err(fault),
-                };
-                // A refusal takes its turn as well: it is not to be had for nothing.
-                let payer = Payer::Account(call.caller.payer.clone());
-                let turn = turn(admission, payer, true).await?;
-                seen?;
-                Some(turn)
-            }
-        };
+        if admitted.turn.is_none() {
+            return waiting_read(services, request, admission, service, &call, login).await;
+        }
         // Whoever ends the account waits for what has entered.
         let writes = method != Method::Get;
         let enters = writes.then(|| services.writing.enter(&call.caller.bucket));
         look_again(services, request, login).await?;
         entered = enters;
         access::decide(services, service, &call).await?;
-        let answer = carry_out(services, service, &call, request).await?;
-        if method == Method::Get {
-            // A read has not entered, and may have waited for the store.
-            look_again(services, request, login).await?;
-            if let said @ Precondition::OneOf(_) = &call.precondition
-                && !said.holds(answer.ver)
-            {
-                return Err(Code::VersionConflict.into());
-            }
+        if writes {
+            return carry_out(services, service, &call, request).await;
         }
-        Ok(answer)
+        watch::wait(service, &call)?;
+        read(services, request, service, &call, login).await
     }
     .await;
     tell(services, request, &admitted, service, method, entered.is_some(), &done).await;
     drop(entered);
-    let mut response = match done {
-        Ok(answer) => accept(answer, request.if_none_match.filter(|_| method == Method::Get)),
-        Err(fault) => refuse(&fault, admitted.real_status),
+    let tag = match method {
+        Method::Get => tag(request, &admitted.params, service, &done),
+        _ => done.as_ref().ok().and_then(|answer| answer.ver).map(|ver| ver.to_string()),
     };
+    let known = request.if_none_match.filter(|_| method == Method::Get);
+    let mut response = match done {
+        _ if is_known(tag.as_deref(), known) => Response::new(304, None, String::new()),
+        Ok(ref answer) => Response::new(200, Some(JSON), envelope::ok(&answer.v)),
+        Err(ref fault) => refuse(fault, admitted.real_status),
+    };
+    response.no_store |= done.is_ok_and(|answer| answer.no_store);
+    response.etag = tag.map(|tag| format!("\"{tag}\""));
     // What is said to a URL that holds a token is no cache's to give to the next one who has the URL.
     response.no_store |= request.authorization.is_none() && login.caller().user().is_some();
     response.allow_origin = admitted.allow_origin;
     response.is_admitted = true;
     response
+}
+
+/// Reads, in the caller's turn.
+async fn read(
+    services: &Arc<Services>,
+    request: &Request<'_>,
+    service: Service,
+    call: &Call<'_>,
+    login: &Login,
+) -> Result<Answer, Fault> {
+    let answer = services::call(services, service, call).await?;
+    // It has not entered, and may have waited for the store.
+    look_again(services, request, login).await?;
+    if let said @ Precondition::OneOf(_) = &call.precondition
+        && !said.holds(answer.ver)
+    {
+        return Err(Code::VersionConflict.into());
+    }
+    Ok(answer)
+}
+
+/// Reads after a wait for a version, and as long as nothing is new to the caller after each change. He
+/// has a turn for each reading, and none while he waits.
+async fn waiting_read(
+    services: &Arc<Services>,
+    request: &Request<'_>,
+    admission: &impl Admission,
+    service: Service,
+    call: &Call<'_>,
+    login: &Login,
+) -> Result<Answer, Fault> {
+    let begin = async || -> Result<Option<Poll<'_>>, Fault> {
+        access::decide(services, service, call).await?;
+        services::wait(services, service, call).await?;
+        match watch::wait(service, call)?.filter(|_| request.if_none_match.is_some()) {
+            Some(wait) => watch::poll(services, service, call, wait).await.map(Some),
+            None => Ok(None),
+        }
+    };
+    let mut begun = begin().await;
+    loop {
+        // A refusal takes its turn as well: it is not to be had for nothing.
+        let turn = turn(admission, Payer::Account(call.caller.payer.clone()), true).await?;
+        let poll = begun.as_mut().map_err(|fault| fault.clone())?;
+        look_again(services, request, login).await?;
+        access::decide(services, service, call).await?;
+        let done = read(services, request, service, call, login).await;
+        drop(turn);
+        let tag = tag(request, call.params, service, &done);
+        match poll {
+            Some(poll) if is_known(tag.as_deref(), request.if_none_match) => {
+                match poll.changed().await {
+                    Woken::Changed => {}
+                    Woken::Over => begun = Ok(None),
+                    Woken::Late => return done,
+                }
+            }
+            _ => return done,
+        }
+    }
+}
+
+/// The ETag of what was read. Only who asks by one, or waits, is given that of a listing, or of a key that is not
+/// there.
+fn tag(
+    request: &Request<'_>,
+    params: &Params,
+    service: Service,
+    done: &Result<Answer, Fault>,
+) -> Option<String> {
+    let waits = params.has("wait");
+    match done {
+        Ok(answer) => match answer.ver {
+            Some(ver) => Some(ver.to_string()),
+            None => {
+                let asks = waits || request.if_none_match.is_some();
+                (asks && watch::is_watchable(service)).then(|| watch::tag(answer))
+            }
+        },
+        Err(fault) => (waits && fault.code == Code::NotFound).then(|| ABSENT_TAG.to_owned()),
+    }
+}
+
+/// Whether a reader has already what an ETag names.
+fn is_known(tag: Option<&str>, known: Option<&str>) -> bool {
+    match (tag, known.map(str::trim)) {
+        (Some(tag), Some("*")) => tag != ABSENT_TAG,
+        (Some(tag), Some(known)) => precondition::entity_tags(known).any(|known| known == tag),
+        _ => false,
+    }
 }
 
 /// Calls the service, once for each idempotency key.
@@ -334,7 +418,7 @@ async fn carry_out(
 
 /// Looks whether a caller is still who he was when he was proven: he may have waited since, for his
 /// turn, for a version, or for the store.
-async fn look_again(
+pub(crate) async fn look_again(
     services: &Arc<Services>,
     request: &Request<'_>,
     login: &Login,
@@ -342,7 +426,7 @@ async fn look_again(
     if login.is_ended() {
         return Err(sessions::ended());
     }
-    if login.still_holds(services).await? {
+    if request.opener.is_none() && login.still_holds(services).await? {
         return Ok(());
     }
     let (again, _) = prove(services, request).await?;
@@ -353,23 +437,23 @@ async fn look_again(
 }
 
 /// A request that is refused before a service sees it.
-struct Denied {
+pub(crate) struct Denied {
     fault: Fault,
     allow_origin: AllowOrigin,
     real_status: bool,
 }
 
 impl Denied {
-    fn response(self) -> Response {
+    pub(crate) fn response(self) -> Response {
         let mut response = refuse(&self.fault, self.real_status);
         response.allow_origin = self.allow_origin;
         response
     }
 }
 
-/// Reads a request, proves its caller, and waits for his turn, unless it `may_wait` for a version and
-/// asks for that.
-async fn admit<A: Admission>(
+/// Reads a request, proves its caller, and waits for his turn, unless it `may_wait` for a version or a
+/// change and asks for that.
+pub(crate) async fn admit<A: Admission>(
     services: &Arc<Services>,
     request: &Request<'_>,
     admission: &A,
@@ -393,8 +477,11 @@ async fn admit<A: Admission>(
     };
     let bucket = &login.caller().bucket;
     let is_read = method == Method::Get;
-    // To wait for a version is no work, and must not hold the others up.
-    let waits = may_wait && is_read && params.as_ref().is_ok_and(|p| p.text("at").is_some());
+    // To wait is no work, and must not hold the others up.
+    let asks = |params: &Params| {
+        params.has("at") || (request.if_none_match.is_some() && params.has("wait"))
+    };
+    let waits = may_wait && is_read && params.as_ref().is_ok_and(asks);
     let turn = match waits {
         true => None,
         false => {
@@ -445,6 +532,13 @@ async fn prove(
     request: &Request<'_>,
 ) -> Result<(Arc<Login>, Result<Params, ParamsError>), Fault> {
     let Request { session, address, .. } = *request;
+    if let Some(opener) = request.opener {
+        return match () {
+            () if opener.is_ended() => Err(sessions::ended()),
+            () if !opener.holds_while_open(services).await? => Err(Code::Unauthorized.into()),
+            () => Ok((opener.clone(), Params::read(request.query, request.body))),
+        };
+    }
     let login = match request.authorization {
         Some(header) => Some(principal::from_header(services, session, header, address).await?),
         None => None,
@@ -594,26 +688,7 @@ fn legacy_refuse(fault: &Fault) -> Response {
     response
 }
 
-/// Answers a success; to a reader who has it already by name, with its version alone.
-fn accept(answer: Answer, known: Option<&str>) -> Response {
-    let ver = answer.ver.map(|ver| ver.to_string());
-    let is_known = match (&ver, known.map(str::trim)) {
-        (Some(_), Some("*")) => true,
-        (Some(ver), Some(known)) => precondition::entity_tags(known).any(|tag| tag == ver),
-        _ => false,
-    };
-    let etag = ver.map(|ver| format!("\"{ver}\""));
-    let mut response = if is_known {
-        Response::new(304, None, String::new())
-    } else {
-        Response::new(200, Some(JSON), envelope::ok(&answer.v))
-    };
-    response.etag = etag;
-    response.no_store = answer.no_store;
-    response
-}
-
-fn refuse(fault: &Fault, real_status: bool) -> Response {
+pub(crate) fn refuse(fault: &Fault, real_status: bool) -> Response {
     let mut response = if real_status {
         Response::new(fault.code.status(), Some(PROBLEM), envelope::problem(fault))
     } else {
@@ -628,7 +703,7 @@ fn refuse(fault: &Fault, real_status: bool) -> Response {
 /// Counts a call that was carried out or refused, and notes it in the account's log where that is
 /// asked for. A read has not entered: its account may have ended meanwhile, and the next owner of the
 /// name must not find it.
-async fn tell<Turn, T>(
+pub(crate) async fn tell<Turn, T>(
     services: &Arc<Services>,
     request: &Request<'_>,
     admitted: &Admitted<Turn>,

@@ -19,7 +19,7 @@ use wire::token::{Claims, Grants};
 use crate::path_rules::{Act, Seats};
 use crate::principal::Role;
 use crate::{Call, Closing, Method, Service, Services, Socket, accounts};
-use crate::{namespace, store_fault, subscriptions};
+use crate::{namespace, store_fault, subscriptions, watch};
 
 /// The flag by which a whole series goes.
 pub(crate) const ERASE: &str = "erase";
@@ -209,7 +209,7 @@ pub(crate) async fn enforce_addresses(services: &Services, bucket: &Bucket) -> R
         // A rule that is on the path is on its topics too.
         rules.denied(&socket.place(), socket.address)
     });
-    Ok(())
+    watch::end_denied(services, bucket).await
 }
 
 /// Closes whom an account's rules leave out of their rooms, and sets what the others may do there.

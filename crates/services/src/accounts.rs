@@ -21,7 +21,7 @@ use crate::entries::{self, Found};
 use crate::precondition::Precondition;
 use crate::writing::Writing;
 use crate::{
-    Answer, Call, Closing, Method, Services, layer, secrets, store_fault, token, write_fault,
+    Answer, Call, Closing, Method, Services, layer, secrets, store_fault, token, watch, write_fault,
 };
 
 pub(crate) const LAYER: &str = "*acc";
@@ -433,6 +433,7 @@ async fn close_account(services: &Services, call: &Call<'_>, key: &Key) -> Resul
         }
     }
     services.sessions.end_all(&own);
+    watch::end_account(services, &own);
     Writing::ended(services, &own).await
 }
 

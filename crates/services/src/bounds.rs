@@ -15,9 +15,10 @@ pub struct Met {
 
 impl Services {
     /// Every such bound.
-    pub fn bounds(&self) -> [Met; 9] {
+    pub fn bounds(&self) -> [Met; 14] {
         let load = |count: &AtomicU64| count.load(Ordering::Relaxed);
         let met = |name, help, count| Met { name, help, count };
+        let watches = self.kv.watches().stats();
         [
             met("logins_failed", "Logins that were wrong.", load(&self.failures.failed)),
             met(
@@ -45,6 +46,27 @@ impl Services {
                 "Reads by `at` that were refused, since too many of their account wait.",
                 load(&self.awaiting.refused),
             ),
+            met(
+                "polls_refused",
+                "Reads with `wait` that were refused, since too many of their account wait.",
+                load(&self.polling.refused),
+            ),
+            met(
+                "watches_refused",
+                "Watches that were refused over limits.watches_per_account.",
+                watches.refused,
+            ),
+            met(
+                "watches_slow",
+                "Watches that were ended since their stream or socket did not keep up.",
+                watches.slow,
+            ),
+            met(
+                "watches_overflowed",
+                "Watches that were ended since limits.watch_queue was full.",
+                watches.overflowed,
+            ),
+            met("watches_told", "Changes told, once for each watch.", watches.told),
             met(
                 "idempotent_refused",
                 "Requests with an Idempotency-Key that were refused, since too many are under way.",

@@ -71,8 +71,23 @@ const GRANTS: Param = param(
     "subscribe, send, publish, watch, moderate, relay, read, write; by default what a chatter needs.",
 );
 
+const WATCH: Param = param(
+    "watch",
+    "string",
+    "sse, or `Accept: text/event-stream`: the value by `k`, or all of the path, and every change of it \
+     from there on, as server-sent events.",
+);
+const WAIT: Param = param(
+    "wait",
+    "integer",
+    "With If-None-Match: seconds, at most 55, to wait for another ETag. Listings have one too then, and \
+     a key that is not there has \"0\".",
+);
+
 const READ: &[&Param] =
     &[&K, &K2, &K3, &K4, &AS, &AT, &SERIES, &DELETIONS, &GS, &GE, &AFTER, &LIMIT];
+const READ_LIVE: &[&Param] =
+    &[&K, &K2, &K3, &K4, &AS, &AT, &SERIES, &DELETIONS, &GS, &GE, &AFTER, &LIMIT, &WATCH, &WAIT];
 const WRITE: &[&Param] = &[&K, &K2, &K3, &K4, &V, &VER];
 const REMOVE: &[&Param] = &[&K, &K2, &K3, &K4, &VER, &ERASE];
 
@@ -154,7 +169,7 @@ impl Service {
             Service::Authorization => {
                 const {
                     &[
-                        get("List what is denied at a path.", READ, VALUE),
+                        get("List what is denied at a path.", READ_LIVE, VALUE),
                         put("Deny an address or CIDR prefix `k`.", WRITE, "The note."),
                         post("Deny an address or CIDR prefix `k`.", WRITE, "The note."),
                         delete("Allow it again.", REMOVE, COUNT),
@@ -164,7 +179,7 @@ impl Service {
             Service::Configuration => {
                 const {
                     &[
-                        get("Read settings at a path.", READ, VALUE),
+                        get("Read settings at a path.", READ_LIVE, VALUE),
                         put("Set `k` here and below.", WRITE, "The value."),
                         post("Set `k` here and below.", WRITE, "The value."),
                         delete("Go back to what holds above.", REMOVE, COUNT),
@@ -174,7 +189,7 @@ impl Service {
             Service::Data => {
                 const {
                     &[
-                        get("Read a value, a listing or a series.", READ, VALUE),
+                        get("Read a value, a listing or a series.", READ_LIVE, VALUE),
                         put("Write a new version.", WRITE, "The value with `_ver_`."),
                         post("Write a new version.", WRITE, "The value with `_ver_`."),
                         delete("Delete a key, or every key of the path.", REMOVE, COUNT),
@@ -207,7 +222,7 @@ impl Service {
                     &[
                         get(
                             "The paths below, relative to the one asked.",
-                            &[&DEPTH],
+                            &[&DEPTH, &WATCH],
                             "A sorted list of paths.",
                         ),
                         put(ADD, &[&PATH_V], "Its `_ver_`."),

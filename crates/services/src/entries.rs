@@ -466,24 +466,37 @@ fn limit(call: &Call<'_>) -> Result<usize, Fault> {
     }
 }
 
-/// How many reads wait for a version, by the bucket of who pays for them.
-#[derive(Debug, Default)]
+/// How many reads wait for something, by the bucket of who pays for them.
+#[derive(Debug)]
 pub(crate) struct Awaiting {
+    /// Of one account.
+    max: usize,
     counts: Mutex<HashMap<Bucket, usize>>,
     pub(crate) refused: AtomicU64,
 }
 
 /// A read that waits, until this is dropped.
-struct Awaits<'a> {
+pub(crate) struct Awaits<'a> {
     awaiting: &'a Awaiting,
     bucket: &'a Bucket,
 }
 
+impl Default for Awaiting {
+    /// For those who wait for a version.
+    fn default() -> Awaiting {
+        Awaiting::new(AT_WAITING_MAX)
+    }
+}
+
 impl Awaiting {
-    fn begin<'a>(&'a self, bucket: &'a Bucket) -> Option<Awaits<'a>> {
+    pub(crate) fn new(max: usize) -> Awaiting {
+        Awaiting { max, counts: Mutex::default(), refused: AtomicU64::new(0) }
+    }
+
+    pub(crate) fn begin<'a>(&'a self, bucket: &'a Bucket) -> Option<Awaits<'a>> {
         let mut counts = self.counts.lock().unwrap_or_else(PoisonError::into_inner);
         let count = counts.entry(bucket.clone()).or_default();
-        if *count >= AT_WAITING_MAX {
+        if *count >= self.max {
             self.refused.fetch_add(1, Ordering::Relaxed);
             return None;
         }

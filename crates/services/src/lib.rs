@@ -34,6 +34,7 @@ pub mod token;
 mod turn;
 mod turnstile;
 mod video;
+pub mod watch;
 pub mod writing;
 
 use std::borrow::Cow;
@@ -232,6 +233,8 @@ pub struct Services {
     pub(crate) account_changes: Arc<Changes>,
     /// Of revocations, and of tokens that are kept as rows.
     pub(crate) token_changes: Arc<Changes>,
+    /// Of settings, and so of rules of paths.
+    pub(crate) setting_changes: Arc<Changes>,
     pub stats: Arc<statistics::Statistics>,
     pub logs: Arc<logs::Logs>,
     pub sessions: sessions::Sessions,
@@ -248,6 +251,7 @@ pub struct Services {
     pub idempotent: Arc<idempotency::Idempotent>,
     pub writing: writing::Writing,
     pub(crate) awaiting: entries::Awaiting,
+    pub(crate) polling: entries::Awaiting,
     pub(crate) changes: accounts::Changes,
 }
 
@@ -284,6 +288,7 @@ impl Services {
         let settings = Derived::new(&kv, layer(configuration::LAYER), Settings::compile);
         let path_rules = Derived::new(&kv, layer(configuration::LAYER), PathRules::compile);
         let token_changes = Changes::new(&kv, layer(token::LAYER));
+        let setting_changes = Changes::new(&kv, layer(configuration::LAYER));
         let account_changes = Changes::new(&kv, layer(accounts::LAYER));
         kv.on_commit(stats.clone());
         let logs = Arc::new(logs::Logs::default());
@@ -305,6 +310,7 @@ impl Services {
             rules_refused: AtomicU64::new(0),
             account_changes,
             token_changes,
+            setting_changes,
             stats,
             logs,
             sessions: sessions::Sessions::default(),
@@ -319,6 +325,7 @@ impl Services {
             idempotent,
             writing: writing::Writing::default(),
             awaiting: entries::Awaiting::default(),
+            polling: entries::Awaiting::new(watch::POLLS_MAX),
             changes: accounts::Changes::default(),
         }
     }

@@ -264,6 +264,22 @@ pub async fn from_token(
     session.log_in(services, Arc::new(proof), Some(&presented), address)
 }
 
+/// The user who has opened a socket with a token that was verified for that. It holds for as long as
+/// the socket is open, whenever it ends.
+///
+/// # Errors
+/// `unauthorized` when too many logins of this session were ended.
+pub fn of_socket(
+    services: &Arc<Services>,
+    session: &Session,
+    verified: Verified,
+    address: IpAddr,
+) -> Result<Arc<Login>, Fault> {
+    // What it was verified by may have changed since: 0 is a count at which nothing was looked at.
+    let proof = of_token(verified, 0);
+    session.log_in(services, Arc::new(proof), None, address)
+}
+
 /// The token of an `Authorization` header (RFC 6750 §2.1).
 fn bearer(header: &str) -> Option<&str> {
     let (scheme, token) = header.split_once(' ')?;
@@ -283,6 +299,10 @@ async fn prove_token(services: &Services, token: &str, address: IpAddr) -> Resul
         });
         return Err(Fault::with(Code::Unauthorized, "the token is not valid"));
     };
+    Ok(of_token(verified, seen))
+}
+
+fn of_token(verified: Verified, seen: u64) -> Proof {
     let Verified { claims, bucket } = &verified;
     let caller = Caller {
         account: claims.account.clone(),
@@ -293,7 +313,7 @@ async fn prove_token(services: &Services, token: &str, address: IpAddr) -> Resul
         role: Role::User(Arc::new(claims.clone())),
     };
     let basis = Basis::Token(verified);
-    Ok(Proof { caller: Arc::new(caller), basis, seen: AtomicU64::new(seen) })
+    Proof { caller: Arc::new(caller), basis, seen: AtomicU64::new(seen) }
 }
 
 /// The remembered proof of what was presented, or a new one.
@@ -319,11 +339,18 @@ async fn proof(
 impl Proof {
     /// Whether the rows that proved it are what they were, or the token still holds.
     pub(crate) async fn still_holds(&self, services: &Services) -> Result<bool, Fault> {
+        match &self.basis {
+            // Time passes without a change.
+            Basis::Token(verified) if verified.is_over(services.now_s()) => Ok(false),
+            _ => self.holds_while_open(services).await,
+        }
+    }
+
+    /// The same for what was opened with it: a token's end is that of connecting.
+    pub(crate) async fn holds_while_open(&self, services: &Services) -> Result<bool, Fault> {
         let changes = self.basis.changes(services);
         let is_unchanged = self.seen.load(Ordering::Relaxed) == changes;
         match &self.basis {
-            // Time passes without a change.
-            Basis::Token(verified) if verified.is_over(services.now_s()) => return Ok(false),
             _ if is_unchanged => return Ok(true),
             Basis::Token(verified) if !token::holds(services, verified).await? => return Ok(false),
             Basis::Token(_) => {}

@@ -23,6 +23,8 @@ use crate::{Answer, Call, Closing, Method, Services, entries};
 pub struct Sessions {
     logins: Mutex<HashMap<u64, Arc<Row>>>,
     next: AtomicU64,
+    /// How often logins were ended.
+    ended: AtomicU64,
 }
 
 /// What `_sess` shows of a login.
@@ -75,6 +77,15 @@ impl Login {
     /// The store's.
     pub async fn still_holds(&self, services: &Services) -> Result<bool, Fault> {
         self.proof.still_holds(services).await
+    }
+
+    /// The same for a socket or stream that this login has opened: a token's end is that of
+    /// connecting.
+    ///
+    /// # Errors
+    /// The store's.
+    pub async fn holds_while_open(&self, services: &Services) -> Result<bool, Fault> {
+        self.proof.holds_while_open(services).await
     }
 
     /// Whether somebody ended this login: its caller is refused on its connection.
@@ -190,6 +201,12 @@ impl Sessions {
         for login in logins.values().filter(|login| login.caller.bucket.is_within(bucket)) {
             login.ended.store(true, Ordering::Relaxed);
         }
+        self.ended.fetch_add(1, Ordering::Release);
+    }
+
+    /// A count that has changed when a login was ended.
+    pub(crate) fn ended(&self) -> u64 {
+        self.ended.load(Ordering::Acquire)
     }
 
     fn of(&self, bucket: &Bucket) -> Vec<(u64, Arc<Row>)> {
@@ -232,7 +249,10 @@ pub(crate) fn call(services: &Services, call: &Call<'_>) -> Result<Answer, Fault
                 Some(("login", id)) => id.parse().is_ok_and(|id: u64| {
                     let logins = services.sessions.of(bucket);
                     let login = logins.iter().find(|(known, _)| *known == id);
-                    login.is_some_and(|(_, login)| !login.ended.swap(true, Ordering::Relaxed))
+                    let ended =
+                        login.is_some_and(|(_, login)| !login.ended.swap(true, Ordering::Relaxed));
+                    services.sessions.ended.fetch_add(u64::from(ended), Ordering::Release);
+                    ended
                 }),
                 _ => false,
             };

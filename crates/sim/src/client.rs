@@ -112,6 +112,7 @@ impl Client {
             if_match: None,
             if_none_match: None,
             idempotency_key: None,
+            opener: None,
             authority: "localhost",
             is_tls: false,
             address: IpAddr::V4(Ipv4Addr::new(192, 0, 2, last_byte)),

@@ -187,6 +187,11 @@ sections! {
         /// Requests of one address in a second, whoever makes them; 0 for no bound. A proxy that is
         /// not in listen.trusted_proxies is one address.
         requests_per_address: u32 = 0,
+        /// Watches of one account: streams of server-sent events, sockets' watches, reads with `wait`.
+        watches_per_account: usize = kv4::watch::Limits::default().per_account,
+        /// Bytes of changes that were written and not yet handed on to those who watch. Past it the
+        /// watches for which most of them wait are ended.
+        watch_queue: Size = Size(kv4::watch::Limits::default().queued_bytes),
         /// Slow password hashes at the same time, each with 19 MiB that are kept for the next.
         password_hashes: usize = 2,
         /// Password hashes that wait, half for new passwords and half for logins; of one account or

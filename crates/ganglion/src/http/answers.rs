@@ -16,6 +16,7 @@ use hyper::body::{Body, Frame, SizeHint};
 use tokio::time::{Instant, Sleep};
 
 use super::connection::WRITE_TIME;
+use super::feeds::Feed;
 use crate::turns::{AnswerBytes, Spender};
 
 /// Bytes that a transport takes at a time: an HTTP/2 frame's default bound. With less room in its
@@ -112,7 +113,14 @@ impl Patience {
 
 /// A response's body.
 #[derive(Debug)]
-pub(super) struct Answer {
+pub(super) enum Answer {
+    Whole(Whole),
+    Feed(Box<Feed>),
+}
+
+/// A body that is there from the beginning.
+#[derive(Debug)]
+pub(super) struct Whole {
     rest: Bytes,
     /// How much of it goes at a time.
     piece: usize,
@@ -138,10 +146,45 @@ impl Drop for Counted {
     }
 }
 
+/// Bytes of a feed, shared with other feeds or not, counted as those of whoever called last until the
+/// last piece of them is dropped; `None` when there is no room for them.
+pub(super) fn counted_piece(
+    bytes: Bytes,
+    spender: &Spender,
+    connection: &Arc<Untaken>,
+) -> Option<Bytes> {
+    let length = bytes.len();
+    let counted = spender.answer(connection.bytes(), length, false)?;
+    connection.owe(length);
+    let connection = connection.clone();
+    Some(Bytes::from_owner(Counted { bytes, connection, _counted: Some(counted) }))
+}
+
+impl Whole {
+    /// The next piece of it.
+    pub(super) fn next(&mut self) -> Option<Bytes> {
+        if self.rest.is_empty() {
+            return None;
+        }
+        let at = self.piece.min(self.rest.len());
+        // The last piece takes the owner with it.
+        Some(match at == self.rest.len() {
+            true => std::mem::take(&mut self.rest),
+            false => self.rest.split_to(at),
+        })
+    }
+
+    /// What goes in pieces over HTTP/2, and at once over HTTP/1.
+    pub(super) fn new(bytes: Bytes, is_http2: bool) -> Whole {
+        let piece = if is_http2 { PIECE_BYTES } else { bytes.len() };
+        Whole { rest: bytes, piece }
+    }
+}
+
 impl Answer {
     /// One that is not counted.
     pub(super) fn uncounted(bytes: Bytes) -> Answer {
-        Answer { piece: bytes.len(), rest: bytes }
+        Answer::Whole(Whole::new(bytes, false))
     }
 
     /// One that is counted as that of whoever called last; `None` when there is no room for it. What
@@ -164,8 +207,7 @@ impl Answer {
         };
         connection.owe(length);
         let owner = Counted { bytes, connection: connection.clone(), _counted: counted };
-        let piece = if is_http2 { PIECE_BYTES } else { length };
-        Some(Answer { rest: Bytes::from_owner(owner), piece })
+        Some(Answer::Whole(Whole::new(Bytes::from_owner(owner), is_http2)))
     }
 }
 
@@ -175,26 +217,27 @@ impl Body for Answer {
 
     fn poll_frame(
         mut self: Pin<&mut Self>,
-        _: &mut Context<'_>,
+        context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, Infallible>>> {
-        if self.rest.is_empty() {
-            return Poll::Ready(None);
-        }
-        let at = self.piece.min(self.rest.len());
-        // The last piece takes the owner with it.
-        let piece = match at == self.rest.len() {
-            true => std::mem::take(&mut self.rest),
-            false => self.rest.split_to(at),
+        let piece = match &mut *self {
+            Answer::Whole(whole) => Poll::Ready(whole.next()),
+            Answer::Feed(feed) => feed.poll_next(context),
         };
-        Poll::Ready(Some(Ok(Frame::data(piece))))
+        piece.map(|piece| piece.map(|piece| Ok(Frame::data(piece))))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.rest.is_empty()
+        match self {
+            Answer::Whole(whole) => whole.rest.is_empty(),
+            Answer::Feed(_) => false,
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        SizeHint::with_exact(self.rest.len() as u64)
+        match self {
+            Answer::Whole(whole) => SizeHint::with_exact(whole.rest.len() as u64),
+            Answer::Feed(_) => SizeHint::default(),
+        }
     }
 }
 

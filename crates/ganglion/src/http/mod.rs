@@ -4,12 +4,13 @@
 //! [`frames`] are counted; its [`streams`] are metered. Each of the [`requests`] has its head looked at
 //! ([`forwarded`]), its body read within limits ([`bodies`]), and is answered by the neuron, by
 //! [`health`] (on a private listener to nobody [`foreign`]) or by one of the [`pages`]; the answer is put into HTTP in [`replies`] and counted until
-//! its client has taken it ([`answers`]). Not here: what a request means (`neuron`), and WebSockets
+//! its client has taken it ([`answers`]); a watch has an answer that goes on ([`feeds`]). Not here: what a request means (`neuron`), and WebSockets
 //! after their handshake (`sockets`).
 
 mod answers;
 mod bodies;
 mod connection;
+mod feeds;
 mod foreign;
 mod forwarded;
 mod frames;
@@ -29,6 +30,7 @@ use neuron::Neuron;
 use services::access::Network;
 
 pub(crate) use self::connection::{Incoming, serve_connection};
+pub(crate) use self::feeds::{Feeds, hand_on};
 pub(crate) use self::pace::Paced;
 pub(crate) use self::pages::{DemoAccess, Pages};
 pub(crate) use self::replies::plain;
@@ -54,6 +56,7 @@ pub(crate) struct Shared {
     /// Each account's share of the requests that are carried out at a time.
     pub(crate) turns: Arc<Turns>,
     pub(crate) counters: Counters,
+    pub(crate) feeds: Feeds,
     /// That of the listeners, when they have one.
     pub(crate) tls: Option<Arc<Tls>>,
 }

@@ -24,11 +24,23 @@ const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 /// Refused as overloaded, in words.
 const BUSY: &str = "too many requests are under way\n";
 
+/// What a request is answered.
+enum Reply {
+    Whole(HttpResponse),
+    Feed(hyper::Response<Answer>),
+}
+
+impl From<HttpResponse> for Reply {
+    fn from(response: HttpResponse) -> Reply {
+        Reply::Whole(response)
+    }
+}
+
 /// Who makes a request.
-struct Asker {
+pub(super) struct Asker {
     /// The client's, whatever proxies are between.
-    address: IpAddr,
-    spender: Arc<Spender>,
+    pub(super) address: IpAddr,
+    pub(super) spender: Arc<Spender>,
 }
 
 impl Connection {
@@ -45,7 +57,10 @@ impl Connection {
         let must_go =
             self.is_admin || requests::may_write(request.method().as_str(), request.uri().path());
         let asker = Asker { address, spender: spender.clone() };
-        let response = self.respond(request, asker, head.err()).await;
+        let response = match self.respond(request, asker, head.err()).await {
+            Reply::Whole(response) => response,
+            Reply::Feed(response) => return response,
+        };
         let (parts, bytes) = response.into_parts();
         let (untaken, is_http2) = (self.pace.untaken(), self.pace.is_http2());
         match Answer::counted(bytes, &spender, untaken, is_http2, must_go) {
@@ -64,7 +79,7 @@ impl Connection {
         request: hyper::Request<body::Incoming>,
         asker: Asker,
         malformed: Option<String>,
-    ) -> HttpResponse {
+    ) -> Reply {
         let address = asker.address;
         self.has_begun.store(true, Ordering::Relaxed);
         let _under_way = self.pace.begun(request.version());
@@ -74,21 +89,23 @@ impl Connection {
         if let Some(why) = malformed {
             let fault = Fault::with(Code::BadRequest, why);
             let wants_problem = wants_problem(request.headers());
-            return closing(faulted(&fault, StatusCode::BAD_REQUEST, wants_problem));
+            return closing(faulted(&fault, StatusCode::BAD_REQUEST, wants_problem)).into();
         }
         if self.is_admin {
             if let Some(refusal) = foreign::refusal(&request, &self.shared.config.neuron.host) {
-                return refusal;
+                return refusal.into();
             }
             let response = self.health(request.method(), path).await;
-            return response.unwrap_or_else(|| {
-                plain(StatusCode::NOT_FOUND, "metrics, livez, readyz and drainz are here\n")
-            });
+            return response
+                .unwrap_or_else(|| {
+                    plain(StatusCode::NOT_FOUND, "metrics, livez, readyz and drainz are here\n")
+                })
+                .into();
         }
         if !self.shared.turns.arrive(address) {
             let fault = Fault::with(Code::TooManyRequests, "this address makes too many requests");
             let status = StatusCode::TOO_MANY_REQUESTS;
-            return faulted(&fault, status, wants_problem(request.headers()));
+            return faulted(&fault, status, wants_problem(request.headers())).into();
         }
         if let Some(target) = requests::socket_target(path) {
             // A socket's life is no request: it waits, and leaves its place.
@@ -97,11 +114,19 @@ impl Connection {
                 ticket.turn(Payer::Address(address), true).await.map(drop)
             };
             if waited.is_err() {
-                return plain(StatusCode::SERVICE_UNAVAILABLE, BUSY);
+                return plain(StatusCode::SERVICE_UNAVAILABLE, BUSY).into();
             }
-            return sockets::upgrade(&self.shared, &self.entered, request, target, address).await;
+            let upgraded = sockets::upgrade(&self.shared, &self.entered, request, target, address);
+            return upgraded.await.into();
         }
-        self.api(request, asker, busy).await
+        let (parts, body) = request.into_parts();
+        if self.wants_feed(&parts, &asker) {
+            return match self.feed(parts, asker).await {
+                Ok(response) => Reply::Feed(response),
+                Err(refusal) => refusal.into(),
+            };
+        }
+        self.api(parts, body, asker, busy).await.into()
     }
 
     /// Health and pages, which nobody in particular asks for.
@@ -123,11 +148,11 @@ impl Connection {
     /// steps belong together.
     async fn api(
         self: &Arc<Self>,
-        request: hyper::Request<body::Incoming>,
+        parts: http::request::Parts,
+        body: body::Incoming,
         asker: Asker,
         busy: Busy,
     ) -> HttpResponse {
-        let (parts, body) = request.into_parts();
         let (body, counted) = match self.read_body(body, &parts.headers, asker.address).await {
             Ok(read) => read,
             Err(fault) => {
@@ -155,12 +180,13 @@ impl Connection {
         })
     }
 
-    async fn answer(
-        &self,
-        parts: &http::request::Parts,
-        body: &[u8],
+    /// A request as the neuron is asked.
+    pub(super) fn request<'a>(
+        &'a self,
+        parts: &'a http::request::Parts,
+        body: &'a [u8],
         asker: &Asker,
-    ) -> HttpResponse {
+    ) -> requests::Request<'a> {
         let mut request = requests::Request {
             method: parts.method.as_str(),
             path: parts.uri.path(),
@@ -171,6 +197,7 @@ impl Connection {
             if_match: None,
             if_none_match: None,
             idempotency_key: None,
+            opener: None,
             authority: parts.uri.authority().map_or("localhost", http::uri::Authority::as_str),
             is_tls: self.is_safe(&parts.headers),
             address: asker.address,
@@ -194,6 +221,16 @@ impl Connection {
             *wanted = wanted.or(value.to_str().ok());
         }
         request.authority = host.unwrap_or(request.authority);
+        request
+    }
+
+    async fn answer(
+        &self,
+        parts: &http::request::Parts,
+        body: &[u8],
+        asker: &Asker,
+    ) -> HttpResponse {
+        let request = self.request(parts, body, asker);
         let ticket = asker.spender.ticket_for(self.pace.untaken().bytes(), body.len());
         let work = self.shared.neuron.request(&request, &ticket);
         let Some(response) = ticket.carry_out(work).await else {

@@ -1,5 +1,5 @@
 //! KV4's tests: views against histories, KV4 against a plain model, eviction, derived caches,
-//! waiting, threads.
+//! waiting, watches, threads.
 
 // A test that cannot go on fails here and now.
 #![allow(clippy::unwrap_used)]
@@ -13,6 +13,7 @@ mod model;
 mod threads;
 mod views;
 mod waiting;
+mod watches;
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::SeqCst};

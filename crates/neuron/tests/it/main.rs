@@ -150,6 +150,7 @@ impl Stage {
         let authorization = format!("Basic {basic}");
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
         let request = Request {
+            opener: None,
             method,
             path,
             query,

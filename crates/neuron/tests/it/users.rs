@@ -52,6 +52,7 @@ impl Stage {
         let (path, query) = target.split_once('?').unwrap_or((target, ""));
         let body = if body.is_null() { String::new() } else { body.to_string() };
         let request = Request {
+            opener: None,
             method,
             path,
             query,
@@ -385,6 +386,7 @@ async fn users_of_a_sub_account_have_its_data_and_the_top_account_pays() {
             if_match: None,
             if_none_match: None,
             idempotency_key: None,
+            opener: None,
             authority: "localhost",
             is_tls: false,
             address: LOCALHOST,

@@ -11,6 +11,7 @@ mod files;
 mod fsck;
 mod group;
 mod log;
+mod watches;
 
 use std::sync::Arc;
 use std::time::Duration;
