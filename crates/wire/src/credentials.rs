@@ -55,7 +55,9 @@ impl fmt::Debug for Secret {
 #[derive(Clone, Copy, Debug, Eq, Error, PartialEq)]
 #[non_exhaustive]
 pub enum CredentialsError {
-    #[error("the Authorization header is not `Basic` with base64 of `ident:secret`")]
+    #[error(
+        "the Authorization header is neither `Basic` with base64 of `ident:secret`, nor `Bearer` with a token"
+    )]
     NotBasic,
     #[error("a sub-account of a sub-account does not exist: write `account#sub`")]
     TooManyLevels,
