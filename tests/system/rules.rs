@@ -452,6 +452,28 @@ fn a_token_with_every_grant_is_no_account() -> Result<()> {
 }
 
 #[test]
+fn what_a_member_shows_beside_his_name_is_sent() -> Result<()> {
+    let stage = Stage::new()?;
+    let base = format!("ws://{}/ws", stage.neuron.address("http")?);
+    let greet = |name: &str| -> Result<(Client, Value)> {
+        let token = stage.token(&format!("/my/path?k={name}&expire=600"))?;
+        let hello = json!({ "token": token, "data": { "of": name } });
+        let mut client = Client::greet(&base, &hello)?;
+        let welcome = client.frame()?;
+        Ok((client, welcome))
+    };
+    stage.rule("/my/path", "send", json!(["ann"]))?;
+    let (mut ann, _) = greet("ann")?;
+    let (mut bob, welcome) = greet("bob")?;
+    assert_eq!(welcome["p"]["data"], json!({ "ann": { "of": "ann" } }));
+    assert_eq!(bob.ask("presence", &json!(1), &json!("psst"))?["p"]["v"], "not_allowed");
+    assert_eq!(ann.ask("presence", &json!(1), &json!("hello"))?["p"]["s"], "ok");
+    stage.no_rule("/my/path", "send")?;
+    assert_eq!(bob.ask("presence", &json!(2), &json!("psst"))?["p"]["s"], "ok");
+    Ok(())
+}
+
+#[test]
 fn who_moderates_sends_members_away() -> Result<()> {
     let stage = Stage::new()?;
     let ann = stage.token("/my/path?k=ann&grants=moderate,subscribe&expire=600")?;

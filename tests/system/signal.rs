@@ -1,6 +1,7 @@
 //! Signalling on a path, driven by clients written from the spec and by curl.
 
 mod crowd;
+mod data;
 mod generations;
 mod plain;
 mod resume;

@@ -563,6 +563,7 @@ async fn age(shared: Arc<Shared>) {
         shared.turns.tick();
         let proofs = services::watch::proofs(&shared.neuron.services);
         shared.feeds.tick(proofs, shared.lifecycle.is_draining());
+        shared.sockets.look();
         if let (Some((spent_before, count_before)), Some((spent, count))) = (before, written())
             && count >= count_before + WRITES_MIN
         {

@@ -1,9 +1,10 @@
 //! One neuron's cores put together, used by the program and by simulation alike.
 //!
-//! [`requests`] carries a request of the HTTP API to its service and back; [`watching`]
+//! [`asking`] makes requests of what sockets ask, [`requests`] carries a request of the HTTP API to its service and back; [`watching`]
 //! opens the watches of it; [`sockets`] carries signalling sockets to their rooms; [`tidy_up`] is what is done every so often. Values in, values
 //! out: sockets, tasks and clocks are the shell's.
 
+pub mod asking;
 pub mod requests;
 pub mod sockets;
 pub mod tidy_up;

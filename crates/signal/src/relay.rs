@@ -277,6 +277,11 @@ impl Signal {
 
     fn set_presence(&mut self, socket: SocketId, id: Option<Id<'_>>, data: &str) {
         let Some(seat) = self.seats.get(&socket) else { return };
+        // What everybody sees of a member is said to everybody.
+        if !seat.grants.contains(Grants::PUBLISH) {
+            self.counters.ungranted += 1;
+            return self.refuse(socket, id, &Fault::new(Code::NotAllowed));
+        }
         if data.len() > self.limits.data_bytes {
             self.counters.refused_data += 1;
             let why = format!("`p` may have {} bytes", self.limits.data_bytes);
@@ -304,7 +309,7 @@ impl Signal {
     }
 
     fn reply(&mut self, socket: SocketId, id: Id<'_>, cursor: Option<&Cursor>, envelope: &str) {
-        self.send(socket, &ServerFrame::Reply { id, cursor, envelope });
+        self.send(socket, &ServerFrame::Reply { id, cursor, ver: None, envelope });
     }
 
     /// Tells a socket what was wrong with its frame: in its own answer, if it has an id.

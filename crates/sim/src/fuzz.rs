@@ -262,7 +262,7 @@ fn fuzz_frame(generation: Generation, text: &str) {
         }
         Ok(ClientFrame::Ask { id, .. }) => {
             let envelope = "{}";
-            return check_frame(&ServerFrame::Reply { id, cursor: None, envelope });
+            return check_frame(&ServerFrame::Reply { id, cursor: None, ver: None, envelope });
         }
         Ok(_) => return,
         Err(error) => {

@@ -48,6 +48,7 @@ impl Config {
             ("signal.ping_after", signal.ping_after.0.is_zero()),
             ("signal.idle", signal.idle.0.is_zero()),
             ("signal.resume", signal.resume.0.is_zero()),
+            ("signal.requests_per_socket", signal.requests_per_socket == 0),
             ("stats.flush", self.stats.flush.0.is_zero()),
         ] {
             if is_zero {

@@ -224,6 +224,10 @@ sections! {
         /// Messages of one socket in a second, ten seconds' worth at once; one that sends more is not
         /// read from until it is within it. 0 for no bound. Pings do not count.
         messages_per_second: u32 = 1_000,
+        /// Requests of one socket that wait for those before them; one with more is not read from.
+        requests_per_socket: usize = 32,
+        /// Watches of one socket; more are refused.
+        watches_per_socket: usize = 128,
         /// Bytes of what a client shows beside its name, as JSON.
         presence: Size = Size(signal::Limits::default().data_bytes),
         /// For how long a client whose socket was lost may come back and hear what it missed.

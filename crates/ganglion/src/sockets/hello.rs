@@ -8,10 +8,18 @@ use wire::frames::{ClientFrame, Generation, Hello};
 /// Who comes, and what with.
 #[derive(Debug)]
 pub(super) struct Greeting {
-    pub(super) token: String,
+    pub(super) by: Credentials,
     /// Where it wants to be, if its token leaves that open.
     pub(super) path: Option<String>,
-    pub(super) coming: Coming,
+    /// None when it wants to be in no room.
+    pub(super) coming: Option<Coming>,
+}
+
+/// What proves who comes.
+#[derive(Debug)]
+pub(super) enum Credentials {
+    Account { ident: String, secret: String },
+    Token(String),
 }
 
 impl Greeting {
@@ -24,18 +32,27 @@ impl Greeting {
             Ok(_) => return Err(bad("the first frame is `hello`")),
             Err(error) => return Err(Fault::with(error.code(), error.to_string())),
         };
-        let Hello { token, path, data, session, cursor, .. } = hello;
-        let token = token.ok_or_else(|| bad("`hello` needs a `token`"))?;
+        let Hello { token, ident, secret, path, join, data, session, cursor } = hello;
+        let owned = std::borrow::Cow::into_owned;
+        let by = match (token, ident, secret) {
+            (Some(token), None, None) => Credentials::Token(owned(token)),
+            (None, Some(ident), Some(secret)) => {
+                Credentials::Account { ident: owned(ident), secret: owned(secret) }
+            }
+            _ => return Err(bad("`hello` needs a `token`, or `ident` and `secret`")),
+        };
+        let is_token = matches!(by, Credentials::Token(_));
+        if join == Some(true) && !is_token {
+            return Err(bad("an account is in no room: make a token for a name"));
+        }
         let session = session.map(|text| text.parse()).transpose();
         let cursor = cursor.map(|text| text.parse()).transpose();
-        Ok(Greeting {
-            token: token.into_owned(),
-            path: path.map(std::borrow::Cow::into_owned),
-            coming: Coming {
-                data: data.filter(|data| *data != "null").map(Into::into),
-                session: session.map_err(|_| bad("`session` is not one of this system"))?,
-                cursor: cursor.map_err(|_| bad("`cursor` is not one of this system"))?,
-            },
-        })
+        let coming = Coming {
+            data: data.filter(|data| *data != "null").map(Into::into),
+            session: session.map_err(|_| bad("`session` is not one of this system"))?,
+            cursor: cursor.map_err(|_| bad("`cursor` is not one of this system"))?,
+        };
+        let coming = join.unwrap_or(is_token).then_some(coming);
+        Ok(Greeting { by, path: path.map(owned), coming })
     }
 }

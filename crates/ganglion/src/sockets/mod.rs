@@ -7,6 +7,7 @@
 //! queue is full, whatever is being written to it. Not here: who hears what (`signal`), framing
 //! (`wire::ws`).
 
+mod asks;
 mod batch;
 mod framing;
 mod hello;

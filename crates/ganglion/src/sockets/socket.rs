@@ -12,23 +12,30 @@ use std::time::Duration;
 use bytes::Bytes;
 use hyper_util::rt::TokioIo;
 use hyper_util::server::conn::auto::upgrade::downcast;
-use kv4::Bucket;
+use neuron::asking::Asker;
 use neuron::sockets::{Joiner, Place};
-use services::token;
+use services::sessions::Session;
+use services::token::{self, Verified};
+use services::{access, principal};
 use signal::{Coming, Departure, SocketId};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio::time::Instant;
 use tokio_rustls::server::TlsStream;
-use wire::frames::{ClientFrame, Generation, ServerFrame};
+use wire::envelope::{self, Fault};
+use wire::errors::Code;
+use wire::frames::{self, ClientFrame, FrameError, Generation, Id, ServerFrame};
+use wire::names::Path;
+use wire::token::Grants;
 use wire::ws::{self, CloseCode, ProtocolError};
 
+use super::asks::Asks;
 use super::batch::Batch;
 use super::framing::{Framing, Heard};
-use super::hello::Greeting;
+use super::hello::{Credentials, Greeting};
 use super::pace::Pace;
 use super::table::{Closing, Counters, Queue};
-use super::upgrade::{Admitted, Arrival, admit, not_seated};
+use super::upgrade::{Admitted, Arrival, admit, not_seated, permit_origin, refusal, verify};
 use crate::http::{Paced, Shared};
 use crate::turns::Spender;
 
@@ -44,6 +51,10 @@ const CLOSE_TIME: Duration = Duration::from_secs(2);
 /// What frames go over: the listener's own stream, without what paces requests below hyper.
 pub(crate) trait Transport: AsyncRead + AsyncWrite + Unpin {
     fn socket(&self) -> socket2::SockRef<'_>;
+
+    fn is_tls(&self) -> bool {
+        false
+    }
 }
 
 impl Transport for TcpStream {
@@ -62,6 +73,10 @@ impl Transport for TlsStream<TcpStream> {
     fn socket(&self) -> socket2::SockRef<'_> {
         self.get_ref().0.socket()
     }
+
+    fn is_tls(&self) -> bool {
+        true
+    }
 }
 
 /// One open socket: its transport, decoder and queue.
@@ -79,6 +94,18 @@ pub(crate) struct Socket<IO> {
     pace: Pace,
     /// Who pays for what it does; its account, once that is known.
     spender: Arc<Spender>,
+    /// What it asks for, once it does; of v4 only.
+    asks: Option<Arc<Asks>>,
+    /// With what it came, until it asks.
+    opener: Option<Box<Verified>>,
+    address: IpAddr,
+}
+
+/// How a v4 socket goes on after its hello.
+enum Arrived {
+    InRoom(Admitted, Coming),
+    /// It only asks.
+    Outside(Asker),
 }
 
 /// Why a socket's task ends.
@@ -170,18 +197,21 @@ impl Socket<()> {
             heard: Instant::now(),
             pace: Pace::new(shared.config.signal.messages_per_second),
             spender: Spender::new(shared.turns.clone(), address),
+            asks: None,
+            opener: None,
+            address,
         };
         let end = match arrival {
             Arrival::Token(_, admitted) => {
-                socket.visit(admitted, Coming::default(), read_already, address).await
+                socket.visit(admitted, Coming::default(), read_already).await
             }
             Arrival::Hello { origin } => {
                 // Boxed, so that sockets that come otherwise have no room for it.
-                let arriving = Box::pin(socket.arrive(read_already, origin, address));
-                match arriving.await {
-                    Ok((admitted, coming, rest)) => {
-                        socket.visit(admitted, coming, &rest, address).await
+                match Box::pin(socket.arrive(read_already, origin)).await {
+                    Ok((Arrived::InRoom(admitted, coming), rest)) => {
+                        socket.visit(admitted, coming, &rest).await
                     }
+                    Ok((Arrived::Outside(asker), rest)) => socket.stay_outside(asker, &rest).await,
                     Err(end) => end,
                 }
             }
@@ -192,13 +222,8 @@ impl Socket<()> {
 
 impl<IO: Transport> Socket<IO> {
     /// Is in the room that a token opens, until one side ends.
-    async fn visit(
-        &mut self,
-        admitted: Admitted,
-        coming: Coming,
-        read_already: &[u8],
-        address: IpAddr,
-    ) -> End {
+    async fn visit(&mut self, admitted: Admitted, mut coming: Coming, read_already: &[u8]) -> End {
+        let address = self.address;
         let shared = self.shared.clone();
         let (services, counters) = (&shared.neuron.services, &shared.sockets.counters);
         let refused = |code, reason| {
@@ -214,6 +239,18 @@ impl<IO: Transport> Socket<IO> {
                 return refused(code, reason);
             }
         };
+        if coming.data.is_some() {
+            let Verified { claims, bucket } = &verified;
+            match access::decide_seat(services, claims, bucket, &room.place(), address).await {
+                Ok(grants) if grants.contains(Grants::PUBLISH) => {}
+                // Whoever may say nothing there says nothing beside his name either.
+                Ok(_) => coming.data = None,
+                Err(why) => {
+                    let (code, reason) = not_seated(&why);
+                    return refused(code, reason);
+                }
+            }
+        }
         let joiner = Joiner { generation: self.generation, client_ip: address, coming };
         let sockets = &shared.neuron.sockets;
         let place = match sockets.join(self.id, &verified, &room, joiner) {
@@ -232,9 +269,13 @@ impl<IO: Transport> Socket<IO> {
         counters.opened.fetch_add(1, Ordering::Relaxed);
         self.place = Some(place);
         let token = verified.claims.id;
-        let account = Bucket::account(&verified.claims.account, None);
-        self.spender.charge_to(account.unwrap_or(verified.bucket));
-        drop((verified.claims, room));
+        self.spender.charge_to(verified.bucket.top());
+        if self.generation == Generation::V4 {
+            self.opener = Some(Box::new(verified));
+        } else {
+            drop(verified);
+        }
+        drop(room);
         services.graces.connected(token, services.now_s());
         let spender = self.spender.clone();
         let end = spender.metered(self.converse(read_already)).await;
@@ -244,13 +285,28 @@ impl<IO: Transport> Socket<IO> {
         end
     }
 
+    /// Answers what a socket in no room asks for, until one side ends.
+    async fn stay_outside(&mut self, asker: Asker, read_already: &[u8]) -> End {
+        let shared = self.shared.clone();
+        let counters = &shared.sockets.counters;
+        counters.opened.fetch_add(1, Ordering::Relaxed);
+        let caller = asker.opener.caller();
+        self.spender.charge_to(caller.payer.clone());
+        let user = caller.user().map(|claims| claims.identity.as_str());
+        self.push(frames::admitted(caller.ident(), user));
+        self.begin_asking(asker);
+        let spender = self.spender.clone();
+        let end = spender.metered(self.converse(read_already)).await;
+        count_end(&end, counters);
+        end
+    }
+
     /// Hears who a v4 client is and where it wants to be. Answers what was read beyond that, too.
     async fn arrive(
         &mut self,
         read_already: &[u8],
         origin: Option<String>,
-        address: IpAddr,
-    ) -> Result<(Admitted, Coming, Vec<u8>), End> {
+    ) -> Result<(Arrived, Vec<u8>), End> {
         let mut rest = read_already.to_vec();
         let heard = tokio::time::timeout(HELLO_TIME, self.first_text(&mut rest)).await;
         let text = heard.map_err(|_| {
@@ -262,10 +318,72 @@ impl<IO: Transport> Socket<IO> {
             self.push(ServerFrame::Error { fault: &fault }.to_ws(Generation::V4));
             End::Close(CloseCode::POLICY, "bad hello".to_owned())
         })?;
-        let Greeting { token, path, coming } = greeting;
-        let admitted =
-            admit(&self.shared, &token, path.as_deref(), origin.as_deref(), address).await;
-        Ok((admitted, coming, rest))
+        let (shared, origin) = (&self.shared, origin.as_deref());
+        let Greeting { by, path, coming } = greeting;
+        let arrived = match (by, coming) {
+            (Credentials::Token(token), Some(coming)) => {
+                let admitted = admit(shared, &token, path.as_deref(), origin, self.address).await;
+                Ok(Arrived::InRoom(admitted, coming))
+            }
+            (by, _) => self.asker(by, path.as_deref(), origin).await.map(Arrived::Outside),
+        };
+        match arrived {
+            Ok(arrived) => Ok((arrived, rest)),
+            Err((code, reason)) => {
+                shared.sockets.counters.refused.fetch_add(1, Ordering::Relaxed);
+                Err(End::Close(code, reason))
+            }
+        }
+    }
+
+    /// Who asks, without being in a room.
+    async fn asker(
+        &self,
+        by: Credentials,
+        path: Option<&str>,
+        origin: Option<&str>,
+    ) -> Result<Asker, (CloseCode, String)> {
+        let (shared, address) = (&self.shared, self.address);
+        let services = &shared.neuron.services;
+        let session = Session::default();
+        let path = path.map(Path::parse).transpose();
+        let path = path.map_err(|error| refusal(&Fault::new(error.code())))?;
+        let (opener, own) = match by {
+            Credentials::Token(token) => {
+                let verified = verify(shared, &token, origin).await?;
+                let own = verified.claims.path.clone();
+                (principal::of_socket(services, &session, verified, address), own)
+            }
+            Credentials::Account { ident, secret } => {
+                let login =
+                    principal::from_parts(services, &session, &ident, &secret, address).await;
+                (login, None)
+            }
+        };
+        let opener = opener.map_err(|fault| refusal(&fault))?;
+        permit_origin(shared, &opener.caller().bucket, origin).await?;
+        let path = path.or(own).unwrap_or_else(Path::root);
+        Ok(Asker { opener, session, address, is_tls: self.io.is_tls(), path })
+    }
+
+    fn begin_asking(&mut self, asker: Asker) {
+        let (shared, queue) = (self.shared.clone(), self.queue.clone());
+        let asks = Asks::new(shared, asker, self.spender.clone(), queue);
+        self.shared.sockets.ask(self.id, asks.clone());
+        self.asks = Some(asks);
+    }
+
+    /// What it asks for; begun with what it came with when it does so first.
+    fn asking(&mut self) -> Option<&Arc<Asks>> {
+        if let Some(verified) = self.opener.take() {
+            let session = Session::default();
+            let path = verified.claims.path.clone().unwrap_or_else(Path::root);
+            let (services, address) = (&self.shared.neuron.services, self.address);
+            let opener = principal::of_socket(services, &session, *verified, address).ok()?;
+            let is_tls = self.io.is_tls();
+            self.begin_asking(Asker { opener, session, address, is_tls, path });
+        }
+        self.asks.as_ref()
     }
 
     /// The first text, and in `rest` what was read beyond it.
@@ -294,12 +412,26 @@ impl<IO: Transport> Socket<IO> {
         }
     }
 
+    fn push_some(&self, frame: Option<Bytes>) {
+        if let Some(frame) = frame {
+            self.push(frame);
+        }
+    }
+
     fn push(&self, frame: Bytes) {
         self.queue.push(frame, self.shared.config.signal.queue.0);
     }
 
     /// Reads and writes until one side ends.
     async fn converse(&mut self, read_already: &[u8]) -> End {
+        let end = self.talk(read_already).await;
+        if let Some(asks) = &self.asks {
+            asks.end();
+        }
+        end
+    }
+
+    async fn talk(&mut self, read_already: &[u8]) -> End {
         if let Err(end) = self.hear(read_already) {
             return end;
         }
@@ -376,7 +508,7 @@ impl<IO: Transport> Socket<IO> {
                 Poll::Pending => {}
             }
         }
-        if self.pace.paused_until().is_some() {
+        if self.pace.paused_until().is_some() || self.has_asked_enough() {
             return if has_written { Poll::Ready(Ok(false)) } else { Poll::Pending };
         }
         let mut bytes = [std::mem::MaybeUninit::uninit(); READ_BYTES];
@@ -434,6 +566,12 @@ impl<IO: Transport> Socket<IO> {
         Ok(())
     }
 
+    /// Whether what it asked for is to be answered first.
+    fn has_asked_enough(&self) -> bool {
+        let max = self.shared.config.signal.requests_per_socket;
+        self.asks.as_ref().is_some_and(|asks| asks.waiting() >= max)
+    }
+
     /// Feeds bytes to the decoder and acts on what they say.
     fn hear(&mut self, mut bytes: &[u8]) -> Result<(), End> {
         let (mut said, mut pings) = (0, 0);
@@ -448,9 +586,21 @@ impl<IO: Transport> Socket<IO> {
                 Ok(Some(Heard::Text("ping"))) => pings += 1,
                 Ok(Some(Heard::Text(text))) => {
                     said += 1;
-                    let frame = ClientFrame::parse(self.generation, text);
-                    if let Some(place) = self.place {
-                        self.shared.neuron.sockets.frame(place, self.id, frame);
+                    match (ClientFrame::parse(self.generation, text), self.place) {
+                        (Ok(ClientFrame::Ask { id, verb, params }), _) => {
+                            let asked = (id.as_str().to_owned(), params.to_owned());
+                            let (id, params) = (&asked.0, &asked.1);
+                            if let (Ok(id), Some(asks)) = (Id::of_json(id), self.asking()) {
+                                asks.take(id, verb, params);
+                            }
+                        }
+                        (frame, Some(place)) => {
+                            self.shared.neuron.sockets.frame(place, self.id, frame);
+                        }
+                        (frame, None) => {
+                            let frame = outside(frame);
+                            self.push_some(frame);
+                        }
                     }
                 }
                 Ok(Some(Heard::Owed(frame))) => {
@@ -467,7 +617,7 @@ impl<IO: Transport> Socket<IO> {
         }
         if said > 0 {
             let now = Instant::now();
-            if self.pace.spend(said, now) {
+            if self.pace.spend(said, now) || self.has_asked_enough() {
                 counters.paced.fetch_add(1, Ordering::Relaxed);
             }
             // Who has had his share of the cores' time while others call waits before he says more.
@@ -477,6 +627,29 @@ impl<IO: Transport> Socket<IO> {
         }
         Ok(())
     }
+}
+
+/// What is answered to one who is in no room and says something to it.
+fn outside(frame: Result<ClientFrame<'_>, FrameError>) -> Option<Bytes> {
+    let no_room = || Fault::with(Code::NotAllowed, "this socket is in no room");
+    let (id, fault) = match frame {
+        Ok(ClientFrame::Ping { ts }) => {
+            return Some(ServerFrame::Pong { ts }.to_ws(Generation::V4));
+        }
+        Ok(ClientFrame::User(frame)) => (frame.id, no_room()),
+        Ok(ClientFrame::Presence { id, .. }) => (id, no_room()),
+        Ok(ClientFrame::Hello(_)) => {
+            (None, Fault::with(Code::BadRequest, "`hello` comes first, and once"))
+        }
+        Ok(_) => return None,
+        Err(error) => (None, Fault::with(error.code(), error.to_string())),
+    };
+    let envelope = envelope::error(&fault);
+    let frame = match id {
+        Some(id) => ServerFrame::Reply { id, cursor: None, ver: None, envelope: &envelope },
+        None => ServerFrame::Error { fault: &fault },
+    };
+    Some(frame.to_ws(Generation::V4))
 }
 
 fn gone(error: &io::Error) -> End {

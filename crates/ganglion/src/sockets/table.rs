@@ -10,6 +10,8 @@ use signal::{Output, SocketId};
 use tokio::sync::Notify;
 use wire::ws::CloseCode;
 
+use super::asks::Asks;
+
 /// What sockets are told when the neuron goes away.
 const STOPS: &str = "the neuron stops";
 
@@ -17,6 +19,8 @@ const STOPS: &str = "the neuron stops";
 #[derive(Debug)]
 pub(crate) struct SocketTable {
     queues: papaya::HashMap<u64, Arc<Queue>>,
+    /// Of the sockets that ask for something.
+    asks: papaya::HashMap<u64, Arc<Asks>>,
     next: AtomicU64,
     queue_bytes_max: usize,
     /// Set once, as the neuron goes away.
@@ -72,6 +76,7 @@ impl SocketTable {
     pub(crate) fn new(queue_bytes_max: usize) -> Arc<SocketTable> {
         Arc::new(SocketTable {
             queues: papaya::HashMap::new(),
+            asks: papaya::HashMap::new(),
             next: AtomicU64::new(1),
             queue_bytes_max,
             is_closing: AtomicBool::new(false),
@@ -103,7 +108,20 @@ impl SocketTable {
         (SocketId(id), queue)
     }
 
+    /// Notes that a socket asks for something.
+    pub(super) fn ask(&self, socket: SocketId, asks: Arc<Asks>) {
+        self.asks.pin().insert(socket.0, asks);
+    }
+
+    /// To be called every second or so: has watches looked at whose owners may be none any more.
+    pub(crate) fn look(&self) {
+        for (_, asks) in &self.asks.pin() {
+            asks.look();
+        }
+    }
+
     pub(super) fn forget(&self, socket: SocketId) {
+        self.asks.pin().remove(&socket.0);
         self.queues.pin().remove(&socket.0);
     }
 
@@ -173,6 +191,11 @@ impl Queue {
         waiting.close.get_or_insert(Closing::Told(code, reason));
         drop(waiting);
         self.wake.notify_one();
+    }
+
+    /// Whether fewer than so many bytes wait.
+    pub(super) fn has_room(&self, bytes: usize) -> bool {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner).bytes < bytes
     }
 
     pub(super) fn closing(&self) -> Option<Closing> {

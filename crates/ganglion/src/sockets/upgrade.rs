@@ -8,6 +8,7 @@ use base64::Engine as _;
 use bytes::Bytes;
 use http::{HeaderValue, Method, StatusCode, header};
 use hyper::body::Incoming;
+use kv4::Bucket;
 use services::RoomRef;
 use services::access::NotSeated;
 use services::token::{self, Verified};
@@ -83,8 +84,7 @@ pub(crate) async fn upgrade(
     response
 }
 
-/// What a valid token opens for a page of an origin, or the close that tells why it does not. What is
-/// no page says no origin, as on the HTTP API.
+/// What a valid token opens for a page of an origin, or the close that tells why it does not.
 pub(super) async fn admit(
     shared: &Shared,
     token: &str,
@@ -92,23 +92,44 @@ pub(super) async fn admit(
     origin: Option<&str>,
     address: IpAddr,
 ) -> Admitted {
+    let verified = verify(shared, token, origin).await?;
+    let asked = asked.map(Path::parse).transpose();
+    let asked = asked.map_err(|error| refusal(&Fault::new(error.code())))?;
+    let room = token::room(&shared.neuron.services, &verified, asked.as_ref(), address).await;
+    Ok((verified, room.map_err(|why| not_seated(&why))?))
+}
+
+/// A token that holds, of an account whose sockets pages of an origin may open.
+pub(super) async fn verify(
+    shared: &Shared,
+    token: &str,
+    origin: Option<&str>,
+) -> Result<Verified, (CloseCode, String)> {
     if shared.lifecycle.is_draining() {
         return Err((CloseCode::GOING_AWAY, "draining".to_owned()));
     }
     let services = &shared.neuron.services;
     let verified = token::verify(services, token).await.map_err(|fault| refusal(&fault))?;
-    if let Some(origin) = origin {
-        let settings = services.settings.of(&services.kv, &verified.bucket).await;
-        let settings = settings.map_err(|error| refusal(&services::store_fault(error)))?;
-        let origins = settings.at::<Vec<String>>(&Path::root(), "cors_origins");
-        if origins.is_some_and(|origins| origins.iter().all(|known| known != origin)) {
-            return Err(refusal(&Fault::new(Code::NotAllowed)));
-        }
+    permit_origin(shared, &verified.bucket, origin).await?;
+    Ok(verified)
+}
+
+/// Refuses pages of an origin that the account does not allow. What is no page says no origin, as on the
+/// HTTP API.
+pub(super) async fn permit_origin(
+    shared: &Shared,
+    bucket: &Bucket,
+    origin: Option<&str>,
+) -> Result<(), (CloseCode, String)> {
+    let Some(origin) = origin else { return Ok(()) };
+    let services = &shared.neuron.services;
+    let settings = services.settings.of(&services.kv, bucket).await;
+    let settings = settings.map_err(|error| refusal(&services::store_fault(error)))?;
+    let origins = settings.at::<Vec<String>>(&Path::root(), "cors_origins");
+    if origins.is_some_and(|origins| origins.iter().all(|known| known != origin)) {
+        return Err(refusal(&Fault::new(Code::NotAllowed)));
     }
-    let asked = asked.map(Path::parse).transpose();
-    let asked = asked.map_err(|error| refusal(&Fault::new(error.code())))?;
-    let room = token::room(services, &verified, asked.as_ref(), address).await;
-    Ok((verified, room.map_err(|why| not_seated(&why))?))
+    Ok(())
 }
 
 /// How a socket that may not be here is closed. Clients that are told [`CloseCode::UNAUTHORIZED`]

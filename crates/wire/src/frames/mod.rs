@@ -13,7 +13,7 @@ mod server;
 pub use client::{ClientFrame, FrameError, Hello, ID_BYTES_MAX, Id, UserFrame, Verb};
 pub use cursor::{Cursor, CursorError, Incarnation, Session};
 pub use name::{BadName, NAME_BYTES_MAX, Name, percent_encode};
-pub use server::{Present, ServerFrame, Welcome, watched};
+pub use server::{Present, ServerFrame, Welcome, admitted, watch_ended, watched};
 
 /// Who the server's own frames are from, below the room's path.
 pub const SYSTEM_NAME: &str = "__sys__";

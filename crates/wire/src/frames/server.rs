@@ -8,7 +8,7 @@ use super::{Cursor, Generation, Id, Name, PEER_CONNECTED, PEER_REMOVED, PEERS, S
 use super::{Session, UserFrame};
 use crate::envelope::{self, Fault};
 use crate::json::push_string;
-use crate::names::Path;
+use crate::names::{Ident, Path};
 use crate::ws;
 
 /// One text that a server sends.
@@ -48,6 +48,8 @@ pub enum ServerFrame<'a> {
         id: Id<'a>,
         /// Where the sender's message stands in the room.
         cursor: Option<&'a Cursor>,
+        /// The version of the entry that was read or written.
+        ver: Option<&'a str>,
         envelope: &'a str,
     },
     /// A user's frame with its true sender, or the server's own when there is none.
@@ -179,10 +181,13 @@ impl ServerFrame<'_> {
             ServerFrame::Presence { path, name, data } => {
                 push_told(out, "presence", path, name, data);
             }
-            ServerFrame::Reply { id, cursor, envelope } => {
+            ServerFrame::Reply { id, cursor, ver, envelope } => {
                 out.push_str(r#"{"t":"r","m":{"id":"#);
                 out.push_str(id.as_str());
                 push_cursor(out, cursor);
+                if let Some(ver) = ver {
+                    let _ = write!(out, r#","ver":"{ver}""#);
+                }
                 out.push_str(r#"},"p":"#);
                 out.push_str(envelope);
                 out.push('}');
@@ -279,6 +284,28 @@ pub fn watched(path: &Path, payload: &str) -> Bytes {
         out.push_str(r#"},"p":"#);
         out.push_str(payload);
         out.push('}');
+    })
+}
+
+/// That a watch is over (v4): `id` is that with which it was asked for, and `envelope` says why.
+pub fn watch_ended(id: Id<'_>, path: &Path, envelope: &str) -> Bytes {
+    ws::text_frame_with(64 + path.as_str().len() + envelope.len(), |out| {
+        let _ = write!(out, r#"{{"t":"end","m":{{"watch":{},"path":"#, id.as_str());
+        push_string(out, path.as_str());
+        let _ = write!(out, r#"}},"p":{envelope}}}"#);
+    })
+}
+
+/// The first frame to a v4 client that is in no room: whose data it asks for.
+pub fn admitted(ident: &Ident, user: Option<&str>) -> Bytes {
+    ws::text_frame_with(96, |out| {
+        out.push_str(r#"{"t":"welcome","m":{},"p":{"ident":"#);
+        push_string(out, ident.as_str());
+        if let Some(user) = user {
+            out.push_str(r#","name":"#);
+            push_string(out, user);
+        }
+        out.push_str("}}");
     })
 }
 

@@ -240,12 +240,22 @@ fn v4_is_told_more() {
         r#"{"t":"u","m":{"f":"/my/path/bob","o":"x","y":1,"c":"abeef-1a"},"p":2}"#
     );
     assert_eq!(
-        v4(ServerFrame::Reply { id, cursor: Some(&cursor), envelope: r#"{"v":null,"s":"ok"}"# }),
+        v4(ServerFrame::Reply {
+            id,
+            cursor: Some(&cursor),
+            ver: None,
+            envelope: r#"{"v":null,"s":"ok"}"#
+        }),
         r#"{"t":"r","m":{"id":"a","c":"abeef-1a"},"p":{"v":null,"s":"ok"}}"#
     );
     assert_eq!(
-        v4(ServerFrame::Reply { id, cursor: None, envelope: r#"{"v":"not_found","s":"error"}"# }),
-        r#"{"t":"r","m":{"id":"a"},"p":{"v":"not_found","s":"error"}}"#
+        v4(ServerFrame::Reply {
+            id,
+            cursor: None,
+            ver: Some("7-a"),
+            envelope: r#"{"v":"not_found","s":"error"}"#
+        }),
+        r#"{"t":"r","m":{"id":"a","ver":"7-a"},"p":{"v":"not_found","s":"error"}}"#
     );
     assert_eq!(
         watched(&path("/a b/\"c"), r#"{"k":"x"}"#),
