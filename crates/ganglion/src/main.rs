@@ -52,6 +52,8 @@ enum Verb {
     Token(TokenArguments),
     /// Be in a room: what is typed goes to everybody there, and after `@name ` to one.
     Chat(ChatArguments),
+    /// Follow data: what is at a path, and every change, a line of JSON each: `ganglion watch /my/path`.
+    Watch(WatchArguments),
     /// Named neurons and credentials for the verbs above.
     #[command(subcommand)]
     Context(ContextVerb),
@@ -133,6 +135,17 @@ struct ChatArguments {
     /// The name to have there.
     #[arg(long, env = "USER")]
     name: String,
+}
+
+#[derive(Debug, clap::Args)]
+struct WatchArguments {
+    #[command(flatten)]
+    place: Where,
+    /// The path below `_data`, such as /my/path.
+    path: String,
+    /// One key of it; all of them when left out.
+    #[arg(long)]
+    k: Option<String>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -253,6 +266,9 @@ fn run(verb: Verb) -> Result<()> {
         }
         Verb::Chat(ChatArguments { place, path, name }) => {
             runtime()?.block_on(client::chat(&place, &path, &name))
+        }
+        Verb::Watch(WatchArguments { place, path, k }) => {
+            runtime()?.block_on(client::watch(&place, &path, k.as_deref()))
         }
         Verb::Context(verb) => {
             print(&client::context(verb)?);

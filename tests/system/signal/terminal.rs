@@ -1,4 +1,4 @@
-//! `ganglion chat`: a terminal beside everybody else, through pipes.
+//! `ganglion chat` and `ganglion watch`: terminals beside everybody else, through pipes.
 
 use std::io::{BufRead as _, BufReader, Write as _};
 use std::process::{Child, ChildStdin, Command, Stdio};
@@ -12,7 +12,7 @@ use tests::proxy::Proxy;
 
 use super::{Stage, presence};
 
-/// A running `ganglion chat`, and what it prints.
+/// A running `ganglion`, and what it prints.
 struct Terminal {
     child: Child,
     input: Option<ChildStdin>,
@@ -21,8 +21,13 @@ struct Terminal {
 
 impl Terminal {
     fn start(stage: &Stage, url: &str, path: &str, name: &str) -> Result<Terminal> {
+        Terminal::run(stage, url, &["chat", path, "--name", name])
+    }
+
+    fn run(stage: &Stage, url: &str, arguments: &[&str]) -> Result<Terminal> {
         let mut child = Command::new(program()?)
-            .args(["chat", path, "--name", name, "--url", url, "--user", &stage.credentials])
+            .args(arguments)
+            .args(["--url", url, "--user", &stage.credentials])
             .stdin(Stdio::piped())
             .stdout(Stdio::piped())
             .stderr(Stdio::piped())
@@ -124,5 +129,51 @@ fn a_path_that_is_not_there_is_told_with_what_to_do() -> Result<()> {
     let terminal = Terminal::start(&stage, &stage.neuron.url(), "/nowhere", "term")?;
     let (is_well, complaint) = terminal.ends()?;
     assert!(!is_well && complaint.contains("ganglion put /_ns/nowhere"), "{complaint}");
+    Ok(())
+}
+
+#[test]
+fn a_terminal_follows_data_across_a_failing_network() -> Result<()> {
+    let stage = Stage::new()?;
+    let put =
+        |key: &str, v: u64| stage.ok("PUT", "/_data/my/path", Some(&json!({ "k": key, "v": v })));
+    put("a", 1)?;
+    put("b", 1)?;
+    let proxy = Proxy::before(&stage.neuron.address("http")?)?;
+    let url = format!("http://{}", proxy.address);
+    let terminal = Terminal::run(&stage, &url, &["watch", "/my/path"])?;
+    let shows = |key: &str, v: serde_json::Value| -> Result<()> {
+        let line = terminal.lines.recv_timeout(Duration::from_secs(15))?;
+        let mut entry: serde_json::Value = serde_json::from_str(&line)?;
+        entry.as_object_mut().context("an object")?.remove("_ver_");
+        let expected = match v.is_null() {
+            true => json!({ "k": key, "deleted": true }),
+            false => json!({ "k": key, "v": v }),
+        };
+        anyhow::ensure!(entry == expected, "{entry} in place of {expected}");
+        Ok(())
+    };
+    shows("a", json!(1))?;
+    shows("b", json!(1))?;
+    put("a", 2)?;
+    shows("a", json!(2))?;
+    proxy.set_away(true);
+    proxy.cut();
+    put("b", 2)?;
+    put("c", 1)?;
+    stage.ok("DELETE", "/_data/my/path?k=a", None)?;
+    proxy.set_away(false);
+    shows("b", json!(2))?;
+    shows("c", json!(1))?;
+    shows("a", json!(null))?;
+    let of_one = Terminal::run(&stage, &url, &["watch", "/my/path", "--k", "c"])?;
+    assert!(of_one.lines.recv_timeout(Duration::from_secs(15))?.contains(r#""v":1"#));
+    put("b", 3)?;
+    put("c", 2)?;
+    assert!(of_one.lines.recv_timeout(Duration::from_secs(15))?.contains(r#""v":2"#));
+    for mut terminal in [terminal, of_one] {
+        terminal.child.kill()?;
+        terminal.child.wait()?;
+    }
     Ok(())
 }

@@ -1,4 +1,4 @@
-//! The client verbs `get put post delete token chat`, with named contexts (seed 002's `xirsys get`).
+//! The client verbs `get put post delete token chat watch`, with named contexts (seed 002's `xirsys get`).
 //!
 //! A context is an address and credentials; `--url` and `--user` stand in for one. [`contexts`] keeps
 //! them, [`exchange`](mod@exchange) is one request over http or https and its answer, [`link`] a
@@ -8,6 +8,7 @@ mod chat;
 mod contexts;
 mod exchange;
 mod link;
+mod watch;
 
 use std::path::PathBuf;
 
@@ -97,4 +98,9 @@ pub(crate) async fn ask(
 /// Is in a room until standard input ends.
 pub(crate) async fn chat(place: &Where, path: &str, name: &str) -> Result<()> {
     chat::chat(&place.find()?, path, name).await
+}
+
+/// Follows the entries of a path, or one of them, until that is refused.
+pub(crate) async fn watch(place: &Where, path: &str, key: Option<&str>) -> Result<()> {
+    watch::watch(&place.find()?, path, key).await
 }
