@@ -65,11 +65,11 @@ impl Ganglion {
             authorization: String::new(),
         };
         ganglion.authorization = ganglion.account(WHO)?;
+        part_company();
         Ok(ganglion)
     }
 
-    /// Makes an account, by `$sys`, and waits until it is in nobody's company; answers with what its
-    /// requests say in `authorization`.
+    /// Makes an account, by `$sys`, and answers with what its requests say in `authorization`.
     pub(crate) fn account(&self, name: &str) -> Result<String> {
         let body = format!(
             "{{\"k\":\"{name}\",\"v\":{{\"email\":\"{name}@example.org\",\"password\":\"woot\"}}}}"
@@ -85,7 +85,6 @@ impl Ganglion {
         let mut first = Vec::new();
         self.push_as(&authorization, &mut first, "GET", "/_data", "");
         load::ask(self.address, &first)?;
-        std::thread::sleep(COMPANY);
         Ok(authorization)
     }
 
@@ -118,6 +117,11 @@ impl Ganglion {
         };
         Ok((metric("ganglion_store_commits_total")?, metric("ganglion_store_requests_total")?))
     }
+}
+
+/// Waits until who called before is nobody's company any more.
+pub(crate) fn part_company() {
+    std::thread::sleep(COMPANY);
 }
 
 fn basic(credentials: &str) -> String {

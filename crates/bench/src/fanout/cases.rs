@@ -1,7 +1,8 @@
 //! The cases of `bench fanout`.
 
 use std::collections::BTreeMap;
-use std::time::Duration;
+use std::net::SocketAddr;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, ensure};
 use serde_json::{Map, Value, json};
@@ -11,9 +12,10 @@ use super::crowd::Joined;
 use super::latency::Latencies;
 use super::servers::{Language, Seats, Server};
 use super::spread::{Plan, Spread, spread};
-use super::{Bench, crowd, pings};
+use super::{Bench, Crowd, crowd, pings};
+use crate::ganglion::{Ganglion, part_company};
 use crate::load;
-use crate::process::{Process, TICKS, cpu_seconds};
+use crate::process::{TICKS, cpu_seconds};
 use crate::report::{Better, Figure, median, number};
 
 pub(super) type Case = fn(&Bench<'_>, &str) -> Result<()>;
@@ -143,8 +145,9 @@ fn aim(name: &str, members: usize, cpu: &Values) -> Option<f64> {
 fn one_round(bench: &Bench<'_>, language: Language, load: Load, side: &mut Side) -> Result<()> {
     let server = bench.start(language)?;
     let members = load.members;
-    let before = server.process().memory()?.resident;
     let mut crowd = crowd(&server, Seats { members, in_room: members, has_publisher: true })?;
+    // Tokens and rooms are made: they are not what a socket takes.
+    let before = server.process().memory()?.resident;
     crowd.join()?;
     crowd.settle(QUIET)?;
     let after = server.process().memory()?.resident;
@@ -187,8 +190,9 @@ fn idle_memory(bench: &Bench<'_>, case: &str) -> Result<()> {
     for _ in 0..bench.options.rounds {
         for &language in &languages {
             let server = bench.start(language)?;
-            let before = server.process().memory()?;
             let mut crowd = crowd(&server, rooms(sockets)?)?;
+            // Tokens and rooms are made: they are not what a socket takes.
+            let before = server.process().memory()?;
             crowd.join()?;
             crowd.stay(SETTLES)?;
             let after = server.process().memory()?;
@@ -252,43 +256,25 @@ fn ping_flood(bench: &Bench<'_>, case: &str) -> Result<()> {
     Ok(())
 }
 
-/// One server's storms.
+/// The storms of a case: each server's while nobody else calls, and ours while another account does.
 #[derive(Debug, Default)]
 struct Storms {
+    first_seconds: Values,
     seconds: Values,
     cpu_seconds: Values,
     again: Values,
-    first_seconds: Values,
+    in_company: Vec<f64>,
+    /// What the other account waited, without a storm and in it.
+    quiet: Vec<Latencies>,
+    stormy: Vec<Latencies>,
 }
 
 fn reconnect_storm(bench: &Bench<'_>, case: &str) -> Result<()> {
     let languages = bench.present(&[Language::Ours, Language::Centrifuge, Language::Nats]);
     let mut storms = Storms::default();
-    let mut asked = Vec::new();
     for _ in 0..bench.options.rounds {
         for &language in &languages {
-            let server = bench.start(language)?;
-            let other = match &server {
-                Server::Ours(ganglion) => Some((ganglion.address, another_account(ganglion)?)),
-                Server::Other(..) => None,
-            };
-            let mut crowd = crowd(&server, rooms(bench.options.sockets)?)?;
-            let first = crowd.join()?;
-            crowd.settle(QUIET)?;
-            let mut quiet = Latencies::default();
-            if let Some((address, request)) = &other {
-                let caller = Caller::start(*address, request.clone())?;
-                crowd.stay(BEFORE)?;
-                quiet = caller.stop()?;
-            }
-            let caller = other.map(|(address, request)| Caller::start(address, request));
-            let caller = caller.transpose()?;
-            let cpu = server.process().cpu_seconds()?;
-            let (joined, cut_s) = storm(&mut crowd)?;
-            let stormy = caller.map(Caller::stop).transpose()?;
-            crowd.settle(QUIET)?;
-            storms.add(language, first, joined, cut_s, cpu_since(server.process(), cpu)?);
-            asked.extend(stormy.map(|stormy| (quiet, stormy)));
+            storms.round(&bench.start(language)?, rooms(bench.options.sockets)?)?;
         }
     }
     let mut extra = Map::new();
@@ -300,51 +286,75 @@ fn reconnect_storm(bench: &Bench<'_>, case: &str) -> Result<()> {
     let metric = "seconds until all are in again";
     print(bench, case, metric, Better::Less, storms.seconds, None, extra);
     print(bench, case, "CPU-seconds", Better::Less, storms.cpu_seconds, None, Map::new());
-    for (name, share) in [("p50", 0.5), ("p99", 0.99), ("max", 1.0)] {
-        let of = |latencies: &Latencies| match name {
-            "max" => latencies.max_us(),
-            _ => latencies.percentile_us(share),
-        };
-        let values = asked.iter().map(|(_, stormy)| of(stormy)).collect();
-        let quiet: Vec<f64> = asked.iter().map(|(quiet, _)| of(quiet)).collect();
-        let count: Vec<f64> = asked.iter().map(|(_, stormy)| stormy.count() as f64).collect();
+    let ours = |values| Values::from([(Language::Ours, values)]);
+    let metric = "seconds while another account calls";
+    print(bench, case, metric, Better::Less, ours(storms.in_company), None, Map::new());
+    for (name, of) in [
+        ("p50", (|latencies| latencies.percentile_us(0.5)) as fn(&Latencies) -> f64),
+        ("p99", |latencies| latencies.percentile_us(0.99)),
+        ("max", Latencies::max_us),
+    ] {
+        let all = |latencies: &[Latencies]| latencies.iter().map(of).collect::<Vec<f64>>();
+        let requests: Vec<f64> = storms.stormy.iter().map(|it| it.count() as f64).collect();
         let mut extra = Map::new();
-        extra.insert("quiet".to_owned(), number(median(&quiet)));
-        extra.insert("requests".to_owned(), number(median(&count)));
-        let metric = format!("another account's GET meanwhile, {name} µs");
-        let values = Values::from([(Language::Ours, values)]);
-        print(bench, case, &metric, Better::Less, values, None, extra);
+        extra.insert("quiet".to_owned(), number(median(&all(&storms.quiet))));
+        extra.insert("requests".to_owned(), number(median(&requests)));
+        let metric = format!("the other account's GETs, {name} µs");
+        print(bench, case, &metric, Better::Less, ours(all(&storms.stormy)), None, extra);
     }
     Ok(())
 }
 
-/// Cuts all at once and has all in again; answers with the time of the cut too.
-fn storm(crowd: &mut super::Crowd) -> Result<(Joined, f64)> {
-    let begun = std::time::Instant::now();
-    crowd.cut();
-    let cut_s = begun.elapsed().as_secs_f64();
-    Ok((crowd.join()?, cut_s))
-}
-
 impl Storms {
-    fn add(&mut self, who: Language, first: Joined, joined: Joined, cut_s: f64, cpu_s: f64) {
+    fn round(&mut self, server: &Server, seats: Seats) -> Result<()> {
+        let mut crowd = crowd(server, seats)?;
+        let other = match server {
+            Server::Ours(ganglion) => Some((ganglion.address, another_account(ganglion)?)),
+            Server::Other(..) => None,
+        };
+        let who = server.language();
+        let first = crowd.join()?;
+        crowd.settle(QUIET)?;
+        let cpu = server.process().cpu_seconds()?;
+        let storm = storm(&mut crowd)?;
+        crowd.settle(QUIET)?;
         for (values, value) in [
-            (&mut self.seconds, cut_s + joined.lasted.as_secs_f64()),
-            (&mut self.cpu_seconds, cpu_s),
-            (&mut self.again, joined.again as f64),
             (&mut self.first_seconds, first.lasted.as_secs_f64()),
+            (&mut self.seconds, storm.lasted.as_secs_f64()),
+            (&mut self.cpu_seconds, server.process().cpu_seconds()? - cpu),
+            (&mut self.again, storm.again as f64),
         ] {
             values.entry(who).or_default().push(value);
         }
+        if let Some((address, request)) = other {
+            self.in_company(&mut crowd, address, &request)?;
+        }
+        Ok(())
+    }
+
+    /// A storm beside an account that calls at a steady pace.
+    fn in_company(&mut self, crowd: &mut Crowd, address: SocketAddr, request: &[u8]) -> Result<()> {
+        let caller = Caller::start(address, request.to_owned())?;
+        crowd.stay(BEFORE)?;
+        self.quiet.push(caller.stop()?);
+        let caller = Caller::start(address, request.to_owned())?;
+        self.in_company.push(storm(crowd)?.lasted.as_secs_f64());
+        self.stormy.push(caller.stop()?);
+        Ok(())
     }
 }
 
-fn cpu_since(process: &Process, before: f64) -> Result<f64> {
-    Ok(process.cpu_seconds()? - before)
+/// Cuts all at once and has all in again; the time is of both.
+fn storm(crowd: &mut Crowd) -> Result<Joined> {
+    let begun = Instant::now();
+    crowd.cut();
+    let joined = crowd.join()?;
+    Ok(Joined { lasted: begun.elapsed(), ..joined })
 }
 
-/// A key of an account that has nothing to do with the sockets, and the request that reads it.
-fn another_account(ganglion: &crate::ganglion::Ganglion) -> Result<Vec<u8>> {
+/// A key of an account that has nothing to do with the sockets, and the request that reads it. It is
+/// in nobody's company when this ends.
+fn another_account(ganglion: &Ganglion) -> Result<Vec<u8>> {
     let authorization = ganglion.account("other")?;
     let (mut put, mut get) = (Vec::new(), Vec::new());
     let body = "{\"k\":\"key\",\"v\":\"value\"}";
@@ -352,6 +362,7 @@ fn another_account(ganglion: &crate::ganglion::Ganglion) -> Result<Vec<u8>> {
     load::ask(ganglion.address, &put)?;
     ganglion.push_as(&authorization, &mut get, "GET", "/_data/seen?k=key", "");
     load::ask(ganglion.address, &get)?;
+    part_company();
     Ok(get)
 }
 
