@@ -71,11 +71,12 @@ pub(super) fn spread(
             out.clear();
             let now_us = crowd.now_us();
             let count = if plan.every.is_some() { 1 } else { CHUNK };
-            for number in published..plan.messages.min(published + count) {
+            let last = plan.messages.min(published + count);
+            for number in published..last {
                 let record = Record { number, sent_us: now_us };
                 crowd.language.push_message(record, &mut out.bytes);
-                published += 1;
             }
+            published = last;
             if let Some(every) = plan.every {
                 crowd.set_timer(every)?;
                 is_due = false;
