@@ -279,6 +279,23 @@ pub(crate) fn ask(address: SocketAddr, request: &[u8]) -> Result<(String, Vec<u8
     }
 }
 
+/// Appends what follows the last header: the body, if there is one, with what describes it.
+pub(crate) fn push_body(out: &mut Vec<u8>, body: &str) {
+    if body.is_empty() {
+        push(out, &["\r\n"]);
+        return;
+    }
+    let length = body.len().to_string();
+    let head = ["content-type: application/json\r\ncontent-length: ", &length, "\r\n\r\n", body];
+    push(out, &head);
+}
+
+pub(crate) fn push(out: &mut Vec<u8>, parts: &[&str]) {
+    for part in parts {
+        out.extend_from_slice(part.as_bytes());
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;

@@ -1,16 +1,17 @@
-//! `bench kv`: what KV4 costs, beside its rival (etcd) and beside what the parts under it can do.
+//! Benchmarks: what Ganglion costs, beside its rivals and beside what the parts under it can do.
 //!
-//! One load generator for all servers, rounds in turn, medians; CPU from process accounting. It
-//! prints one JSON object a line with `--json`, else a table. `docs/measured/kv.md` says how to read
-//! the figures. Not here: who compares them with older ones (`cargo xtask bench kv --baseline FILE`).
+//! One load generator for all servers of a benchmark, rounds in turn, medians; CPU from process
+//! accounting. It prints one JSON object a line with `--json`, else a table. `docs/measured` says how
+//! to read the figures. Not here: who compares them with older ones (`cargo xtask bench kv --baseline
+//! FILE`).
 
-mod cases;
-mod engine;
-mod idle;
+mod fanout;
+mod ganglion;
+mod kv;
 mod load;
 mod process;
 mod report;
-mod servers;
+mod rivals;
 
 use std::path::PathBuf;
 
@@ -27,7 +28,9 @@ struct Arguments {
 #[derive(Debug, Subcommand)]
 enum Verb {
     /// KV4 over HTTP beside etcd.
-    Kv(Options),
+    Kv(kv::Options),
+    /// Messages to the members of a room beside Centrifuge and NATS.
+    Fanout(fanout::Options),
     /// The limit of reads: hyper that answers the same without looking. Started by `kv`.
     #[command(hide = true)]
     Idle {
@@ -38,39 +41,14 @@ enum Verb {
     },
     /// The limit of writes: redb alone with the same rows. Started by `kv`.
     #[command(hide = true)]
-    Engine(engine::Plan),
-}
-
-/// How to measure.
-#[derive(Clone, Debug, clap::Args)]
-pub(crate) struct Options {
-    /// One JSON object a line in place of a table.
-    #[arg(long)]
-    json: bool,
-    /// Only cases whose name holds this.
-    #[arg(long)]
-    case: Option<String>,
-    /// Rounds of each server, in turn; medians are told.
-    #[arg(long, default_value_t = 5)]
-    rounds: usize,
-    /// Seconds of one server's round.
-    #[arg(long, default_value_t = 2.0)]
-    seconds: f64,
-    /// Connections of `get warm` and `range series`.
-    #[arg(long, default_value_t = 32)]
-    connections: usize,
-    /// Keys of `memory per million keys` at most.
-    #[arg(long, default_value_t = 1_000_000)]
-    keys: u64,
-    /// The program to measure; built for it when left out.
-    #[arg(long)]
-    ganglion: Option<PathBuf>,
-    /// Where data is kept while measuring; must be on the disk that is meant.
-    #[arg(long)]
-    folder: Option<PathBuf>,
-    /// Do not start rivals.
-    #[arg(long)]
-    no_rivals: bool,
+    Engine(kv::engine::Plan),
+    /// The limit of fan-out: one thread that writes what it is given to every socket. Started by
+    /// `fanout`.
+    #[command(hide = true)]
+    Bare {
+        /// Where to write the address.
+        ready: PathBuf,
+    },
 }
 
 fn main() -> Result<()> {
@@ -78,8 +56,10 @@ fn main() -> Result<()> {
         bail!("this is a debug build, whose figures mean nothing: use `cargo xtask bench`");
     }
     match Arguments::parse().verb {
-        Verb::Kv(options) => cases::run(&options),
-        Verb::Idle { answer, ready } => idle::serve(&answer, &ready),
-        Verb::Engine(plan) => engine::run(&plan),
+        Verb::Kv(options) => kv::run(&options),
+        Verb::Fanout(options) => fanout::run(&options),
+        Verb::Idle { answer, ready } => kv::idle::serve(&answer, &ready),
+        Verb::Engine(plan) => kv::engine::run(&plan),
+        Verb::Bare { ready } => fanout::bare::serve(&ready),
     }
 }

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use anyhow::{Result, ensure};
 use serde_json::{Map, Value, json};
 
 /// Prints figures as they are found.
@@ -86,6 +87,19 @@ impl Report {
             println!("{case:24} MISSING {what}");
         }
     }
+}
+
+/// The cases that `wanted` names: the one of that very name, else those whose names hold it.
+pub(crate) fn chosen<'a, T: Copy>(
+    cases: &[(&'a str, T)],
+    wanted: Option<&str>,
+) -> Result<Vec<(&'a str, T)>> {
+    let wanted = wanted.unwrap_or("");
+    let is_name = cases.iter().any(|(name, _)| *name == wanted);
+    let is_wanted = |name: &str| name == wanted || !is_name && name.contains(wanted);
+    let chosen: Vec<_> = cases.iter().filter(|(name, _)| is_wanted(name)).copied().collect();
+    ensure!(!chosen.is_empty(), "no case is named like `{wanted}`");
+    Ok(chosen)
 }
 
 /// The middle value; of an even number the mean of the two.

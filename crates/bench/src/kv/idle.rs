@@ -73,8 +73,8 @@ async fn serve_connection(stream: TcpStream, headers: HeaderMap, body: Bytes) {
 mod tests {
     use super::*;
 
-    const HTTP: &str = include_str!("../../ganglion/src/http/connection.rs");
-    const CONFIG: &str = include_str!("../../ganglion/src/config/keys.rs");
+    const HTTP: &str = include_str!("../../../ganglion/src/http/connection.rs");
+    const CONFIG: &str = include_str!("../../../ganglion/src/config/keys.rs");
 
     /// How a connection is set up, from the first setting to the last, without white space.
     fn settings(source: &str) -> Result<String> {

@@ -1,4 +1,10 @@
-//! The cases of `bench kv`, each with its servers side by side and rounds in turn.
+//! `bench kv`: what KV4 costs, beside its rival (etcd) and beside what the parts under it can do.
+//! Each case has its servers side by side and rounds in turn; `docs/measured/kv.md` says how to read
+//! the figures.
+
+pub(crate) mod engine;
+pub(crate) mod idle;
+mod servers;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -9,15 +15,16 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::{Map, Value, json};
 use tempfile::TempDir;
 
-use crate::Options;
-use crate::engine::Outcome;
+use self::engine::Outcome;
+use self::servers::{
+    Etcd, EtcdGet, EtcdLoad, EtcdPut, Idle, Keys, NODE_KEYS, OursGet, OursLoad, OursPut, Same,
+    ToIdle, etcd_range, etcd_version, sample,
+};
+use crate::ganglion::{self, Ganglion};
 use crate::load::{Bounds, Client, Done, Workload};
 use crate::process::Process;
-use crate::report::{Better, Figure, Report, median, number};
-use crate::servers::{
-    Etcd, EtcdGet, EtcdLoad, EtcdPut, Ganglion, Idle, Keys, NODE_KEYS, OursGet, OursLoad, OursPut,
-    Same, ToIdle, etcd_range, etcd_version, install_etcd,
-};
+use crate::report::{Better, Figure, Report, chosen, median, number};
+use crate::rivals::ETCD;
 
 /// Connections that load data before a case measures.
 const LOADERS: usize = 128;
@@ -26,6 +33,38 @@ const TRACED_PUTS: u64 = 200;
 /// Versions of the series of `range series`, and rows that one read of it takes.
 const SERIES_VERSIONS: u64 = 10_000;
 const SERIES_ROWS: usize = 100;
+
+/// How to measure.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Options {
+    /// One JSON object a line in place of a table.
+    #[arg(long)]
+    json: bool,
+    /// Only cases whose name holds this.
+    #[arg(long)]
+    case: Option<String>,
+    /// Rounds of each server, in turn; medians are told.
+    #[arg(long, default_value_t = 5)]
+    rounds: usize,
+    /// Seconds of one server's round.
+    #[arg(long, default_value_t = 2.0)]
+    seconds: f64,
+    /// Connections of `get warm` and `range series`.
+    #[arg(long, default_value_t = 32)]
+    connections: usize,
+    /// Keys of `memory per million keys` at most.
+    #[arg(long, default_value_t = 1_000_000)]
+    keys: u64,
+    /// The program to measure; built for it when left out.
+    #[arg(long)]
+    ganglion: Option<PathBuf>,
+    /// Where data is kept while measuring; must be on the disk that is meant.
+    #[arg(long)]
+    folder: Option<PathBuf>,
+    /// Do not start rivals.
+    #[arg(long)]
+    no_rivals: bool,
+}
 
 struct Bench<'a> {
     options: &'a Options,
@@ -40,11 +79,11 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     let report = Report { json: options.json };
     let ganglion = match &options.ganglion {
         Some(program) => program.clone(),
-        None => build_ganglion()?,
+        None => ganglion::build()?,
     };
     let etcd = match options.no_rivals {
         true => Err("left out by --no-rivals".to_owned()),
-        false => install_etcd().map_err(|error| format!("{error:#}")),
+        false => ETCD.install().map(|etcd| etcd.program).map_err(|error| format!("{error:#}")),
     };
     let folder = match &options.folder {
         Some(folder) => TempDir::new_in(folder)?,
@@ -59,23 +98,13 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         ("range series", range_series),
         ("memory per million keys", memory),
     ];
-    let wanted = options.case.as_deref().unwrap_or("");
-    let mut any = false;
-    for (name, case) in cases {
-        if name == wanted || name.contains(wanted) && !is_name(&cases, wanted) {
-            any = true;
-            if let Err(why) = &bench.etcd {
-                report.missing(name, &format!("etcd: {why}"));
-            }
-            case(&bench, name).with_context(|| format!("case `{name}`"))?;
+    for (name, case) in chosen(&cases, options.case.as_deref())? {
+        if let Err(why) = &bench.etcd {
+            report.missing(name, &format!("etcd: {why}"));
         }
+        case(&bench, name).with_context(|| format!("case `{name}`"))?;
     }
-    ensure!(any, "no case is named like `{wanted}`");
     Ok(())
-}
-
-fn is_name<T>(cases: &[(&str, T)], wanted: &str) -> bool {
-    cases.iter().any(|(name, _)| *name == wanted)
 }
 
 /// One server's rounds.
@@ -203,7 +232,7 @@ fn get_warm(bench: &Bench<'_>, case: &str) -> Result<()> {
             .run(&mut EtcdLoad { address: etcd.address, next: 0 }, Bounds::count(keys))?;
     }
     let mut get = OursGet { server: &ours, keys: Keys::any(keys) };
-    let sample = ours.sample(&mut get)?;
+    let sample = sample(&ours, &mut get)?;
     let idle = Idle::start(&bench.folder("get/idle"), &sample)?;
 
     let mut sides = Sides::default();
@@ -369,7 +398,7 @@ fn range_series(bench: &Bench<'_>, case: &str) -> Result<()> {
     let last = year()?;
     let target = format!(
         "/_data/bench/series0?k={}&time_series=1&gs={first}&ge={last}&limit={SERIES_ROWS}",
-        crate::servers::key(0)
+        servers::key(0)
     );
     let mut request = Vec::new();
     ours.push(&mut request, "GET", &target, "");
@@ -378,7 +407,7 @@ fn range_series(bench: &Bench<'_>, case: &str) -> Result<()> {
     let rows = rows["v"].as_array().map_or(0, Vec::len);
     ensure!(rows == SERIES_ROWS, "ours gave {rows} rows");
     let mut read = Same { request, expected };
-    let sample = ours.sample(&mut read)?;
+    let sample = sample(&ours, &mut read)?;
     let idle = Idle::start(&bench.folder("series/idle"), &sample)?;
     let mut sides = Sides::default();
     let count = bench.options.connections;
@@ -482,21 +511,6 @@ fn memory(bench: &Bench<'_>, case: &str) -> Result<()> {
         });
     }
     Ok(())
-}
-
-/// Builds the program as it is measured; `main` has refused to be anything but a release build.
-fn build_ganglion() -> Result<PathBuf> {
-    let own = std::env::current_exe()?;
-    let target = own.ancestors().nth(2).context("this program is nowhere")?;
-    let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
-    let status = Command::new(cargo)
-        .args(["build", "--quiet", "--release", "-p", "ganglion"])
-        .current_dir(env!("CARGO_MANIFEST_DIR"))
-        .env("CARGO_TARGET_DIR", target)
-        .status()?;
-    let built = target.join("release/ganglion");
-    ensure!(status.success() && built.exists(), "ganglion could not be built");
-    Ok(built)
 }
 
 /// The year of a time, by the calendar of UTC.

@@ -11,8 +11,9 @@ use anyhow::Result;
 use redb::{Database, TableDefinition};
 use serde::{Deserialize, Serialize};
 
+use super::servers::{key, value};
+use crate::ganglion::WHO;
 use crate::process::cpu_seconds;
-use crate::servers::{WHO, key, value};
 
 type Bytes = &'static [u8];
 const HEADS: TableDefinition<Bytes, Bytes> = TableDefinition::new("heads");

@@ -1,28 +1,17 @@
 //! The servers that are measured, and how each is asked the same thing.
 
-use std::net::{Ipv4Addr, SocketAddr, TcpListener, TcpStream};
-use std::path::{Path, PathBuf};
+use std::net::{Ipv4Addr, SocketAddr, TcpStream};
+use std::path::Path;
 use std::process::Command;
-use std::time::Duration;
 
-use anyhow::{Context, Result, bail};
+use anyhow::{Result, bail};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use serde_json::Value;
 
-use crate::idle::Answer;
-use crate::load::{self, Workload, find};
-use crate::process::Process;
-
-/// The account that asks ours; etcd is asked without credentials, which it has no need to check.
-pub(crate) const WHO: &str = "bench";
-const SYS_SECRET: &str = "bench-sys-secret";
-/// For how long `$sys`, who makes the account, counts as its company from the account's first call on
-/// (`turns` of `ganglion`, with a second or two to spare): in company an account gets a share of the
-/// cores, which is not what is measured.
-const COMPANY: Duration = Duration::from_secs(5);
-/// Attempts to fetch and build a rival.
-const ATTEMPTS: usize = 3;
+use super::idle::Answer;
+use crate::ganglion::Ganglion;
+use crate::load::{self, Workload, find, push, push_body};
+use crate::process::{Process, free_port};
 
 pub(crate) fn key(nth: u64) -> String {
     format!("key-{nth:08}")
@@ -33,111 +22,21 @@ pub(crate) fn value(nth: u64) -> String {
     format!("{nth:020}{}", "x".repeat(80))
 }
 
-/// A neuron with its own folder, started as tests start it.
-#[derive(Debug)]
-pub(crate) struct Ganglion {
-    pub(crate) process: Process,
-    pub(crate) address: SocketAddr,
-    admin: SocketAddr,
-    authorization: String,
-}
-
-impl Ganglion {
-    pub(crate) fn at(&self) -> (&Process, SocketAddr) {
-        (&self.process, self.address)
+/// An answer to a request of a workload, for the limit to give.
+pub(crate) fn sample(server: &Ganglion, workload: &mut impl Workload) -> Result<Answer> {
+    let mut request = Vec::new();
+    workload.request(0, 0, &mut request);
+    let (head, body) = load::ask(server.address, &request)?;
+    let body = String::from_utf8(body)?;
+    if !workload.is_right(0, body.as_bytes()) {
+        bail!("ours answered {body}");
     }
-
-    pub(crate) fn start(
-        program: &Path,
-        folder: &Path,
-        settings: &[(&str, &str)],
-    ) -> Result<Ganglion> {
-        std::fs::create_dir_all(folder)?;
-        let ready_file = folder.join("ready.json");
-        let mut command = Command::new(program);
-        command
-            .args(["serve", "--dev", "--listen", "127.0.0.1:0", "--sys-secret", SYS_SECRET])
-            .arg("--data-dir")
-            .arg(folder.join("data"))
-            .arg("--ready-file")
-            .arg(&ready_file)
-            .env("GANGLION_LISTEN__ADMIN", "[\"127.0.0.1:0\"]")
-            .envs(settings.iter().copied());
-        let mut process = Process::start(&mut command, &folder.join("ganglion.log"))?;
-        let ready = process.wait_for(|| std::fs::read(&ready_file).ok())?;
-        let addresses: Value = serde_json::from_slice(&ready)?;
-        let address = |kind: &str| -> Result<SocketAddr> {
-            Ok(addresses[kind][0].as_str().context("no address")?.parse()?)
-        };
-        let mut ganglion = Ganglion {
-            process,
-            address: address("http")?,
-            admin: address("admin")?,
-            authorization: basic(&format!("$sys:{SYS_SECRET}")),
-        };
-        let body = format!(
-            "{{\"k\":\"{WHO}\",\"v\":{{\"email\":\"bench@example.org\",\"password\":\"woot\"}}}}"
-        );
-        let mut request = Vec::new();
-        ganglion.push(&mut request, "PUT", "/_acc/accounts", &body);
-        let (_, answer) = load::ask(ganglion.address, &request)?;
-        let answer: Value = serde_json::from_slice(&answer)?;
-        let secret = answer["v"]["secret"].as_str();
-        let secret = secret.with_context(|| format!("no account: {answer}"))?;
-        ganglion.authorization = basic(&format!("{WHO}:{secret}"));
-        let mut first = Vec::new();
-        ganglion.push(&mut first, "GET", "/_data", "");
-        load::ask(ganglion.address, &first)?;
-        std::thread::sleep(COMPANY);
-        Ok(ganglion)
-    }
-
-    pub(crate) fn push(&self, out: &mut Vec<u8>, method: &str, target: &str, body: &str) {
-        let (address, authorization) = (self.address, &self.authorization);
-        push(
-            out,
-            &[
-                method,
-                " ",
-                target,
-                " HTTP/1.1\r\nhost: ",
-                &address.to_string(),
-                "\r\nauthorization: ",
-                authorization,
-                "\r\n",
-            ],
-        );
-        push_body(out, body);
-    }
-
-    /// Durable transactions and the requests in them, since the start.
-    pub(crate) fn commits(&self) -> Result<(f64, f64)> {
-        let request = format!("GET /metrics HTTP/1.1\r\nhost: {}\r\n\r\n", self.admin);
-        let (_, text) = load::ask(self.admin, request.as_bytes())?;
-        let text = String::from_utf8(text)?;
-        let metric = |name: &str| -> Result<f64> {
-            let value = text.lines().find_map(|line| line.strip_prefix(name));
-            Ok(value.with_context(|| format!("no metric {name}"))?.trim().parse()?)
-        };
-        Ok((metric("ganglion_store_commits_total")?, metric("ganglion_store_requests_total")?))
-    }
-
-    /// An answer to a request of a workload, for the limit to give.
-    pub(crate) fn sample(&self, workload: &mut impl Workload) -> Result<Answer> {
-        let mut request = Vec::new();
-        workload.request(0, 0, &mut request);
-        let (head, body) = load::ask(self.address, &request)?;
-        let body = String::from_utf8(body)?;
-        if !workload.is_right(0, body.as_bytes()) {
-            bail!("ours answered {body}");
-        }
-        // Hyper adds the others itself.
-        let own = |name: &str| !matches!(name, "content-length" | "date" | "connection");
-        let headers = head.lines().skip(1).filter_map(|line| line.split_once(": "));
-        let headers = headers.filter(|(name, _)| own(name));
-        let headers = headers.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
-        Ok(Answer { headers, body })
-    }
+    // Hyper adds the others itself.
+    let own = |name: &str| !matches!(name, "content-length" | "date" | "connection");
+    let headers = head.lines().skip(1).filter_map(|line| line.split_once(": "));
+    let headers = headers.filter(|(name, _)| own(name));
+    let headers = headers.map(|(name, value)| (name.to_owned(), value.to_owned())).collect();
+    Ok(Answer { headers, body })
 }
 
 /// Hyper that does nothing.
@@ -179,10 +78,7 @@ impl Etcd {
 
     pub(crate) fn start(program: &Path, folder: &Path) -> Result<Etcd> {
         std::fs::create_dir_all(folder)?;
-        let free = || -> Result<u16> {
-            Ok(TcpListener::bind((Ipv4Addr::LOCALHOST, 0))?.local_addr()?.port())
-        };
-        let (client, peer) = (free()?, free()?);
+        let (client, peer) = (free_port()?, free_port()?);
         let client_url = format!("http://127.0.0.1:{client}");
         let peer_url = format!("http://127.0.0.1:{peer}");
         let mut command = Command::new(program);
@@ -203,46 +99,6 @@ impl Etcd {
         })?;
         Ok(Etcd { process, address })
     }
-}
-
-/// The etcd program: built once from the modules that `rivals/go.mod` names, and kept in
-/// `$XDG_CACHE_HOME/ganglion-bench`. Nothing is installed on the machine.
-///
-/// # Errors
-/// Says why there is none.
-pub(crate) fn install_etcd() -> Result<PathBuf> {
-    let cache = match std::env::var_os("XDG_CACHE_HOME") {
-        Some(cache) => PathBuf::from(cache),
-        None => PathBuf::from(std::env::var_os("HOME").context("HOME is not set")?).join(".cache"),
-    };
-    let module = Path::new(env!("CARGO_MANIFEST_DIR")).join("rivals");
-    let wanted = std::fs::read_to_string(module.join("go.mod"))?;
-    let version = wanted
-        .lines()
-        .find_map(|line| line.trim().strip_prefix("go.etcd.io/etcd/server/v3 "))
-        .context("go.mod names no etcd")?;
-    let version = version.split_whitespace().next().unwrap_or_default();
-    let program = cache.join(format!("ganglion-bench/etcd-{version}"));
-    if program.exists() {
-        return Ok(program);
-    }
-    let mut why = String::new();
-    for attempt in 1..=ATTEMPTS {
-        let mut build = Command::new("go");
-        build.args(["build", "-trimpath", "-o"]).arg(&program).arg("./etcd").current_dir(&module);
-        match build.output() {
-            Ok(done) if done.status.success() => return Ok(program),
-            Ok(done) => {
-                let text = String::from_utf8_lossy(&done.stderr);
-                why = format!("go build, attempt {attempt}: {:.500}", text.trim());
-            }
-            Err(error) => {
-                why = format!("go: {error}");
-                break;
-            }
-        }
-    }
-    bail!("{why}")
 }
 
 /// What `etcd --version` says first.
@@ -491,26 +347,6 @@ fn is_etcd_put(body: &[u8]) -> bool {
 fn push_etcd(out: &mut Vec<u8>, address: SocketAddr, target: &str, body: &str) {
     push(out, &["POST ", target, " HTTP/1.1\r\nhost: ", &address.to_string(), "\r\n"]);
     push_body(out, body);
-}
-
-fn push_body(out: &mut Vec<u8>, body: &str) {
-    if body.is_empty() {
-        push(out, &["\r\n"]);
-        return;
-    }
-    let length = body.len().to_string();
-    let head = ["content-type: application/json\r\ncontent-length: ", &length, "\r\n\r\n", body];
-    push(out, &head);
-}
-
-fn push(out: &mut Vec<u8>, parts: &[&str]) {
-    for part in parts {
-        out.extend_from_slice(part.as_bytes());
-    }
-}
-
-fn basic(credentials: &str) -> String {
-    format!("Basic {}", STANDARD.encode(credentials))
 }
 
 #[cfg(test)]
