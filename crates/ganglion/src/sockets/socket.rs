@@ -143,23 +143,22 @@ impl Socket<()> {
         arrival: Arrival,
         address: IpAddr,
     ) {
+        let framing = Framing::web_socket(shared.config.signal.message.0);
+        // What was read is copied, and copied out of a buffer that would be held for as long as it is.
         let upgraded = match downcast::<TokioIo<Paced<TcpStream>>>(upgraded) {
             Ok(parts) => {
-                let io = parts.io.into_inner().into_inner();
-                let framing = Framing::web_socket(shared.config.signal.message.0);
-                return Socket::run(shared, io, framing, &parts.read_buf, arrival, address).await;
+                let (io, read) = (parts.io.into_inner().into_inner(), parts.read_buf.to_vec());
+                drop(parts.read_buf);
+                return Socket::run(shared, io, framing, read, arrival, address).await;
             }
             Err(upgraded) => upgraded,
         };
         match downcast::<TokioIo<Paced<TlsStream<TcpStream>>>>(upgraded) {
             // Boxed, so that a task without TLS has no room for it: that would triple its size.
             Ok(parts) => {
-                let run = async move {
-                    let io = parts.io.into_inner().into_inner();
-                    let framing = Framing::web_socket(shared.config.signal.message.0);
-                    Socket::run(shared, io, framing, &parts.read_buf, arrival, address).await;
-                };
-                Box::pin(run).await;
+                let (io, read) = (parts.io.into_inner().into_inner(), parts.read_buf.to_vec());
+                drop(parts.read_buf);
+                Box::pin(Socket::run(shared, io, framing, read, arrival, address)).await;
             }
             Err(_) => tracing::error!(%address, "a listener has a transport of another kind"),
         }
@@ -169,14 +168,14 @@ impl Socket<()> {
     pub(crate) async fn run_plain(shared: Arc<Shared>, io: impl Transport, address: IpAddr) {
         let framing = Framing::lengths(shared.config.signal.message.0);
         let arrival = Arrival::Hello { origin: None };
-        Socket::run(shared, io, framing, b"", arrival, address).await;
+        Socket::run(shared, io, framing, Vec::new(), arrival, address).await;
     }
 
     async fn run<IO: Transport>(
         shared: Arc<Shared>,
         io: IO,
         framing: Framing,
-        read_already: &[u8],
+        read_already: Vec<u8>,
         arrival: Arrival,
         address: IpAddr,
     ) {
@@ -209,9 +208,9 @@ impl Socket<()> {
                 // Boxed, so that sockets that come otherwise have no room for it.
                 match Box::pin(socket.arrive(read_already, origin)).await {
                     Ok((Arrived::InRoom(admitted, coming), rest)) => {
-                        socket.visit(admitted, coming, &rest).await
+                        socket.visit(admitted, coming, rest).await
                     }
-                    Ok((Arrived::Outside(asker), rest)) => socket.stay_outside(asker, &rest).await,
+                    Ok((Arrived::Outside(asker), rest)) => socket.stay_outside(asker, rest).await,
                     Err(end) => end,
                 }
             }
@@ -222,7 +221,12 @@ impl Socket<()> {
 
 impl<IO: Transport> Socket<IO> {
     /// Is in the room that a token opens, until one side ends.
-    async fn visit(&mut self, admitted: Admitted, mut coming: Coming, read_already: &[u8]) -> End {
+    async fn visit(
+        &mut self,
+        admitted: Admitted,
+        mut coming: Coming,
+        read_already: Vec<u8>,
+    ) -> End {
         let address = self.address;
         let shared = self.shared.clone();
         let (services, counters) = (&shared.neuron.services, &shared.sockets.counters);
@@ -286,7 +290,7 @@ impl<IO: Transport> Socket<IO> {
     }
 
     /// Answers what a socket in no room asks for, until one side ends.
-    async fn stay_outside(&mut self, asker: Asker, read_already: &[u8]) -> End {
+    async fn stay_outside(&mut self, asker: Asker, read_already: Vec<u8>) -> End {
         let shared = self.shared.clone();
         let counters = &shared.sockets.counters;
         counters.opened.fetch_add(1, Ordering::Relaxed);
@@ -304,10 +308,9 @@ impl<IO: Transport> Socket<IO> {
     /// Hears who a v4 client is and where it wants to be. Answers what was read beyond that, too.
     async fn arrive(
         &mut self,
-        read_already: &[u8],
+        mut rest: Vec<u8>,
         origin: Option<String>,
     ) -> Result<(Arrived, Vec<u8>), End> {
-        let mut rest = read_already.to_vec();
         let heard = tokio::time::timeout(HELLO_TIME, self.first_text(&mut rest)).await;
         let text = heard.map_err(|_| {
             self.shared.sockets.counters.idle.fetch_add(1, Ordering::Relaxed);
@@ -423,7 +426,7 @@ impl<IO: Transport> Socket<IO> {
     }
 
     /// Reads and writes until one side ends.
-    async fn converse(&mut self, read_already: &[u8]) -> End {
+    async fn converse(&mut self, read_already: Vec<u8>) -> End {
         let end = self.talk(read_already).await;
         if let Some(asks) = &self.asks {
             asks.end();
@@ -431,10 +434,11 @@ impl<IO: Transport> Socket<IO> {
         end
     }
 
-    async fn talk(&mut self, read_already: &[u8]) -> End {
-        if let Err(end) = self.hear(read_already) {
+    async fn talk(&mut self, read_already: Vec<u8>) -> End {
+        if let Err(end) = self.hear(&read_already) {
             return end;
         }
+        drop(read_already);
         let queue = self.queue.clone();
         let check_every = {
             let signal = &self.shared.config.signal;
@@ -758,7 +762,7 @@ mod tests {
             shared.clone(),
             io,
             Framing::web_socket(1 << 10),
-            b"",
+            Vec::new(),
             Arrival::Token(Generation::V2, Ok(admitted)),
             ADDRESS,
         );

@@ -18,7 +18,7 @@ const STOPS: &str = "the neuron stops";
 /// Every open socket's queue, by id.
 #[derive(Debug)]
 pub(crate) struct SocketTable {
-    queues: papaya::HashMap<u64, Arc<Queue>>,
+    queues: papaya::HashMap<u64, Arc<Queue>, foldhash::fast::RandomState>,
     /// Of the sockets that ask for something.
     asks: papaya::HashMap<u64, Arc<Asks>>,
     next: AtomicU64,
@@ -75,7 +75,7 @@ pub(super) enum Closing {
 impl SocketTable {
     pub(crate) fn new(queue_bytes_max: usize) -> Arc<SocketTable> {
         Arc::new(SocketTable {
-            queues: papaya::HashMap::new(),
+            queues: papaya::HashMap::default(),
             asks: papaya::HashMap::new(),
             next: AtomicU64::new(1),
             queue_bytes_max,
