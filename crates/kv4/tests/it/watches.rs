@@ -561,13 +561,11 @@ fn who_begins_while_a_commit_is_applied_is_told_of_it_or_has_it() {
             for _ in 0..COMMITS {
                 let entry = node(0, 0).entry(key(0));
                 let _ = now(store.inner.write(vec![write(&entry, Some(1), Default::default())]));
-                let batch = {
-                    let mut log = store.log.0.lock().unwrap();
-                    log.told = log.events.len();
-                    let last = log.events[log.told - 1..].iter();
-                    last.chain(&others).cloned().collect::<Vec<_>>()
-                };
+                let last = store.log.0.lock().unwrap().events.last().cloned();
+                let batch: Vec<Event> = last.iter().chain(&others).cloned().collect();
                 store.listener.lock().unwrap().as_ref().unwrap().committed(&batch);
+                // Whoever waits until all is told, waits for this.
+                store.log.0.lock().unwrap().told += 1;
             }
             is_over.store(true, SeqCst);
         });
