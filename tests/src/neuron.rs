@@ -10,6 +10,7 @@ use tempfile::TempDir;
 
 /// The `$sys` secret of every test neuron.
 pub const SYS_SECRET: &str = "test-sys-secret";
+const ANY_PORT: &str = "127.0.0.1:0";
 /// How long a neuron may take to start or stop; generous, since machines are busy.
 const DEADLINE: Duration = Duration::from_secs(30);
 
@@ -34,6 +35,8 @@ pub struct Neuron {
     child: Child,
     /// The folder of its data and files; kept across [`Neuron::restart`].
     folder: TempDir,
+    /// Where it was told to listen.
+    listen: String,
     settings: Vec<(String, String)>,
     arguments: Vec<String>,
     addresses: Value,
@@ -53,11 +56,12 @@ impl Neuron {
         let mut all = vec![("GANGLION_STATS__FLUSH".to_owned(), "200ms".to_owned())];
         all.extend(settings.iter().map(|(name, value)| ((*name).to_owned(), (*value).to_owned())));
         let arguments = arguments.iter().map(|argument| (*argument).to_owned()).collect();
-        Neuron::launch(folder, all, arguments)
+        Neuron::launch(folder, ANY_PORT.to_owned(), all, arguments)
     }
 
     fn launch(
         folder: TempDir,
+        listen: String,
         settings: Vec<(String, String)>,
         arguments: Vec<String>,
     ) -> Result<Neuron> {
@@ -70,7 +74,7 @@ impl Neuron {
         let begun = Instant::now();
         let mut command = Command::new(program()?);
         command
-            .args(["serve", "--dev", "--listen", "127.0.0.1:0", "--sys-secret", SYS_SECRET])
+            .args(["serve", "--dev", "--listen", &listen, "--sys-secret", SYS_SECRET])
             .arg("--data-dir")
             .arg(folder.path().join("data"))
             .arg("--ready-file")
@@ -95,7 +99,7 @@ impl Neuron {
         }
         let ready_after = begun.elapsed();
         let addresses = serde_json::from_slice(&std::fs::read(&ready_file)?)?;
-        Ok(Neuron { child, folder, settings, arguments, addresses, ready_after })
+        Ok(Neuron { child, folder, listen, settings, arguments, addresses, ready_after })
     }
 
     /// The first address of a kind of the ready file: `http`, `https`, `admin`.
@@ -183,7 +187,14 @@ impl Neuron {
         let folder = std::mem::replace(&mut self.folder, TempDir::new()?);
         let (settings, arguments) =
             (std::mem::take(&mut self.settings), std::mem::take(&mut self.arguments));
-        Neuron::launch(folder, settings, arguments)
+        let listen = std::mem::take(&mut self.listen);
+        Neuron::launch(folder, listen, settings, arguments)
+    }
+
+    /// The same at the address that it had.
+    pub fn restart_in_place(mut self) -> Result<Neuron> {
+        self.listen = self.address("http")?;
+        self.restart()
     }
 
     /// Makes a top account; answers its secret.

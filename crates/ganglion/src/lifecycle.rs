@@ -117,17 +117,16 @@ impl Lifecycle {
         reasons
     }
 
-    /// What is still under way.
-    pub(crate) fn left(&self, sockets: usize) -> Vec<String> {
+    /// What is still under way: requests, and what is open, with what that is called.
+    pub(crate) fn left(&self, open: &[(usize, &str)]) -> Vec<String> {
         // The request that asks is itself under way.
         let requests = self.busy.load(Ordering::Relaxed).saturating_sub(1);
         let mut left = Vec::new();
         if requests > 0 {
             left.push(format!("{requests} requests"));
         }
-        if sockets > 0 {
-            left.push(format!("{sockets} sockets"));
-        }
+        let open = open.iter().filter(|(count, _)| *count > 0);
+        left.extend(open.map(|(count, what)| format!("{count} {what}")));
         left
     }
 

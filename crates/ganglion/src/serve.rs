@@ -600,7 +600,7 @@ async fn stop(shared: &Arc<Shared>, deadline: Duration) {
         }
     };
     if tokio::time::timeout(deadline, drained).await.is_err() {
-        let left = lifecycle.left(shared.sockets.len());
+        let left = shared.left();
         tracing::warn!(?left, "cut off at the deadline");
     }
 }

@@ -38,7 +38,9 @@ pub const WAIT_MAX: Duration = Duration::from_secs(55);
 pub const ABSENT_TAG: &str = "0";
 
 /// Opens a watch of what a call addresses, one key by `k` or the whole path, for who may read it. A
-/// change may be told to `sink` before this returns; it follows the start all the same.
+/// change may be told to `sink` before this returns; it follows the start all the same. Whoever was
+/// proven before this looks once more afterwards whether the caller still is: an account that ended in
+/// between has ended what was open by then.
 ///
 /// # Errors
 /// As [`access::decide_watch`]; `bad_request` for what cannot be watched, `too_large` for a path with more

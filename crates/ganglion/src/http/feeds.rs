@@ -14,7 +14,9 @@ use std::task::{Context, Poll, Waker};
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{StatusCode, header};
+use http::StatusCode;
+use http::header::{self, HeaderName, HeaderValue};
+use neuron::requests::{Admission as _, Payer};
 use neuron::watching::{self, EVENTS, Opened, Opening};
 use services::watch::{self, Ended, Full, Sink, Told};
 use tokio::time::{Instant, Sleep};
@@ -23,7 +25,7 @@ use wire::errors::Code;
 
 use super::answers::{Answer, Untaken, Whole, counted_piece};
 use super::connection::Connection;
-use super::replies::{HttpResponse, faulted, reply, wants_problem};
+use super::replies::{HttpResponse, closing, faulted, reply, wants_problem};
 use super::requests::Asker;
 use crate::turns::Spender;
 
@@ -31,6 +33,8 @@ use crate::turns::Spender;
 const BEAT: Duration = Duration::from_secs(15);
 /// A comment, which clients leave out.
 const BEAT_BYTES: &[u8] = b": \n\n";
+/// nginx's.
+const BUFFERING: HeaderName = HeaderName::from_static("x-accel-buffering");
 /// Milliseconds after which a client whose feed ended comes again.
 const RETRY_MS: u32 = 1_000;
 
@@ -270,8 +274,9 @@ impl Connection {
             faulted(fault, status, wants_problem(&parts.headers))
         };
         if shared.lifecycle.is_draining() {
-            let fault = Fault::with(Code::StoreUnavailable, "this neuron is about to stop");
-            return Err(refused(&fault.retry_after(1)));
+            return Err(self.send_on(&asker).await.unwrap_or_else(|| {
+                refused(&Fault::with(Code::Overloaded, "this neuron is about to stop"))
+            }));
         }
         let queue = Arc::new(Queue {
             waiting: Mutex::default(),
@@ -294,7 +299,9 @@ impl Connection {
             let why = "too many bytes of answers to this client, or to all, were not taken yet";
             return Err(refused(&Fault::with(Code::Overloaded, why)));
         };
-        let head = reply(head, &parts.method);
+        let mut head = reply(head, &parts.method);
+        // Or nginx keeps what is said until it has some pages of it.
+        head.headers_mut().insert(BUFFERING, HeaderValue::from_static("no"));
         let id = shared.feeds.next.fetch_add(1, Ordering::Relaxed);
         shared.feeds.open().insert(id, queue.clone());
         let now = Whole::new(start, self.pace.is_http2());
@@ -302,6 +309,22 @@ impl Connection {
         let beat = Box::pin(tokio::time::sleep(BEAT));
         let feed = Feed { queue, now, beat, checking: None, asked, id, has_ended: false };
         Ok(head.map(|_| Answer::Feed(Box::new(feed))))
+    }
+
+    /// Sends a client on to another neuron. A page's `EventSource` gives up for good on whatever is no
+    /// stream, and comes again when one ends.
+    async fn send_on(&self, asker: &Asker) -> Option<HttpResponse> {
+        let ticket = asker.spender.ticket();
+        let _turn = ticket.turn(Payer::Address(asker.address), true).await.ok()?;
+        let mut response = hyper::Response::new(Bytes::from(format!("retry: {RETRY_MS}\n\n")));
+        for (name, value) in [
+            (header::CONTENT_TYPE, EVENTS),
+            (header::CACHE_CONTROL, "no-store"),
+            (header::ACCESS_CONTROL_ALLOW_ORIGIN, "*"),
+        ] {
+            response.headers_mut().insert(name, HeaderValue::from_static(value));
+        }
+        Some(closing(response))
     }
 
     /// Whether a request asks for a feed.

@@ -25,7 +25,7 @@ impl Connection {
                 Some(verdict(reasons.is_empty(), reasons))
             }
             "/drainz" if self.is_admin => {
-                let left = || lifecycle.left(self.shared.sockets.len());
+                let left = || self.shared.left();
                 if method == Method::POST {
                     lifecycle.drain();
                     // It was done as asked; a GET tells when nothing is left.

@@ -61,6 +61,14 @@ pub(crate) struct Shared {
     pub(crate) tls: Option<Arc<Tls>>,
 }
 
+impl Shared {
+    /// What is still under way, in words.
+    pub(crate) fn left(&self) -> Vec<String> {
+        let open = [(self.sockets.len(), "sockets"), (self.feeds.len(), "streams of events")];
+        self.lifecycle.left(&open)
+    }
+}
+
 /// What HTTP has done, for metrics.
 #[derive(Debug, Default)]
 pub(crate) struct Counters {

@@ -546,6 +546,50 @@ fn no_version_is_missed_or_told_twice_among_threads() {
     assert!(kv.watches().is_empty());
 }
 
+/// Commits whose first change is in the view long before their last one is.
+#[test]
+fn who_begins_while_a_commit_is_applied_is_told_of_it_or_has_it() {
+    const COMMITS: usize = 400;
+    let store = Arc::new(Staged::default());
+    let kv = Kv4::new(store.clone(), view::Limits::default());
+    let others: Vec<Event> =
+        (0..2_000).map(|nth| Event::Erased(node(1, nth).entry(key(0)))).collect();
+    let is_over = AtomicBool::new(false);
+    let begun = AtomicU64::new(0);
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            for _ in 0..COMMITS {
+                let entry = node(0, 0).entry(key(0));
+                let _ = now(store.inner.write(vec![write(&entry, Some(1), Default::default())]));
+                let last = store.log.0.lock().unwrap().events.last().cloned();
+                let batch: Vec<Event> = last.iter().chain(&others).cloned().collect();
+                store.listener.lock().unwrap().as_ref().unwrap().committed(&batch);
+                // Whoever waits until all is told, waits for this.
+                store.log.0.lock().unwrap().told += 1;
+            }
+            is_over.store(true, SeqCst);
+        });
+        scope.spawn(|| {
+            while !is_over.load(SeqCst) {
+                let ear = Arc::new(Ear { room: usize::MAX, ..Ear::default() });
+                let sink: Arc<dyn Sink> = ear.clone();
+                let begins = block_on(kv.watch(&watch(node(0, 0)), &sink));
+                let (start, _guard) = begins.unwrap();
+                begun.fetch_add(1, SeqCst);
+                while !is_over.load(SeqCst) && ear.heard.lock().unwrap().changes.is_empty() {
+                    kv.watches().drain();
+                }
+                let mut newest = start.entries().next().map_or(0, |head| head.ver.generation);
+                for (_, ver, _) in &ear.heard.lock().unwrap().changes {
+                    newest += 1;
+                    assert_eq!(ver.unwrap().generation, newest, "of one that began");
+                }
+            }
+        });
+    });
+    assert!(begun.load(SeqCst) > 50, "hardly anything was tried");
+}
+
 /// A store of which each step is let go on by hand, and whose commits are readable before they are
 /// told.
 #[derive(Default)]

@@ -55,7 +55,11 @@ fn no_version_is_missed_or_told_twice() {
                     let writes = (0..1 + turn % 5).map(|nth| {
                         let number = turn * 7 + nth * 3 + writer;
                         let write = put(&entry("/p", &format!("key{}", number % KEYS)), "x");
-                        if number % 3 == 0 { Write { op: Op::Delete, ..write } } else { write }
+                        if number.is_multiple_of(3) {
+                            Write { op: Op::Delete, ..write }
+                        } else {
+                            write
+                        }
                     });
                     block_on(kv.write_all(writes.collect()));
                 }
@@ -97,7 +101,7 @@ fn watch_for_a_while(kv: &Kv4, turn: u64) -> u64 {
     let at = entry("/p", &format!("key{}", turn % KEYS));
     let watch = Watch {
         node: at.node,
-        key: (turn % 3 == 0).then_some(at.key),
+        key: turn.is_multiple_of(3).then_some(at.key),
         payer: Bucket::sys(),
         who: Arc::from("elena"),
         address: IpAddr::V4(Ipv4Addr::LOCALHOST),
