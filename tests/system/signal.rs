@@ -4,6 +4,7 @@ mod crowd;
 mod data;
 mod generations;
 mod plain;
+mod publish;
 mod resume;
 mod terminal;
 

@@ -12,13 +12,15 @@ use kv4::Bucket;
 use services::logs::RUNTIME_PATH;
 use services::statistics::{Measured, Statistics};
 use services::token::Verified;
-use services::{Clock, Closing, Kicked, Member, RoomRef, Rooms, Socket};
+use services::{Clock, Closing, Kicked, Member, Published, RoomRef, Rooms, Socket};
 use signal::{
-    Address, Coming, Departure, Join, Limits, Output, Refusal, Signal, SocketId, SocketView, Stats,
-    Topic,
+    Address, Coming, Departure, Join, Limits, Output, Refusal, Relayed, Signal, SocketId,
+    SocketView, Stats, Topic, Unheard,
 };
 use thiserror::Error;
-use wire::frames::{BadName, ClientFrame, FrameError, Generation, Name, SYSTEM_NAME};
+use wire::envelope::Fault;
+use wire::errors::Code;
+use wire::frames::{BadName, ClientFrame, FrameError, Generation, Name, SYSTEM_NAME, UserFrame};
 use wire::names::{Key, Layer, NameError, Path};
 use wire::token::Grants;
 use wire::ws::CloseCode;
@@ -298,6 +300,29 @@ impl Rooms for Switchboard {
         self.with(Place::of(bucket), |signal, _| {
             signal.regrant(bucket, |view| grants(&shown(view)))
         });
+    }
+
+    fn publish(
+        &self,
+        room: &RoomRef,
+        from: Option<&str>,
+        frame: &UserFrame<'_>,
+    ) -> Result<Published, Fault> {
+        let address = address(room)?;
+        let bad_name = |error: BadName| Fault::with(Code::BadName, error.to_string());
+        let from = from.map(Name::encode).transpose().map_err(bad_name)?;
+        let said = self.with(Place::of(&room.bucket), |signal, now| {
+            signal.publish(now, &address, from, frame)
+        });
+        match said {
+            Ok(Relayed { receivers, cursor }) => {
+                Ok(Published { receivers, cursor: cursor.map(|cursor| cursor.to_string()) })
+            }
+            Err(Unheard::NoRoom) if frame.to.is_none() => Ok(Published::default()),
+            Err(Unheard::NoRoom | Unheard::NoPeer) => {
+                Err(Fault::with(Code::NotFound, "nobody of that name is there"))
+            }
+        }
     }
 
     fn grant(&self, bucket: &Bucket, socket: u64, grants: Grants) {

@@ -107,6 +107,11 @@ async fn decide_user(
         (Service::Subscriptions, Method::Delete) => {
             return decide_room(services, call, claims, Grants::MODERATE).await;
         }
+        (Service::Subscriptions, Method::Post) => {
+            let to_one = call.params.text("t").is_some_and(|to| !to.is_empty());
+            let grant = if to_one { Grants::SEND } else { Grants::PUBLISH };
+            return decide_room(services, call, claims, grant).await;
+        }
         _ => return refuse(NO_USERS),
     };
     decide_data(services, bucket, claims, data, path).await
@@ -149,7 +154,9 @@ async fn decide_room(
     }
     require(claims, grant)?;
     match decide_seat(services, claims, &caller.bucket, &room.place(), address).await {
-        Ok(_) => Ok(()),
+        // Of what a token grants, rules of `send` take away what speaks.
+        Ok(left) if left.contains(grant) => Ok(()),
+        Ok(_) => refuse("a `send` rule in /_conf leaves this user out"),
         Err(NotSeated::Ruled(fault) | NotSeated::Token(fault)) => Err(fault),
     }
 }

@@ -71,6 +71,11 @@ const GRANTS: Param = param(
     "subscribe, send, publish, watch, moderate, relay, read, write; by default what a chatter needs.",
 );
 
+const SENDER: Param =
+    param("k", "string", "Whose name it comes from; the server's own when left out.");
+const OP: Param = param("o", "string", "The operation; `message` when left out.");
+const RECEIVER: Param = param("t", "string", "The only one who hears it; everybody when left out.");
+const PAYLOAD: Param = param("v", "any", "What is said.");
 const WATCH: Param = param(
     "watch",
     "string",
@@ -260,6 +265,11 @@ impl Service {
                 const {
                     &[
                         get("Who is in a room.", &[&K, &AS], "Names, or rows with `as=values`."),
+                        post(
+                            "Say something to a room, as somebody or as the server.",
+                            &[&SENDER, &OP, &RECEIVER, &PAYLOAD],
+                            "How many sockets it was handed to, and its cursor.",
+                        ),
                         delete("Kick one, or the room.", &[&K], "How many went."),
                     ]
                 }
@@ -312,7 +322,7 @@ impl Service {
     fn is_for_users(self, method: Method) -> bool {
         match self {
             Service::Data => true,
-            Service::Subscriptions => matches!(method, Method::Get | Method::Delete),
+            Service::Subscriptions => method != Method::Put,
             _ => false,
         }
     }

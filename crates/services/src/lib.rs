@@ -49,6 +49,7 @@ use kv4::write::WriteError;
 use kv4::{Bucket, Kv4, Stamp, Ver};
 use wire::envelope::Fault;
 use wire::errors::Code;
+use wire::frames::UserFrame;
 use wire::json::Json;
 use wire::names::{Layer, Path, percent_decode};
 use wire::params::Params;
@@ -113,6 +114,26 @@ pub trait Rooms: Send + Sync {
     fn regrant(&self, bucket: &Bucket, grants: &dyn Fn(&Socket<'_>) -> Option<Grants>);
     /// The same of one socket of the bucket.
     fn grant(&self, bucket: &Bucket, socket: u64, grants: Grants);
+    /// Says something to a room: from a user, who need not be there, or from the server itself. Where
+    /// nobody is, nobody hears it.
+    ///
+    /// # Errors
+    /// `bad_name` for a sender that no room takes, `not_found` for a receiver that is nobody's name.
+    fn publish(
+        &self,
+        room: &RoomRef,
+        from: Option<&str>,
+        frame: &UserFrame<'_>,
+    ) -> Result<Published, Fault>;
+}
+
+/// What came of something that was said to a room.
+#[derive(Clone, Debug, Default, Eq, PartialEq)]
+pub struct Published {
+    /// Sockets that it was handed to.
+    pub receivers: usize,
+    /// Where it stands in the room, if anybody can come back to it.
+    pub cursor: Option<String>,
 }
 
 /// Who was sent away.

@@ -1,15 +1,21 @@
-//! `_subs`: who is on a path right now, and sending them away (seed 002 "The Subscription Services",
-//! `spec/xirsys.md` §1.6).
+//! `_subs`: who is on a path right now, sending them away (seed 002 "The Subscription Services",
+//! `spec/xirsys.md` §1.6), and saying something to them without a socket.
 //!
 //! The data is signalling's, live; nothing is stored. The last segment of a path is its topic when
 //! the path before it is a namespace or a room; otherwise the topic is the default one.
 
+use std::borrow::Cow;
+
 use wire::envelope::Fault;
 use wire::errors::Code;
-use wire::frames::percent_encode;
+use wire::frames::{self, UserFrame, percent_encode};
+use wire::json::Json;
 
 use crate::logs::Level;
 use crate::{Answer, Call, Closing, Member, Method, RoomRef, Services, entries, namespace, token};
+
+/// The operation of what is said without one.
+const OP: &str = "message";
 
 impl Services {
     /// `<cluster>_<neuron>`, under which this neuron's subscriptions stand.
@@ -62,11 +68,44 @@ pub(crate) async fn call(services: &Services, call: &Call<'_>) -> Result<Answer,
             });
             Ok(Answer::number(kicked.members as u64))
         }
-        Method::Put | Method::Post => Err(Fault::with(
+        Method::Post => publish(services, call, &room),
+        Method::Put => Err(Fault::with(
             Code::MethodNotFound,
             "a subscription is made by connecting with a token",
         )),
     }
+}
+
+/// Says `v` to a room, or to `t` alone. An account says it as anybody, by `k`, since it makes tokens for
+/// anybody, or as the server; who has a token says it as himself.
+fn publish(services: &Services, call: &Call<'_>, room: &RoomRef) -> Result<Answer, Fault> {
+    let text = |name| call.params.text(name).filter(|text| !text.is_empty());
+    let from = match (call.caller.user(), text("k")) {
+        (Some(user), Some(name)) if name != user.identity => {
+            return Err(Fault::with(Code::NotAllowed, "a token speaks for its own user"));
+        }
+        (Some(user), _) => Some(user.identity.clone()),
+        (None, name) => name.map(Cow::into_owned),
+    };
+    let op = text("o").unwrap_or(OP.into());
+    if frames::is_system_op(&op) {
+        return Err(Fault::with(Code::NotAllowed, "only the server says who is present"));
+    }
+    let payload = call.params.json("v").unwrap_or_else(Json::null);
+    let frame = UserFrame {
+        id: None,
+        to: text("t"),
+        op: Some(op),
+        others: Vec::new(),
+        payload: payload.as_str(),
+    };
+    let published = services.rooms.publish(room, from.as_deref(), &frame)?;
+    let cursor = published.cursor.map_or_else(Json::null, |cursor| Json::string(&cursor));
+    Ok(Answer::json(format!(
+        "{{\"receivers\":{},\"cursor\":{}}}",
+        published.receivers,
+        cursor.as_str()
+    )))
 }
 
 /// The room that a path addresses. A path that is in the tree, or on which somebody is by the
