@@ -91,6 +91,10 @@ impl Batch {
             self.frames.pop_front();
             counters.frames_out.fetch_add(1, Ordering::Relaxed);
         }
+        if self.frames.is_empty() {
+            // An idle socket holds no room for frames.
+            self.frames = VecDeque::new();
+        }
         Poll::Ready(Ok(()))
     }
 }

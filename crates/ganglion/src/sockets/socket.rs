@@ -37,6 +37,7 @@ use super::pace::Pace;
 use super::table::{Closing, Counters, Queue};
 use super::upgrade::{Admitted, Arrival, admit, not_seated, permit_origin, refusal, verify};
 use crate::http::{Paced, Shared};
+use crate::listen::Entered;
 use crate::turns::Spender;
 
 /// Bytes read at a time, on the stack.
@@ -85,8 +86,8 @@ pub(crate) struct Socket<IO> {
     io: IO,
     id: SocketId,
     generation: Generation,
-    /// None while it is not in its room.
-    place: Option<Place>,
+    /// None while it is in no room.
+    seat: Option<Seat>,
     queue: Arc<Queue>,
     framing: Framing,
     batch: Batch,
@@ -100,6 +101,16 @@ pub(crate) struct Socket<IO> {
     opener: Option<Box<Verified>>,
     address: IpAddr,
 }
+
+/// Where a socket is in its room, and with which token.
+#[derive(Clone, Copy)]
+struct Seat {
+    place: Place,
+    token: u64,
+}
+
+/// How the socket of one who may not be here is closed.
+type Refused = (CloseCode, String);
 
 /// How a v4 socket goes on after its hello.
 enum Arrived {
@@ -137,59 +148,78 @@ impl End {
 }
 
 impl Socket<()> {
-    pub(super) async fn run_upgraded(
+    /// Talks to a client whose connection was upgraded, in a task of its own: that of the upgrade is
+    /// several times as large, and a socket lives long.
+    pub(super) fn begin(
         shared: Arc<Shared>,
         upgraded: hyper::upgrade::Upgraded,
         arrival: Arrival,
+        entered: Arc<Entered>,
         address: IpAddr,
     ) {
-        let framing = Framing::web_socket(shared.config.signal.message.0);
-        // What was read is copied, and copied out of a buffer that would be held for as long as it is.
+        // What was read is copied out of a buffer that would be held for as long as it is.
         let upgraded = match downcast::<TokioIo<Paced<TcpStream>>>(upgraded) {
             Ok(parts) => {
                 let (io, read) = (parts.io.into_inner().into_inner(), parts.read_buf.to_vec());
-                drop(parts.read_buf);
-                return Socket::run(shared, io, framing, read, arrival, address).await;
+                return Socket::spawn(shared, io, read, arrival, entered, address);
             }
             Err(upgraded) => upgraded,
         };
         match downcast::<TokioIo<Paced<TlsStream<TcpStream>>>>(upgraded) {
-            // Boxed, so that a task without TLS has no room for it: that would triple its size.
             Ok(parts) => {
                 let (io, read) = (parts.io.into_inner().into_inner(), parts.read_buf.to_vec());
-                drop(parts.read_buf);
-                Box::pin(Socket::run(shared, io, framing, read, arrival, address)).await;
+                Socket::spawn(shared, io, read, arrival, entered, address);
             }
-            Err(_) => tracing::error!(%address, "a listener has a transport of another kind"),
+            Err(_) => tracing::error!("a listener has a transport of another kind"),
         }
     }
 
-    /// Talks to a client that came to a listener of its own, without HTTP.
-    pub(crate) async fn run_plain(shared: Arc<Shared>, io: impl Transport, address: IpAddr) {
-        let framing = Framing::lengths(shared.config.signal.message.0);
-        let arrival = Arrival::Hello { origin: None };
-        Socket::run(shared, io, framing, Vec::new(), arrival, address).await;
+    fn spawn<IO: Transport + Send + Sync + 'static>(
+        shared: Arc<Shared>,
+        io: IO,
+        read: Vec<u8>,
+        arrival: Arrival,
+        entered: Arc<Entered>,
+        address: IpAddr,
+    ) {
+        let framing = Framing::web_socket(shared.config.signal.message.0);
+        let run = Socket::run(shared, io, framing, read, arrival, address);
+        tokio::spawn(async move {
+            let _entered = entered;
+            run.await;
+        });
     }
 
-    async fn run<IO: Transport>(
+    /// Talks to a client that came to a listener of its own, without HTTP.
+    pub(crate) fn run_plain(
+        shared: Arc<Shared>,
+        io: impl Transport,
+        address: IpAddr,
+    ) -> impl Future<Output = ()> {
+        let framing = Framing::lengths(shared.config.signal.message.0);
+        let arrival = Arrival::Hello { origin: None };
+        Socket::run(shared, io, framing, Vec::new(), arrival, address)
+    }
+
+    /// Whatever is moved into the future is in it for as long as that lives, so it is made of little.
+    fn run<IO: Transport>(
         shared: Arc<Shared>,
         io: IO,
         framing: Framing,
-        read_already: Vec<u8>,
+        read: Vec<u8>,
         arrival: Arrival,
         address: IpAddr,
-    ) {
+    ) -> impl Future<Output = ()> {
         let (id, queue) = shared.sockets.open();
         let generation = match &arrival {
             Arrival::Token(generation, _) => *generation,
             Arrival::Hello { .. } => Generation::V4,
         };
         let mut socket = Socket {
-            shared: shared.clone(),
             io,
             id,
             generation,
-            place: None,
+            seat: None,
             queue,
             framing,
             batch: Batch::new(),
@@ -199,144 +229,141 @@ impl Socket<()> {
             asks: None,
             opener: None,
             address,
+            shared,
         };
-        let end = match arrival {
-            Arrival::Token(_, admitted) => {
-                socket.visit(admitted, Coming::default(), read_already).await
-            }
-            Arrival::Hello { origin } => {
-                // Boxed, so that sockets that come otherwise have no room for it.
-                match Box::pin(socket.arrive(read_already, origin)).await {
-                    Ok((Arrived::InRoom(admitted, coming), rest)) => {
-                        socket.visit(admitted, coming, rest).await
-                    }
-                    Ok((Arrived::Outside(asker), rest)) => socket.stay_outside(asker, rest).await,
-                    Err(end) => end,
+        let arrival = Box::new((arrival, read));
+        async move {
+            // What is over before the conversation begins, and what begins when that is over, is boxed:
+            // a socket is in between for most of its life.
+            let (arrival, read) = *arrival;
+            let end = match Box::pin(socket.enter(arrival, read)).await {
+                Ok(read) => {
+                    let spender = socket.spender.clone();
+                    let end = spender.metered(std::pin::pin!(socket.converse(read))).await;
+                    socket.depart(&end);
+                    end
                 }
-            }
-        };
-        socket.finish(end).await;
+                Err(end) => end,
+            };
+            Box::pin(socket.finish(end)).await;
+        }
     }
 }
 
 impl<IO: Transport> Socket<IO> {
-    /// Is in the room that a token opens, until one side ends.
-    async fn visit(
-        &mut self,
-        admitted: Admitted,
-        mut coming: Coming,
-        read_already: Vec<u8>,
-    ) -> End {
-        let address = self.address;
-        let shared = self.shared.clone();
-        let (services, counters) = (&shared.neuron.services, &shared.sockets.counters);
-        let refused = |code, reason| {
-            counters.refused.fetch_add(1, Ordering::Relaxed);
-            End::Close(code, reason)
+    /// Goes where the peer may be, or tells why it may not. Answers what was read beyond that.
+    async fn enter(&mut self, arrival: Arrival, mut rest: Vec<u8>) -> Result<Vec<u8>, End> {
+        let arrived = match arrival {
+            Arrival::Token(_, admitted) => Ok(Arrived::InRoom(admitted, Coming::default())),
+            Arrival::Hello { origin } => self.arrive(&mut rest, origin).await?,
         };
-        let (verified, room) = match admitted {
-            Ok(admitted) => admitted,
-            Err((code, reason)) => {
-                if self.generation == Generation::V1 {
-                    self.push(ws::text_frame(TOKEN_INVALID));
-                }
-                return refused(code, reason);
+        let entered = match arrived {
+            Ok(Arrived::InRoom(admitted, coming)) => self.join(admitted, coming).await,
+            Ok(Arrived::Outside(asker)) => {
+                self.stay_outside(asker);
+                Ok(())
             }
+            Err(refused) => Err(refused),
         };
+        let counters = &self.shared.sockets.counters;
+        match entered {
+            Ok(()) => {
+                counters.opened.fetch_add(1, Ordering::Relaxed);
+                Ok(rest)
+            }
+            Err((code, reason)) => {
+                counters.refused.fetch_add(1, Ordering::Relaxed);
+                Err(End::Close(code, reason))
+            }
+        }
+    }
+
+    /// Joins the room that a token opens.
+    async fn join(&mut self, admitted: Admitted, mut coming: Coming) -> Result<(), Refused> {
+        let (address, shared) = (self.address, self.shared.clone());
+        let services = &shared.neuron.services;
+        let (verified, room) = admitted.inspect_err(|_| {
+            if self.generation == Generation::V1 {
+                self.push(ws::text_frame(TOKEN_INVALID));
+            }
+        })?;
         if coming.data.is_some() {
             let Verified { claims, bucket } = &verified;
-            match access::decide_seat(services, claims, bucket, &room.place(), address).await {
-                Ok(grants) if grants.contains(Grants::PUBLISH) => {}
+            let seat = access::decide_seat(services, claims, bucket, &room.place(), address).await;
+            if !seat.map_err(|why| not_seated(&why))?.contains(Grants::PUBLISH) {
                 // Whoever may say nothing there says nothing beside his name either.
-                Ok(_) => coming.data = None,
-                Err(why) => {
-                    let (code, reason) = not_seated(&why);
-                    return refused(code, reason);
-                }
+                coming.data = None;
             }
         }
         let joiner = Joiner { generation: self.generation, client_ip: address, coming };
         let sockets = &shared.neuron.sockets;
-        let place = match sockets.join(self.id, &verified, &room, joiner) {
-            Ok(place) => place,
-            Err(refusal) => return refused(refusal.close_code(), refusal.to_string()),
-        };
+        let joined = sockets.join(self.id, &verified, &room, joiner);
+        let place = joined.map_err(|refusal| (refusal.close_code(), refusal.to_string()))?;
         // A revocation or a rule that came since the token was looked at has found no socket to close.
         let still = token::recheck(services, &verified, &room, address, self.id.0).await;
         if let Err(why) = still {
             sockets.leave(place, self.id, Departure::Closed);
             // Who is not to be here does not hear who is.
             drop(self.queue.take());
-            let (code, reason) = not_seated(&why);
-            return refused(code, reason);
+            return Err(not_seated(&why));
         }
-        counters.opened.fetch_add(1, Ordering::Relaxed);
-        self.place = Some(place);
-        let token = verified.claims.id;
+        self.seat = Some(Seat { place, token: verified.claims.id });
         self.spender.charge_to(verified.bucket.top());
+        services.graces.connected(verified.claims.id, services.now_s());
         if self.generation == Generation::V4 {
             self.opener = Some(Box::new(verified));
-        } else {
-            drop(verified);
         }
-        drop(room);
-        services.graces.connected(token, services.now_s());
-        let spender = self.spender.clone();
-        let end = spender.metered(self.converse(read_already)).await;
-        count_end(&end, counters);
-        sockets.leave(place, self.id, end.departure());
-        services.graces.disconnected(token, services.now_s());
-        end
+        Ok(())
     }
 
-    /// Answers what a socket in no room asks for, until one side ends.
-    async fn stay_outside(&mut self, asker: Asker, read_already: Vec<u8>) -> End {
-        let shared = self.shared.clone();
-        let counters = &shared.sockets.counters;
-        counters.opened.fetch_add(1, Ordering::Relaxed);
+    /// Leaves its room, if it is in one.
+    fn depart(&mut self, end: &End) {
+        count_end(end, &self.shared.sockets.counters);
+        if let Some(Seat { place, token }) = self.seat {
+            let services = &self.shared.neuron.services;
+            self.shared.neuron.sockets.leave(place, self.id, end.departure());
+            services.graces.disconnected(token, services.now_s());
+        }
+    }
+
+    /// Answers what it asks for, in no room.
+    fn stay_outside(&mut self, asker: Asker) {
         let caller = asker.opener.caller();
         self.spender.charge_to(caller.payer.clone());
         let user = caller.user().map(|claims| claims.identity.as_str());
         self.push(frames::admitted(caller.ident(), user));
         self.begin_asking(asker);
-        let spender = self.spender.clone();
-        let end = spender.metered(self.converse(read_already)).await;
-        count_end(&end, counters);
-        end
     }
 
-    /// Hears who a v4 client is and where it wants to be. Answers what was read beyond that, too.
+    /// Hears who a v4 client is and where it wants to be; in `rest` is what was read, and what of that
+    /// comes after it.
     async fn arrive(
         &mut self,
-        mut rest: Vec<u8>,
+        rest: &mut Vec<u8>,
         origin: Option<String>,
-    ) -> Result<(Arrived, Vec<u8>), End> {
-        let heard = tokio::time::timeout(HELLO_TIME, self.first_text(&mut rest)).await;
-        let text = heard.map_err(|_| {
+    ) -> Result<Result<Arrived, Refused>, End> {
+        let heard = tokio::time::timeout(HELLO_TIME, self.first_text(rest)).await;
+        let Ok(text) = heard else {
             self.shared.sockets.counters.idle.fetch_add(1, Ordering::Relaxed);
-            End::Close(CloseCode::POLICY, "no hello".to_owned())
-        })??;
-        let greeting = Greeting::read(&text).map_err(|fault| {
-            self.shared.sockets.counters.refused.fetch_add(1, Ordering::Relaxed);
-            self.push(ServerFrame::Error { fault: &fault }.to_ws(Generation::V4));
-            End::Close(CloseCode::POLICY, "bad hello".to_owned())
-        })?;
+            return Err(End::Close(CloseCode::POLICY, "no hello".to_owned()));
+        };
+        let greeting = match Greeting::read(&text?) {
+            Ok(greeting) => greeting,
+            Err(fault) => {
+                self.push(ServerFrame::Error { fault: &fault }.to_ws(Generation::V4));
+                return Ok(Err((CloseCode::POLICY, "bad hello".to_owned())));
+            }
+        };
         let (shared, origin) = (&self.shared, origin.as_deref());
         let Greeting { by, path, coming } = greeting;
-        let arrived = match (by, coming) {
+        Ok(match (by, coming) {
             (Credentials::Token(token), Some(coming)) => {
-                let admitted = admit(shared, &token, path.as_deref(), origin, self.address).await;
+                let path = path.as_deref();
+                let admitted = admit(shared, &token, path, origin, self.address).await;
                 Ok(Arrived::InRoom(admitted, coming))
             }
             (by, _) => self.asker(by, path.as_deref(), origin).await.map(Arrived::Outside),
-        };
-        match arrived {
-            Ok(arrived) => Ok((arrived, rest)),
-            Err((code, reason)) => {
-                shared.sockets.counters.refused.fetch_add(1, Ordering::Relaxed);
-                Err(End::Close(code, reason))
-            }
-        }
+        })
     }
 
     /// Who asks, without being in a room.
@@ -345,7 +372,7 @@ impl<IO: Transport> Socket<IO> {
         by: Credentials,
         path: Option<&str>,
         origin: Option<&str>,
-    ) -> Result<Asker, (CloseCode, String)> {
+    ) -> Result<Asker, Refused> {
         let (shared, address) = (&self.shared, self.address);
         let services = &shared.neuron.services;
         let session = Session::default();
@@ -590,7 +617,7 @@ impl<IO: Transport> Socket<IO> {
                 Ok(Some(Heard::Text("ping"))) => pings += 1,
                 Ok(Some(Heard::Text(text))) => {
                     said += 1;
-                    match (ClientFrame::parse(self.generation, text), self.place) {
+                    match (ClientFrame::parse(self.generation, text), self.seat) {
                         (Ok(ClientFrame::Ask { id, verb, params }), _) => {
                             let asked = (id.as_str().to_owned(), params.to_owned());
                             let (id, params) = (&asked.0, &asked.1);
@@ -598,8 +625,8 @@ impl<IO: Transport> Socket<IO> {
                                 asks.take(id, verb, params);
                             }
                         }
-                        (frame, Some(place)) => {
-                            self.shared.neuron.sockets.frame(place, self.id, frame);
+                        (frame, Some(seat)) => {
+                            self.shared.neuron.sockets.frame(seat.place, self.id, frame);
                         }
                         (frame, None) => {
                             let frame = outside(frame);

@@ -66,9 +66,8 @@ pub(crate) async fn upgrade(
     let upgraded = hyper::upgrade::on(&mut request);
     let (shared, entered) = (shared.clone(), entered.clone());
     tokio::spawn(async move {
-        let _entered = entered;
         match tokio::time::timeout(UPGRADE_TIME, upgraded).await {
-            Ok(Ok(upgraded)) => Socket::run_upgraded(shared, upgraded, arrival, address).await,
+            Ok(Ok(upgraded)) => Socket::begin(shared, upgraded, arrival, entered, address),
             Ok(Err(error)) => tracing::debug!(%address, %error, "upgrade failed"),
             Err(_) => tracing::debug!(%address, "upgrade took too long"),
         }
