@@ -159,7 +159,8 @@ fn aim(name: &str, members: usize, cpu: &Values) -> Option<f64> {
 fn one_round(bench: &Bench<'_>, language: Language, load: Load, side: &mut Side) -> Result<()> {
     let server = bench.start(language)?;
     let members = load.members;
-    let mut crowd = crowd(&server, Seats { members, in_room: members, has_publisher: true })?;
+    let mut crowd =
+        crowd(&server, Seats { members, in_room: members, has_publisher: true, resumes: false })?;
     // Tokens and rooms are made: they are not what a socket takes.
     let before = server.process().memory()?.resident;
     crowd.join()?;
@@ -243,7 +244,8 @@ fn ping_flood(bench: &Bench<'_>, case: &str) -> Result<()> {
     for _ in 0..bench.options.rounds {
         let server = bench.start(Language::Ours)?;
         // One more asks.
-        let seats = Seats { members: PINGING + 1, in_room: IN_ROOM, has_publisher: false };
+        let seats =
+            Seats { members: PINGING + 1, in_room: IN_ROOM, has_publisher: false, resumes: false };
         let mut crowd = crowd(&server, seats)?;
         crowd.join()?;
         crowd.settle(QUIET)?;
@@ -291,7 +293,8 @@ fn reconnect_storm(bench: &Bench<'_>, case: &str) -> Result<()> {
     let mut storms = Storms::default();
     for _ in 0..bench.options.rounds {
         for &language in &languages {
-            storms.round(&bench.start(language)?, rooms(bench.options.sockets)?)?;
+            let seats = Seats { resumes: true, ..rooms(bench.options.sockets)? };
+            storms.round(&bench.start(language)?, seats)?;
         }
     }
     let mut extra = Map::new();
@@ -366,6 +369,7 @@ fn storm(crowd: &mut Crowd) -> Result<Joined> {
     let begun = Instant::now();
     crowd.cut();
     let joined = crowd.join()?;
+    crowd.has_resumed()?;
     Ok(Joined { lasted: begun.elapsed(), ..joined })
 }
 
@@ -386,7 +390,7 @@ fn another_account(ganglion: &Ganglion) -> Result<Vec<u8>> {
 /// So many sockets in rooms of [`IN_ROOM`].
 fn rooms(sockets: usize) -> Result<Seats> {
     ensure!(sockets.is_multiple_of(IN_ROOM), "--sockets has to be a multiple of {IN_ROOM}");
-    Ok(Seats { members: sockets, in_room: IN_ROOM, has_publisher: false })
+    Ok(Seats { members: sockets, in_room: IN_ROOM, has_publisher: false, resumes: false })
 }
 
 fn own_cpu_seconds() -> Result<f64> {

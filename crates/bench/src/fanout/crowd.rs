@@ -20,7 +20,7 @@ use rustix::time::{
     timerfd_settime,
 };
 
-use super::servers::{Language, MARK, RECORD_BYTES, Record, Script, SignOfLife};
+use super::servers::{Language, MARK, RECORD_BYTES, Record, Script, SignOfLife, hello};
 
 /// Silence of all sockets after which a run is given up.
 pub(super) const STALL: Duration = Duration::from_secs(30);
@@ -60,6 +60,9 @@ pub(super) struct Socket {
     tail: Vec<u8>,
     /// Bytes that came since it was opened.
     pub(super) read_bytes: u64,
+    /// The session and cursor that it comes again with, and whether it missed nothing then.
+    was: Option<(String, String)>,
+    has_resumed: bool,
 }
 
 /// How a crowd came in.
@@ -147,6 +150,11 @@ impl Crowd {
         let both = Interest::READABLE | Interest::WRITABLE;
         self.poll.registry().register(&mut stream, Token(at), both)?;
         socket.stream = Some(stream);
+        if let (Some(token), Some(last)) =
+            (&socket.script.resumes_by, socket.script.steps.last_mut())
+        {
+            last.say = hello(token, socket.was.as_ref());
+        }
         socket.step = 0;
         socket.read_bytes = 0;
         socket.tail.clear();
@@ -157,6 +165,16 @@ impl Crowd {
     pub(super) fn cut(&mut self) {
         for socket in &mut self.sockets {
             socket.stream = None;
+        }
+    }
+
+    /// Sees to it that all who said where they were have missed nothing.
+    pub(super) fn has_resumed(&self) -> Result<()> {
+        let resumes = |socket: &&Socket| socket.script.resumes_by.is_some();
+        let missed = self.sockets.iter().filter(resumes).filter(|socket| !socket.has_resumed);
+        match missed.count() {
+            0 => Ok(()),
+            count => bail!("{count} sockets may have missed something"),
         }
     }
 
@@ -299,7 +317,8 @@ impl Crowd {
 
 impl Socket {
     fn new(script: Script) -> Socket {
-        Socket { script, stream: None, step: 0, tail: Vec::new(), read_bytes: 0 }
+        let (tail, was) = (Vec::new(), None);
+        Socket { script, stream: None, step: 0, tail, read_bytes: 0, was, has_resumed: false }
     }
 
     fn is_in(&self) -> bool {
@@ -335,6 +354,15 @@ impl Socket {
             }
             ensure!(self.tail.len() <= JOIN_BYTES_MAX, "too much comes before a socket is in");
             if find(&self.tail, step.until).is_some() {
+                if self.script.resumes_by.is_some() && self.step > 2 {
+                    let tail = String::from_utf8_lossy(&self.tail);
+                    let text = |name: &str| {
+                        let (_, rest) = tail.split_once(&format!("\"{name}\":\""))?;
+                        Some(rest.split_once('"')?.0.to_owned())
+                    };
+                    self.was = text("session").zip(text("c"));
+                    self.has_resumed = tail.contains("\"resumed\":true");
+                }
                 self.tail = Vec::new();
                 self.step += 1;
             }

@@ -57,12 +57,27 @@ pub(super) struct Seats {
     pub(super) in_room: usize,
     /// Whether one more, the last, sends to the first room and gets nothing.
     pub(super) has_publisher: bool,
+    /// Whether sockets that come again say where they were, as v4 clients of ours do.
+    pub(super) resumes: bool,
 }
 
 /// What a socket says to be in its room: each text when what the one before waits for has come.
 #[derive(Clone, Debug)]
 pub(super) struct Script {
     pub(super) steps: Vec<Step>,
+    /// With which token it says where it was, in the last step, when it comes again.
+    pub(super) resumes_by: Option<String>,
+}
+
+/// What a v4 client begins with, and where it was before.
+pub(super) fn hello(token: &str, was: Option<&(String, String)>) -> Vec<u8> {
+    let was =
+        was.map(|(session, cursor)| format!(",\"session\":\"{session}\",\"cursor\":\"{cursor}\""));
+    let was = was.unwrap_or_default();
+    let text = format!("{{\"t\":\"hello\",\"p\":{{\"token\":\"{token}\"{was}}}}}");
+    let mut say = Vec::new();
+    push_masked(bare::TEXT, text.as_bytes(), &mut say);
+    say
 }
 
 #[derive(Clone, Debug)]
@@ -225,6 +240,15 @@ impl Server {
         let is_publisher = nth == seats.members;
         let room = room(seats.room_of(nth));
         let steps = match self.language() {
+            Language::Ours if seats.resumes => {
+                let token = token.context("a seat without a token")?;
+                let upgrade = self.upgrade("/ws/v4");
+                let steps = vec![
+                    Step { say: upgrade, until: b"\r\n\r\n" },
+                    Step { say: hello(token, None), until: b"\"data\":{}}}" },
+                ];
+                return Ok(Script { steps, resumes_by: Some(token.clone()) });
+            }
             Language::Ours => {
                 let target = format!("/ws/v2/{}", token.context("a seat without a token")?);
                 // The list of who is there is the first frame, and nothing before it ends so.
@@ -259,7 +283,7 @@ impl Server {
                 vec![Step { say, until: &[bare::JOINED] }]
             }
         };
-        Ok(Script { steps })
+        Ok(Script { steps, resumes_by: None })
     }
 
     fn upgrade(&self, target: &str) -> Vec<u8> {
