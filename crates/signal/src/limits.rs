@@ -44,100 +44,65 @@ impl Default for Limits {
     }
 }
 
-/// Totals since the neuron started.
-#[derive(Clone, Debug, Default, Eq, PartialEq)]
-pub struct Counters {
-    /// Sockets that were let into a room.
-    pub joins: u64,
-    /// Sockets that went by themselves.
-    pub leaves: u64,
-    /// Sockets closed by a kick, a ban or a revocation.
-    pub closes: u64,
-    /// Sockets closed since their session came back by another one.
-    pub replaced: u64,
-    /// Sessions that came back and missed nothing.
-    pub resumed: u64,
-    /// Sessions that came back and were told that they may have missed something.
-    pub unresumed: u64,
-    /// JSON pings, v1 heartbeats, and bare `ping` texts that the shell passed on.
-    pub heartbeats: u64,
-    /// Frames for the media mixer of the vendor's TURN servers, ignored.
-    pub mixer_frames: u64,
-    /// Frames relayed, each once whatever the number of receivers.
-    pub packets: u64,
-    /// Frames handed out, once for each receiver.
-    pub deliveries: u64,
-    /// Frames whose id their session had used before, answered as they were then.
-    pub duplicates: u64,
-    /// Direct frames to a name that is not in the room, dropped.
-    pub unknown_peers: u64,
-    /// Texts that are not a frame.
-    pub bad_frames: u64,
-    /// Clients that posed as the server.
-    pub system_ops: u64,
-    /// Joins and frames beyond the grants of a token.
-    pub ungranted: u64,
-    /// Joins, and changes, over [`Limits::data_bytes`].
-    pub refused_data: u64,
-    /// Messages let go of before their time, for one of the bounds of histories.
-    pub history_cut: u64,
-    /// Joins over [`Limits::rooms_per_bucket`].
-    pub refused_rooms_per_bucket: u64,
-    /// Joins over [`Limits::sockets_per_bucket`].
-    pub refused_sockets_per_bucket: u64,
-    /// Joins over [`Limits::sockets_per_name`].
-    pub refused_sockets_per_name: u64,
-    /// Joins over [`Limits::sockets_per_room`].
-    pub refused_sockets_per_room: u64,
+macro_rules! counters {
+    ($($(#[doc = $doc:literal])+ $name:ident,)*) => {
+        /// Totals since the neuron started.
+        #[derive(Clone, Debug, Default, Eq, PartialEq)]
+        pub struct Counters {
+            $($(#[doc = $doc])+ pub $name: u64,)*
+        }
+
+        impl Counters {
+            fn add(&mut self, other: &Counters) {
+                $(self.$name += other.$name;)*
+            }
+        }
+    };
 }
 
-impl Counters {
-    fn add(&mut self, other: &Counters) {
-        let Counters {
-            joins,
-            leaves,
-            closes,
-            replaced,
-            resumed,
-            unresumed,
-            heartbeats,
-            mixer_frames,
-            packets,
-            deliveries,
-            duplicates,
-            unknown_peers,
-            bad_frames,
-            system_ops,
-            ungranted,
-            refused_data,
-            history_cut,
-            refused_rooms_per_bucket,
-            refused_sockets_per_bucket,
-            refused_sockets_per_name,
-            refused_sockets_per_room,
-        } = other;
-        self.joins += joins;
-        self.leaves += leaves;
-        self.closes += closes;
-        self.replaced += replaced;
-        self.resumed += resumed;
-        self.unresumed += unresumed;
-        self.heartbeats += heartbeats;
-        self.mixer_frames += mixer_frames;
-        self.packets += packets;
-        self.deliveries += deliveries;
-        self.duplicates += duplicates;
-        self.unknown_peers += unknown_peers;
-        self.bad_frames += bad_frames;
-        self.system_ops += system_ops;
-        self.ungranted += ungranted;
-        self.refused_data += refused_data;
-        self.history_cut += history_cut;
-        self.refused_rooms_per_bucket += refused_rooms_per_bucket;
-        self.refused_sockets_per_bucket += refused_sockets_per_bucket;
-        self.refused_sockets_per_name += refused_sockets_per_name;
-        self.refused_sockets_per_room += refused_sockets_per_room;
-    }
+counters! {
+    /// Sockets that were let into a room.
+    joins,
+    /// Sockets that went by themselves.
+    leaves,
+    /// Sockets closed by a kick, a ban or a revocation.
+    closes,
+    /// Sockets closed since their session came back by another one.
+    replaced,
+    /// Sessions that came back and missed nothing.
+    resumed,
+    /// Sessions that came back and were told that they may have missed something.
+    unresumed,
+    /// JSON pings, v1 heartbeats, and bare `ping` texts that the shell passed on.
+    heartbeats,
+    /// Frames for the media mixer of the vendor's TURN servers, ignored.
+    mixer_frames,
+    /// Frames relayed, each once whatever the number of receivers.
+    packets,
+    /// Frames handed out, once for each receiver.
+    deliveries,
+    /// Frames whose id their session had used before, answered as they were then.
+    duplicates,
+    /// Direct frames to a name that is not in the room, dropped.
+    unknown_peers,
+    /// Texts that are not a frame.
+    bad_frames,
+    /// Clients that posed as the server.
+    system_ops,
+    /// Joins and frames beyond the grants of a token.
+    ungranted,
+    /// Joins, and changes, over [`Limits::data_bytes`].
+    refused_data,
+    /// Messages let go of before their time, for one of the bounds of histories.
+    history_cut,
+    /// Joins over [`Limits::rooms_per_bucket`].
+    refused_rooms_per_bucket,
+    /// Joins over [`Limits::sockets_per_bucket`].
+    refused_sockets_per_bucket,
+    /// Joins over [`Limits::sockets_per_name`].
+    refused_sockets_per_name,
+    /// Joins over [`Limits::sockets_per_room`].
+    refused_sockets_per_room,
 }
 
 /// How large everything is, and what happened.
