@@ -127,6 +127,18 @@ fn who_says_no_hello_is_told_so() -> Result<()> {
     Ok(())
 }
 
+/// Who has not said who it is holds nobody up.
+#[test]
+fn a_neuron_that_stops_waits_for_no_hello() -> Result<()> {
+    let mut stage = Stage::new()?;
+    let mut silent = Client::connect(&format!("{}/v4", stage.base()?))?;
+    let begun = std::time::Instant::now();
+    assert_eq!(stage.neuron.stop()?, Some(0));
+    assert!(begun.elapsed() < std::time::Duration::from_secs(5), "{:?}", begun.elapsed());
+    assert_eq!(silent.close_code()?, 1001);
+    Ok(())
+}
+
 #[test]
 fn what_a_client_shows_beside_its_name_is_seen_by_those_who_know_of_it() -> Result<()> {
     let stage = Stage::new()?;

@@ -342,7 +342,11 @@ impl<IO: Transport> Socket<IO> {
         rest: &mut Vec<u8>,
         origin: Option<String>,
     ) -> Result<Result<Arrived, Refused>, End> {
-        let heard = tokio::time::timeout(HELLO_TIME, self.first_text(rest)).await;
+        let queue = self.queue.clone();
+        let heard = tokio::select! {
+            heard = tokio::time::timeout(HELLO_TIME, self.first_text(rest)) => heard,
+            end = stopped(&queue) => return Err(end),
+        };
         let Ok(text) = heard else {
             self.shared.sockets.counters.idle.fetch_add(1, Ordering::Relaxed);
             return Err(End::Close(CloseCode::POLICY, "no hello".to_owned()));
@@ -657,6 +661,17 @@ impl<IO: Transport> Socket<IO> {
             }
         }
         Ok(())
+    }
+}
+
+/// Waits until a socket is to be closed, as all are when the neuron stops.
+async fn stopped(queue: &Queue) -> End {
+    loop {
+        match queue.closing() {
+            Some(Closing::Slow) => return End::Slow,
+            Some(Closing::Told(code, reason)) => return End::Close(code, reason.to_owned()),
+            None => queue.wake.notified().await,
+        }
     }
 }
 
