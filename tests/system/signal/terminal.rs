@@ -1,63 +1,19 @@
 //! `ganglion chat`: a terminal beside everybody else, through pipes.
 
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::mpsc::{Receiver, channel};
-use std::time::Duration;
+use std::process::Command;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::Result;
 use serde_json::json;
 use tests::neuron::program;
 use tests::proxy::Proxy;
+use tests::terminal::Terminal;
 
 use super::{Stage, presence};
 
-/// A running `ganglion chat`, and what it prints.
-struct Terminal {
-    child: Child,
-    input: Option<ChildStdin>,
-    lines: Receiver<String>,
-}
-
-impl Terminal {
-    fn start(stage: &Stage, url: &str, path: &str, name: &str) -> Result<Terminal> {
-        let mut child = Command::new(program()?)
-            .args(["chat", path, "--name", name, "--url", url, "--user", &stage.credentials])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()?;
-        let input = child.stdin.take();
-        let output = child.stdout.take().context("standard output")?;
-        let (sender, lines) = channel();
-        std::thread::spawn(move || {
-            for line in BufReader::new(output).lines().map_while(Result::ok) {
-                let _ = sender.send(line);
-            }
-        });
-        Ok(Terminal { child, input, lines })
-    }
-
-    fn types(&mut self, line: &str) -> Result<()> {
-        let input = self.input.as_mut().context("it is open")?;
-        Ok(writeln!(input, "{line}")?)
-    }
-
-    fn shows(&self, line: &str) -> Result<()> {
-        let shown = self.lines.recv_timeout(Duration::from_secs(15));
-        let shown = shown.with_context(|| format!("waiting for {line:?}"))?;
-        if shown != line {
-            bail!("{shown:?} in place of {line:?}");
-        }
-        Ok(())
-    }
-
-    /// Waits until it ends; answers whether it was well, and what it complained of.
-    fn ends(mut self) -> Result<(bool, String)> {
-        drop(self.input.take());
-        let output = self.child.wait_with_output()?;
-        Ok((output.status.success(), String::from_utf8(output.stderr)?))
-    }
+fn chat(stage: &Stage, url: &str, path: &str, name: &str) -> Result<Terminal> {
+    let mut command = Command::new(program()?);
+    command.args(["chat", path, "--name", name, "--url", url, "--user", &stage.credentials]);
+    Terminal::start(&mut command)
 }
 
 #[test]
@@ -65,7 +21,7 @@ fn a_terminal_talks_with_a_page() -> Result<()> {
     let stage = Stage::new()?;
     let mut ann = stage.join("ann")?;
     ann.frame()?;
-    let mut terminal = Terminal::start(&stage, &stage.neuron.url(), "/my/path", "term")?;
+    let mut terminal = chat(&stage, &stage.neuron.url(), "/my/path", "term")?;
     terminal.shows("* term in /my/path: ann, term")?;
     assert_eq!(ann.frame()?, presence("peer_connected", "term"));
     terminal.types("hello zoë")?;
@@ -94,7 +50,7 @@ fn a_terminal_whose_network_fails_comes_back_and_misses_nothing() -> Result<()> 
     let mut ann = stage.join("ann")?;
     ann.frame()?;
     let url = format!("http://{}", proxy.address);
-    let mut terminal = Terminal::start(&stage, &url, "/my/path", "term")?;
+    let mut terminal = chat(&stage, &url, "/my/path", "term")?;
     terminal.shows("* term in /my/path: ann, term")?;
     assert_eq!(ann.frame()?["m"]["o"], "peer_connected");
     proxy.set_away(true);
@@ -121,7 +77,7 @@ fn a_terminal_whose_network_fails_comes_back_and_misses_nothing() -> Result<()> 
 #[test]
 fn a_path_that_is_not_there_is_told_with_what_to_do() -> Result<()> {
     let stage = Stage::new()?;
-    let terminal = Terminal::start(&stage, &stage.neuron.url(), "/nowhere", "term")?;
+    let terminal = chat(&stage, &stage.neuron.url(), "/nowhere", "term")?;
     let (is_well, complaint) = terminal.ends()?;
     assert!(!is_well && complaint.contains("ganglion put /_ns/nowhere"), "{complaint}");
     Ok(())
