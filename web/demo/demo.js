@@ -285,6 +285,7 @@ function closeProblem(code, reason, wasIn) {
   if (code === 4401 || reason === 'unauthorized') return 'The neuron refused the access token. Reload the page to get a new one, then join again.';
   if (code === 4403) {
     if (reason === 'kicked') return 'You were removed from this room: someone in it, or its owner, sent you away. You can join again, unless the room is closed to you.';
+    if (reason === 'session ended') return 'Your session was ended by the account that this room is of. Join again to begin another.';
     if (wasIn) return 'You were removed from this room by its rule of who may be there, which no longer names you. Ask someone in the room to open it, then join again.';
     return 'This room is closed to you: its rule of who may be there does not name you. Ask someone in the room to open it, or pick another room.';
   }
@@ -676,10 +677,10 @@ function showCommands() {
   if (!access) return;
   const path = `/${place.map(encodeURIComponent).join('/')}`;
   const where = [`--url ${quoted(new URL(access.base || '/', location.href).href.replace(/\/$/, ''))}`, `--user ${quoted(`${access.ident}:${access.secret}`)}`];
-  const lines = (/** @type {string} */ command) => [command, ...where].join(' \\\n  ');
+  const lines = (/** @type {string[]} */ ...parts) => [...parts, ...where].join(' \\\n  ');
   const k = $('data-key').value.trim() || $('data-key').placeholder;
   const v = valueOf($('data-value').value || $('data-value').placeholder);
-  $('put-command').textContent = `ganglion put ${quoted(`/_data${path}`)} ${quoted(JSON.stringify({ k, v }))} ${where.join(' ')}`;
+  $('put-command').textContent = lines(`ganglion put ${quoted(`/_data${path}`)}`, quoted(JSON.stringify({ k, v })));
   $('chat-command').textContent = lines(`ganglion chat ${quoted(path)} --name terminal`);
   $('get-command').textContent = lines(`ganglion get ${quoted(`/_data${path}?k=${encodeURIComponent(k)}`)}`);
   $('who-command').textContent = lines(`ganglion get ${quoted(`/_subs${path}`)}`);
