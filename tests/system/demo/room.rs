@@ -274,6 +274,7 @@ fn a_page_that_was_cut_off_comes_back_and_has_missed_nothing() -> Result<()> {
     let events = bob.eval("demo.state().events")?;
     assert_eq!(events, json!(["You were cut off and are back. Nothing was missed."]));
     assert_eq!(stage.neuron.metric("signal_resumed_total")?, 1);
+    bob.eval("document.querySelector('#chat .event').scrollIntoView({ block: 'center' })")?;
     stage.shot(&bob, "back.png")?;
     no_errors(&[&ann, &bob]);
     Ok(())
@@ -299,6 +300,7 @@ fn a_page_says_when_something_may_be_missing() -> Result<()> {
     let texts: Vec<_> = lines(&bob)?.into_iter().map(|(_, text)| text).collect();
     let last: Vec<_> = (51 - texts.len()..=50).map(|n| format!("line {n}")).collect();
     assert_eq!(texts, last, "what is known still came, in order");
+    bob.eval("document.querySelector('#chat .event').scrollIntoView({ block: 'center' })")?;
     stage.shot(&bob, "gap.png")
 }
 
@@ -338,6 +340,9 @@ fn a_value_put_in_a_terminal_moves_on_the_page() -> Result<()> {
     put("speed", "14")?;
     ann.wait_for(&is("speed", "14"), STEP_WAIT)?;
     stage.shot_elsewhere(&ann, "data")?;
+    ann.resize(844, 390)?;
+    stage.shot(&ann, "data-sideways.png")?;
+    ann.resize(1280, 800)?;
     ann.wait_for("!document.querySelector('#data .changed, #data .was')", STEP_WAIT)?;
     let keys = ann.eval("demo.state().data.map((row) => row.key)")?;
     assert_eq!(keys, json!(["berth 9", "berth 10", "crew", "speed"]), "in order");
