@@ -8,6 +8,8 @@ const TOAST_MS = 6_000;
 const STATS_EVERY_MS = 500;
 /** How long a value that changed stands out; the style sheet's `flash` takes as long. */
 const FLASH_MS = 2_000;
+/** How long one may come back to a room that was joined. */
+const STAY_S = 24 * 60 * 60;
 /** What people here may: all but to send others away, which this page does as the account. */
 const GRANTS = 'subscribe,publish,send,relay,watch,read,write';
 const PICTURE = { width: { ideal: 1280 }, height: { ideal: 720 } };
@@ -187,10 +189,12 @@ async function join() {
     joining(false);
     return problem(apiProblem(error));
   }
+  // One for the whole stay: who is removed while the network is away does not come back with it.
+  let token = '';
   room = connect({
     name,
     url: () => api.get('/_host', { type: 'signal', k: name }),
-    token: () => api.put(['_token', ...place], { k: name, expire: 60, grants: GRANTS }),
+    token: async () => token ||= await api.put(['_token', ...place], { k: name, expire: STAY_S, grants: GRANTS }),
   });
   calls = new Calls(room, { iceServers: () => api.iceServers(place.join('/'), name) });
   calls.on('incoming', onIncoming);
@@ -282,6 +286,7 @@ function leave(why = '') {
 
 /** @param {number} code @param {string} reason @param {boolean} wasIn */
 function closeProblem(code, reason, wasIn) {
+  if (code === 4401 && wasIn) return 'You were removed from this room: someone in it, or its owner, took your access back, or you were here for a day. You can join again, unless the room is closed to you.';
   if (code === 4401 || reason === 'unauthorized') return 'The neuron refused the access token. Reload the page to get a new one, then join again.';
   if (code === 4403) {
     if (reason === 'kicked') return 'You were removed from this room: someone in it, or its owner, sent you away. You can join again, unless the room is closed to you.';

@@ -211,6 +211,28 @@ fn who_is_removed_is_told_and_does_not_come_back_by_itself() -> Result<()> {
     Ok(())
 }
 
+/// Its socket is closed where it does not hear of it, and it comes back with a session that was known.
+#[test]
+fn who_is_removed_while_the_network_is_away_is_told_when_it_is_back() -> Result<()> {
+    let stage = Stage::new()?;
+    let proxy = Proxy::before(&stage.neuron.address("http")?)?;
+    let ann = stage.join("Ann")?;
+    let bob = stage.come_by(&format!("http://{}", proxy.address), "Bob")?;
+    bob.wait_for("demo.state().peers.length === 2", STEP_WAIT)?;
+    proxy.set_away(true);
+    bob.eval("demo.say('still here?')")?;
+    bob.wait_for("demo.state().connection === 'reconnecting'", STEP_WAIT)?;
+    ann.click("#people [data-name=Bob] .quiet")?;
+    ann.wait_for("demo.state().peers.length === 1", STEP_WAIT)?;
+    proxy.set_away(false);
+    let told = is_told(&bob)?;
+    assert!(told.contains("took your access back"), "{told}");
+    bob.click("#join-button")?;
+    bob.wait_for("demo.state().joined", STEP_WAIT)?;
+    no_errors(&[&ann, &bob]);
+    Ok(())
+}
+
 /// Nobody is told that the network is away: the page finds out, and so does nobody else.
 #[test]
 fn a_page_that_was_cut_off_comes_back_and_has_missed_nothing() -> Result<()> {
