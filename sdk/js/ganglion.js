@@ -18,6 +18,8 @@ const PING_EVERY_MS = 30_000;
 const REPLY_WAIT_MS = 10_000;
 /** The same, when the browser says that the network changed. */
 const CHANGE_WAIT_MS = 2_000;
+/** The same, when something was said: a neuron that is there answers at once. */
+const SAID_WAIT_MS = 5_000;
 const CONNECT_WAIT_MS = 10_000;
 const BACKOFF_FIRST_MS = 80;
 const BACKOFF_MAX_MS = 10_000;
@@ -228,6 +230,8 @@ export class Ganglion extends Emitter {
   #shown = new Map();
   /** What the neuron has not answered yet, in order. @type {{ id: number, frame: string }[]} */
   #unheard = [];
+  /** What was heard before this end came back; told once it knows what it missed. @type {number[]} */
+  #heard = [];
   /** @type {Map<number, { resolve: (value: any) => void, reject: (error: ApiError) => void }>} */
   #asked = new Map();
   /** @type {Map<number, Watch>} */
@@ -300,7 +304,8 @@ export class Ganglion extends Emitter {
   }
 
   /**
-   * The same, and waits until the neuron has taken it: it is said once, whatever the network does.
+   * The same, and waits until the neuron has taken it: it is said once, whatever the network does. After
+   * an outage that is told when what the others said meanwhile has been.
    * @param {string} op
    * @param {unknown} payload
    * @param {string} [to]
@@ -328,6 +333,7 @@ export class Ganglion extends Emitter {
     const id = this.#nextId++;
     const answer = this.#answer(id);
     this.#socket?.send(JSON.stringify({ t: verb, m: { id }, p: params }));
+    this.#expectFrame(REPLY_WAIT_MS);
     return answer;
   }
 
@@ -335,7 +341,8 @@ export class Ganglion extends Emitter {
    * Follows the entries of a path, or one key of it, from now on and across reconnections.
    * @param {string} path
    * @param {(entries: Entries) => void} listener called with all of them, at first and after each change
-   * @param {{ k?: string, refused?: (error: ApiError) => void }} [options]
+   * @param {{ k?: string, refused?: (error: ApiError) => void }} [options] `refused` is called when the
+   *   neuron does not let this end watch, or no longer: then it is over
    * @returns {() => void} stops it
    */
   watch(path, listener, { k, refused = () => {} } = {}) {
@@ -358,7 +365,10 @@ export class Ganglion extends Emitter {
     const m = { id, o: op, ...(to !== undefined && { t: this.#present.get(to) ?? to }) };
     const frame = JSON.stringify({ t: 'u', m, p: payload ?? null });
     this.#unheard.push({ id, frame });
-    if (this.#joined) this.#socket?.send(frame);
+    if (this.#joined) {
+      this.#socket?.send(frame);
+      this.#expectFrame(SAID_WAIT_MS);
+    }
     return this.#answer(id);
   }
 
@@ -417,9 +427,12 @@ export class Ganglion extends Emitter {
     this.#replyTimer = 0;
     let frame;
     try { frame = JSON.parse(data); } catch { return; }
-    if (frame?.t === 'pong') this.rttMs = Math.max(0, Date.now() - frame.ts);
+    if (frame?.t === 'pong') {
+      this.rttMs = Math.max(0, Date.now() - frame.ts);
+      this.#tellHeard();
+    }
     if (typeof frame?.m !== 'object') return;
-    const { f = '', o, t, c, id, path } = frame.m;
+    const { f = '', o, t, c, id, path, watch } = frame.m;
     const wire = String(f).slice(String(f).lastIndexOf('/') + 1);
     const from = nameOf(wire);
     switch (frame.t) {
@@ -451,6 +464,9 @@ export class Ganglion extends Emitter {
       case 'w':
         this.#onChange(path, frame.p);
         break;
+      case 'end':
+        this.#onWatchEnd(watch, frame.p);
+        break;
     }
     // Noted when it was acted on, so that a cut in between repeats it and does not lose it.
     if (typeof c === 'string' && frame.t !== 'r') this.#cursor = c;
@@ -467,13 +483,19 @@ export class Ganglion extends Emitter {
     this.#joined = true;
     if (p.last !== undefined) {
       const heard = this.#unheard.findIndex(({ id }) => id === p.last);
-      for (const { id } of this.#unheard.splice(0, heard + 1)) this.#onReply(id, { s: 'ok', v: null });
+      this.#heard.push(...this.#unheard.splice(0, heard + 1).map(({ id }) => id));
     }
+    // Its answer comes behind all that was missed.
+    if (this.#heard.length) this.#ping();
     for (const { frame } of this.#unheard) this.#socket?.send(frame);
     for (const [id, watch] of this.#watches) this.#startWatch(id, watch);
     this.#become('open');
     this.emit('peers', this.peers);
     if (isBack && !p.resumed) this.emit('gap', undefined);
+  }
+
+  #tellHeard() {
+    for (const id of this.#heard.splice(0)) this.#onReply(id, { s: 'ok', v: null });
   }
 
   /** @param {number} id @param {any} envelope */
@@ -519,6 +541,16 @@ export class Ganglion extends Emitter {
     }
   }
 
+  /** @param {number} id @param {any} envelope why the neuron ended it */
+  #onWatchEnd(id, envelope) {
+    const watch = this.#watches.get(id);
+    if (!watch) return;
+    const error = new ApiError(String(envelope?.v), { status: 200 });
+    if (error.code === 'overloaded') return this.#startWatch(id, watch);
+    this.#watches.delete(id);
+    watch.refused(error);
+  }
+
   /** @param {{ code: number, reason: string }} why @param {boolean} final */
   #lost(why, final) {
     clearInterval(this.#pingTimer);
@@ -527,6 +559,7 @@ export class Ganglion extends Emitter {
     this.#replyTimer = 0;
     this.#socket = null;
     this.#joined = false;
+    this.#tellHeard();
     // What is said again when this end is back is not answered yet; what was asked is.
     const waits = new Set(final ? [] : this.#unheard.map(({ id }) => id));
     for (const [id, { reject }] of [...this.#asked]) {

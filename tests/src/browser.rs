@@ -260,6 +260,19 @@ impl Page {
         self.call("Input.insertText", json!({ "text": typed })).map(drop)
     }
 
+    /// Presses a key that types nothing, such as `ArrowRight`, or `Enter`, which sends a form.
+    pub fn press(&self, key: &str) -> Result<()> {
+        let text = if key == "Enter" { "\r" } else { "" };
+        let code = if key == "Enter" { 13 } else { 0 };
+        for kind in ["keyDown", "keyUp"] {
+            self.call(
+                "Input.dispatchKeyEvent",
+                json!({ "type": kind, "key": key, "text": text, "windowsVirtualKeyCode": code }),
+            )?;
+        }
+        Ok(())
+    }
+
     /// The size of the window's inside. Up to 480 wide it is a phone, with touch.
     pub fn resize(&self, width: u32, height: u32) -> Result<()> {
         let phone = width <= 480;

@@ -13,5 +13,6 @@ pub mod plain;
 pub mod proxy;
 pub mod random;
 pub mod socket;
+pub mod terminal;
 pub mod ver;
 pub mod wait;

@@ -1,6 +1,8 @@
 //! The first call: two Chromium pages on `/demo` meet, chat and see each other; and what the page and
 //! its library do not let others do to them.
 
+mod room;
+
 use anyhow::Result;
 use serde_json::json;
 use tests::browser::{self, Browser, CALLED, CALLER, STEP_WAIT};

@@ -1,11 +1,17 @@
-// The page at /demo: join a room, see who is there, write, call. It uses the public API only, by
-// way of the client library; the server fills in credentials in dev mode.
+// The page at /demo: join a room, see who is there and who may be, write, call, share values. It uses
+// the public API only, by way of the client library; the server fills in credentials in dev mode.
 
 import { Api, ApiError, Calls, connect } from './ganglion.js';
 
 const CHAT_LINES_MAX = 500;
 const TOAST_MS = 6_000;
 const STATS_EVERY_MS = 500;
+/** How long a value that changed stands out; the style sheet's `flash` takes as long. */
+const FLASH_MS = 2_000;
+/** How long one may come back to a room that was joined. */
+const STAY_S = 24 * 60 * 60;
+/** What people here may: all but to send others away, which this page does as the account. */
+const GRANTS = 'subscribe,publish,send,relay,watch,read,write';
 const PICTURE = { width: { ideal: 1280 }, height: { ideal: 720 } };
 
 /** @param {string} id @returns {any} */
@@ -30,8 +36,20 @@ let ringing = null;
 let callSince = 0;
 let remoteSends = { audio: true, video: true };
 let video = { framesDecoded: 0, width: 0, height: 0 };
-/** @type {{ from: string, text: string }[]} */
+/** The room's path. @type {string[]} */
+let place = [];
+/** Whom a rule lets in; null is everybody. @type {string[] | null} */
+let members = null;
+/** Whether something may have been missed while this end was away. */
+let missed = false;
+/**
+ * In the order of the room: what of this end's lines is not known to be heard comes last.
+ * @typedef {{ from: string, text: string, row: HTMLElement, pending: boolean }} Line
+ * @type {Line[]}
+ */
 const chat = [];
+/** The room's data as it is shown. @type {Map<string, any> | null} */
+let data = null;
 /** Switched on by the user; a device may be missing all the same. */
 const wanted = { audio: true, video: true };
 
@@ -162,24 +180,27 @@ async function join() {
   localStorage.setItem('ganglion.room', roomName);
   problem('');
   joining(true);
-  const segments = [...access.path.split('/').filter(Boolean), roomName];
+  place = [...access.path.split('/').filter(Boolean), roomName];
   try {
-    await api.put(['_ns', ...segments]).catch((error) => {
+    await api.put(['_ns', ...place]).catch((error) => {
       if (error.code !== 'path_exists') throw error;
     });
   } catch (error) {
     joining(false);
     return problem(apiProblem(error));
   }
+  // One for the whole stay: who is removed while the network is away does not come back with it.
+  let token = '';
   room = connect({
     name,
     url: () => api.get('/_host', { type: 'signal', k: name }),
-    token: () => api.put(['_token', ...segments], { k: name, expire: 60 }),
+    token: async () => token ||= await api.put(['_token', ...place], { k: name, expire: STAY_S, grants: GRANTS }),
   });
-  calls = new Calls(room, { iceServers: () => api.iceServers(segments.join('/'), name) });
+  calls = new Calls(room, { iceServers: () => api.iceServers(place.join('/'), name) });
   calls.on('incoming', onIncoming);
-  room.on('state', showStatus);
+  room.on('state', onState);
   room.on('peers', onPeers);
+  room.on('gap', () => { missed = true; });
   room.on('peer_connected', (peer) => {
     event(`${peer} joined`);
     onPresence();
@@ -190,10 +211,34 @@ async function join() {
   });
   room.on('message', ({ from, op, payload }) => {
     if (op === 'message') line(from, String(payload?.msg ?? payload));
+    if (op === 'rules') void readDoor();
   });
   room.on('close', ({ code, reason, retryMs }) => {
-    if (retryMs === null) leave(closeProblem(code, reason));
-    else if ($('room').hidden) problem('The neuron does not answer. Trying again…');
+    // Without a room, this end has left by itself.
+    if (retryMs === null && room) sentAway(code, reason);
+    else if (retryMs !== null && $('room').hidden) problem('The neuron does not answer. Trying again…');
+  });
+}
+
+/** @param {number} code @param {string} reason */
+function sentAway(code, reason) {
+  const wasIn = !$('room').hidden;
+  leave(closeProblem(code, reason, wasIn));
+  // Not on the button that joins again: whoever was typing may be about to press Enter.
+  if (wasIn) $('join-problem').focus();
+}
+
+/** @param {import('./ganglion.js').RoomState} state */
+function onState(state) {
+  const wasAway = $('status').dataset.state === 'reconnecting';
+  showStatus();
+  if (state === 'reconnecting') for (const each of chat) if (each.pending) mark(each, WAITS);
+  // After `gap`, which comes at once, and before what was said meanwhile, which follows.
+  if (wasAway && state === 'open') queueMicrotask(() => {
+    if (!room) return;
+    event(missed ? 'You were cut off and are back. Something that was said may be missing here.'
+      : 'You were cut off and are back. Nothing was missed.');
+    missed = false;
   });
 }
 
@@ -206,10 +251,13 @@ function onPeers() {
     history.replaceState(null, '', inviteUrl());
     joining(false);
     problem('');
+    room?.watch(room.path, onData, { refused: () => dataClosed(true) });
+    showCommands();
     // On a phone, focus would push the keyboard over the page.
     if (matchMedia('(hover: hover)').matches) $('text').focus();
   }
   onPresence();
+  void readDoor();
 }
 
 /** @param {string} [why] shown on the join screen */
@@ -223,6 +271,12 @@ function leave(why = '') {
   calls = null;
   chat.length = 0;
   $('chat').replaceChildren();
+  data = members = null;
+  missed = false;
+  $('data').replaceChildren();
+  $('data-told').textContent = '';
+  dataClosed(false);
+  for (const each of all('.news')) each.hidden = true;
   $('room').hidden = true;
   $('join').hidden = false;
   document.title = 'Ganglion';
@@ -230,10 +284,16 @@ function leave(why = '') {
   problem(why);
 }
 
-/** @param {number} code @param {string} reason */
-function closeProblem(code, reason) {
+/** @param {number} code @param {string} reason @param {boolean} wasIn */
+function closeProblem(code, reason, wasIn) {
+  if (code === 4401 && wasIn) return 'You were removed from this room: someone in it, or its owner, took your access back, or you were here for a day. You can join again, unless the room is closed to you.';
   if (code === 4401 || reason === 'unauthorized') return 'The neuron refused the access token. Reload the page to get a new one, then join again.';
-  if (code === 4403) return 'You were removed from this room. Ask its owner to let you in, then join again.';
+  if (code === 4403) {
+    if (reason === 'kicked') return 'You were removed from this room: someone in it, or its owner, sent you away. You can join again, unless the room is closed to you.';
+    if (reason === 'session ended') return 'Your session was ended by the account that this room is of. Join again to begin another.';
+    if (wasIn) return 'You were removed from this room by its rule of who may be there, which no longer names you. Ask someone in the room to open it, then join again.';
+    return 'This room is closed to you: its rule of who may be there does not name you. Ask someone in the room to open it, or pick another room.';
+  }
   return code === 0 ? apiProblem(new ApiError(reason)) : '';
 }
 
@@ -269,7 +329,7 @@ function inviteUrl() {
   return link.href;
 }
 
-// --- People and chat -------------------------------------------------------------------------------
+// --- People ----------------------------------------------------------------------------------------
 
 const others = () => room?.peers.filter((name) => name !== room?.name) ?? [];
 
@@ -288,7 +348,7 @@ function showStatus() {
 }
 
 function showHint() {
-  $('hint').textContent = room?.state === 'reconnecting' ? 'The network is away: reconnecting…'
+  $('hint').textContent = room?.state === 'reconnecting' ? 'The network is away: reconnecting. What you write is sent then.'
     : others().length ? 'Pick someone to call.'
       : 'Nobody else is here yet. Copy the link and send it to someone.';
 }
@@ -314,7 +374,11 @@ function personRow(name) {
   } else {
     const button = make('button', { type: 'button', className: 'button' });
     button.addEventListener('click', () => (call?.peer === name ? call.hangup() : startCall(name)));
-    row.append(button);
+    const remove = make('button', { type: 'button', className: 'quiet', title: `Remove ${name} from the room` });
+    remove.setAttribute('aria-label', remove.title);
+    remove.append(icon('i-remove'));
+    remove.addEventListener('click', () => void removePerson(name));
+    row.append(button, remove);
   }
   return row;
 }
@@ -332,29 +396,118 @@ function showCallButton(name) {
   button.setAttribute('aria-label', mine ? `${word}: ${name}` : `${word} ${name}`);
 }
 
+// --- Who may be here -------------------------------------------------------------------------------
+
+/** Asks what the rule is; it may have been set from a terminal. */
+async function readDoor() {
+  const asked = room;
+  try {
+    const names = await api?.get(['_conf', ...place], { k: 'join' });
+    members = Array.isArray(names) ? names.map(String) : null;
+  } catch (/** @type {any} */ error) {
+    if (error.code !== 'not_found') return;
+    members = null;
+  }
+  if (asked && asked === room) showDoor();
+}
+
+function showDoor() {
+  const word = members ? 'Open to everybody' : 'Only those here now';
+  $('door').dataset.closed = String(!!members);
+  $('door').title = $('door').querySelector('span').textContent = word;
+  $('door').querySelector('use').setAttribute('href', members ? '#i-lock' : '#i-unlock');
+  const text = members ? `Closed: only ${list(members)} may be here.` : '';
+  if ($('door-text').textContent !== text) $('door-text').textContent = text;
+}
+
+/** Closes the room to all but those who are in it, or opens it to everybody. */
+async function turnDoor() {
+  if (!api || !room) return;
+  $('door').disabled = true;
+  try {
+    if (members) {
+      await api.delete(['_conf', ...place], { k: 'join' });
+      toast('The room is open to everybody.');
+    } else {
+      await api.put(['_conf', ...place], {}, { k: 'join', v: room.peers });
+      toast('The room is closed: others are refused until you open it.');
+    }
+    room?.send('rules', null);
+    await readDoor();
+  } catch (error) {
+    toast(apiProblem(error));
+  }
+  $('door').disabled = false;
+}
+
+/** @param {string} name */
+async function removePerson(name) {
+  if (!api) return;
+  try {
+    await api.delete(['_subs', ...place], { k: name });
+    if (members?.includes(name)) {
+      await api.put(['_conf', ...place], {}, { k: 'join', v: members.filter((each) => each !== name) });
+      room?.send('rules', null);
+      await readDoor();
+      toast(`${name} was removed, and cannot come back while the room is closed.`);
+    } else {
+      toast(`${name} was removed. To keep others out, close the room to all but those who are here.`);
+    }
+  } catch (/** @type {any} */ error) {
+    toast(error.code === 'not_found' ? `${name} has left already.` : apiProblem(error));
+  }
+}
+
+/** @param {string[]} names */
+const list = (names) => new Intl.ListFormat('en').format(names) || 'nobody';
+
+// --- Chat ------------------------------------------------------------------------------------------
+
 /** @param {string} text */
 function say(text) {
   const trimmed = text.trim();
   if (!trimmed || !room) return false;
-  // Not left to the library's queue: after an outage the others may come back later than this end.
-  if (room.state !== 'open') {
-    toast('Not sent: the network is away. Send it again when this page is connected.');
-    return false;
-  }
-  room.send('message', { msg: trimmed });
-  line(room.name, trimmed);
+  const said = room;
+  const mine = line(room.name, trimmed, true);
+  if (room.state !== 'open') mark(mine, WAITS);
+  room.publish('message', { msg: trimmed }).then(() => settle(mine, ''), (error) => {
+    settle(mine, 'Not sent');
+    if (said !== room) return;
+    toast(error.code === 'not_allowed' ? 'Not sent: a rule of this room does not let you write.'
+      : 'Not sent: too much waits for the network already. Send it again when this page is connected.');
+  });
   return true;
 }
 
-/** @param {string} from @param {string} text */
-function line(from, text) {
+const WAITS = 'Waits for the network';
+
+/** This end's line was heard, or never will be. @param {Line} mine @param {string} note */
+function settle(mine, note) {
+  mine.pending = false;
+  mine.row.classList.remove('pending');
+  mine.row.classList.toggle('failed', !!note);
+  mark(mine, note);
+}
+
+/** @param {Line} mine @param {string} note */
+function mark(mine, note) {
+  mine.row.querySelector('small')?.remove();
+  if (note) mine.row.append(make('small', { textContent: note }));
+}
+
+/** @param {string} from @param {string} text @param {boolean} [pending] @returns {Line} */
+function line(from, text, pending = false) {
   const mine = from === room?.name;
-  const more = chat.at(-1)?.from === from && !$('chat').lastElementChild?.classList.contains('event');
-  chat.push({ from, text });
-  const row = make('li', { className: `${mine ? 'mine' : ''} ${more ? 'more' : ''}`.trim() });
-  if (!mine && !more) row.append(make('b', { textContent: from }));
+  const row = make('li', { className: `${mine ? 'mine' : ''} ${pending ? 'pending' : ''}`.trim() });
+  row.dataset.from = from;
+  if (!mine) row.append(make('b', { textContent: from }));
   row.append(text);
-  append(row, mine);
+  const said = { from, text, row, pending };
+  const waiting = pending ? -1 : chat.findIndex((each) => each.pending);
+  chat.splice(waiting < 0 ? chat.length : waiting, 0, said);
+  append(row, pending);
+  if (!mine) news('chat');
+  return said;
 }
 
 /** @param {string} text */
@@ -364,13 +517,192 @@ function event(text) {
 
 /** @param {HTMLElement} row @param {boolean} follow */
 function append(row, follow) {
-  const list = $('chat');
-  const atEnd = list.scrollHeight - list.scrollTop - list.clientHeight < 40;
-  list.append(row);
-  if (list.children.length > CHAT_LINES_MAX) list.firstElementChild?.remove();
+  const rows = $('chat');
+  const atEnd = rows.scrollHeight - rows.scrollTop - rows.clientHeight < 40;
+  // What the others said was heard before what still waits here.
+  rows.insertBefore(row, row.classList.contains('pending') ? null : rows.querySelector('.pending'));
+  if (rows.children.length > CHAT_LINES_MAX) rows.firstElementChild?.remove();
   if (chat.length > CHAT_LINES_MAX) chat.shift();
+  for (const each of [row, row.nextElementSibling]) {
+    if (!(each instanceof HTMLElement)) continue;
+    const before = /** @type {HTMLElement | null} */ (each.previousElementSibling)?.dataset.from;
+    each.classList.toggle('more', before !== undefined && before === each.dataset.from);
+  }
   // A reader who scrolled back is left in peace.
-  if (follow || atEnd) list.scrollTop = list.scrollHeight;
+  if (follow || atEnd) rows.scrollTop = rows.scrollHeight;
+}
+
+// --- Data ------------------------------------------------------------------------------------------
+
+/** @param {import('./ganglion.js').Entries} entries */
+function onData(entries) {
+  if (!room) return;
+  const before = data;
+  data = entries;
+  const rows = new Map([...$('data').children].map((row) => [row.dataset.key, row]));
+  const told = [];
+  for (const [key, row] of rows) {
+    if (entries.has(key)) continue;
+    if (row.contains(document.activeElement)) $('data-key').focus();
+    row.remove();
+    told.push(`${key} is gone`);
+  }
+  // Rows that stay are not moved, so that focus and a screen reader's place survive a change.
+  let at = $('data').firstElementChild;
+  for (const key of [...entries.keys()].sort((a, b) => a.localeCompare(b, undefined, { numeric: true }))) {
+    const row = rows.get(key) ?? dataRow(key);
+    if (row === at) at = at.nextElementSibling;
+    else $('data').insertBefore(row, at);
+    if (!showValue(row, shown(entries.get(key))) || !before) continue;
+    flash(row);
+    // Whoever is about to press something there is left in peace.
+    if (!$('data').matches(':hover, :focus-within')) row.scrollIntoView({ block: 'nearest' });
+    told.push(`${key} is ${shown(entries.get(key))}`);
+  }
+  $('data-count').textContent = entries.size ? String(entries.size) : '';
+  if (!before || !told.length) return;
+  $('data-told').textContent = told.join('; ');
+  news('data');
+}
+
+/** @param {string} key */
+function dataRow(key) {
+  const row = make('li', {});
+  row.dataset.key = key;
+  const entry = make('button', { type: 'button', className: 'entry', title: `Change ${key}` });
+  entry.append(make('span', { className: 'key', textContent: key }), make('span', { className: 'value' }));
+  entry.addEventListener('click', () => {
+    $('data-key').value = key;
+    $('data-value').value = editable(data?.get(key));
+    showCommands();
+    $('data-value').focus();
+    $('data-value').select();
+  });
+  const remove = make('button', { type: 'button', className: 'quiet', title: `Delete ${key}` });
+  remove.setAttribute('aria-label', remove.title);
+  remove.append(icon('i-delete'));
+  remove.addEventListener('click', () => room?.ask('delete', { k: key }).catch((error) => toast(dataProblem(error))));
+  row.append(entry, remove);
+  return row;
+}
+
+/** Puts a value into its row, where it moves in and the old one out. @param {HTMLElement} row @param {string} text */
+function showValue(row, text) {
+  const value = /** @type {HTMLElement} */ (row.querySelector('.value'));
+  const old = /** @type {HTMLElement | null} */ (value.querySelector('.now'));
+  if (old?.textContent === text) return false;
+  const parts = [make('span', { className: 'now', textContent: text })];
+  if (old) {
+    old.className = 'was';
+    old.setAttribute('aria-hidden', 'true');
+    parts.push(old);
+  }
+  value.replaceChildren(...parts);
+  return true;
+}
+
+/** @type {WeakMap<HTMLElement, number>} */
+const flashes = new WeakMap();
+/** Shows for a moment that a row changed. @param {HTMLElement} row */
+function flash(row) {
+  clearTimeout(flashes.get(row));
+  row.classList.remove('changed');
+  // Read, so that the animation begins anew.
+  void row.offsetWidth;
+  row.classList.add('changed');
+  flashes.set(row, setTimeout(() => {
+    row.classList.remove('changed');
+    row.querySelector('.was')?.remove();
+  }, FLASH_MS));
+}
+
+async function setValue() {
+  const key = $('data-key').value.trim();
+  if (!key) return $('data-key').focus();
+  try {
+    await room?.ask('put', { k: key, v: valueOf($('data-value').value) });
+  } catch (error) {
+    toast(dataProblem(error));
+  }
+}
+
+function dataProblem(error) {
+  switch (error.code) {
+    case 'unreachable': return 'Not changed: the network is away. Try again when this page is connected.';
+    case 'not_allowed': return 'Not changed: a rule of this room does not let you write its data.';
+    case 'bad_name': return 'Not changed: that key does not work. Use letters and digits.';
+    case 'not_found': return 'It is gone already.';
+    default: return `Not changed: the neuron answered “${error.code ?? error.message}”.`;
+  }
+}
+
+/** @param {boolean} closed by a rule */
+function dataClosed(closed) {
+  $('data').dataset.empty = closed ? 'A rule of this room does not let you see its data. Leave and join again when it does.' : DATA_EMPTY;
+  if (closed) $('data').replaceChildren();
+  $('data-count').textContent = '';
+}
+const DATA_EMPTY = $('data').dataset.empty;
+
+/** A value as it is read: text without quotes. @param {any} value */
+const shown = (value) => (typeof value === 'string' ? value : JSON.stringify(value));
+
+/** What somebody typed: JSON, or else text. @param {string} typed */
+function valueOf(typed) {
+  try { return JSON.parse(typed); } catch { return typed; }
+}
+
+/** The same backwards. @param {any} value */
+const editable = (value) => (typeof value === 'string' && valueOf(value) === value ? value : JSON.stringify(value));
+
+// --- Tabs and commands -----------------------------------------------------------------------------
+
+const TABS = ['chat', 'data', 'terminal'];
+
+/** @param {string} shown */
+function showTab(shown) {
+  for (const each of TABS) {
+    const tab = $(`tab-${each}`);
+    tab.setAttribute('aria-selected', String(each === shown));
+    tab.tabIndex = each === shown ? 0 : -1;
+    $(`panel-${each}`).hidden = each !== shown;
+  }
+  const seen = $(`tab-${shown}`).querySelector('.news');
+  if (seen) seen.hidden = true;
+  if (shown === 'chat') $('chat').scrollTop = $('chat').scrollHeight;
+}
+
+/** Marks a tab behind which something changed. @param {string} tab */
+function news(tab) {
+  $(`tab-${tab}`).querySelector('.news').hidden = !$(`panel-${tab}`).hidden;
+}
+
+/** Lines that do in a terminal what this page does. */
+function showCommands() {
+  if (!access) return;
+  const path = `/${place.map(encodeURIComponent).join('/')}`;
+  const where = [`--url ${quoted(new URL(access.base || '/', location.href).href.replace(/\/$/, ''))}`, `--user ${quoted(`${access.ident}:${access.secret}`)}`];
+  const lines = (/** @type {string[]} */ ...parts) => [...parts, ...where].join(' \\\n  ');
+  const k = $('data-key').value.trim() || $('data-key').placeholder;
+  const v = valueOf($('data-value').value || $('data-value').placeholder);
+  $('put-command').textContent = lines(`ganglion put ${quoted(`/_data${path}`)}`, quoted(JSON.stringify({ k, v })));
+  $('chat-command').textContent = lines(`ganglion chat ${quoted(path)} --name terminal`);
+  $('get-command').textContent = lines(`ganglion get ${quoted(`/_data${path}?k=${encodeURIComponent(k)}`)}`);
+  $('who-command').textContent = lines(`ganglion get ${quoted(`/_subs${path}`)}`);
+}
+
+/** One word of a shell. @param {string} text */
+const quoted = (text) => (/^[\w./:@%+=,-]+$/.test(text) ? text : `'${text.replaceAll("'", `'\\''`)}'`);
+
+/** @param {string} id of the element whose text it is */
+async function copy(id) {
+  try {
+    await navigator.clipboard.writeText($(id).textContent);
+    toast('Copied. Paste it into a terminal.');
+  } catch {
+    getSelection()?.selectAllChildren($(id));
+    toast('The line is selected: copy it from there.');
+  }
 }
 
 // --- Calls -----------------------------------------------------------------------------------------
@@ -592,6 +924,22 @@ $('say').addEventListener('submit', (submitted) => {
   if (say($('text').value)) $('text').value = '';
 });
 $('leave').addEventListener('click', () => leave());
+$('door').addEventListener('click', () => void turnDoor());
+$('set').addEventListener('submit', (submitted) => {
+  submitted.preventDefault();
+  void setValue();
+});
+$('set').addEventListener('input', showCommands);
+for (const each of all('[data-copy]')) each.addEventListener('click', () => void copy(each.dataset.copy ?? ''));
+for (const each of TABS) $(`tab-${each}`).addEventListener('click', () => showTab(each));
+all('[role="tablist"]')[0].addEventListener('keydown', (pressed) => {
+  const step = { ArrowRight: 1, ArrowLeft: -1 }[pressed.key];
+  if (!step) return;
+  const now = TABS.findIndex((each) => $(`tab-${each}`).tabIndex === 0);
+  const next = TABS[(now + step + TABS.length) % TABS.length];
+  showTab(next);
+  $(`tab-${next}`).focus();
+});
 $('hangup').addEventListener('click', () => call?.hangup());
 $('accept').addEventListener('click', answer);
 $('decline').addEventListener('click', () => ringing?.decline());
@@ -625,7 +973,15 @@ Object.assign(window, {
       connection: room?.state ?? 'idle',
       name: room?.name ?? '',
       peers: room?.peers ?? [],
-      chat: chat.map((each) => ({ ...each })),
+      chat: chat.map(({ from, text, pending }) => ({ from, text, pending })),
+      events: [...$('chat').querySelectorAll('.event')].map((each) => each.textContent),
+      members,
+      data: [...$('data').children].map((row) => ({
+        key: row.dataset.key,
+        value: data?.get(row.dataset.key),
+        shown: row.querySelector('.now').textContent,
+        changed: row.classList.contains('changed'),
+      })),
       call: { state: call?.state ?? (ringing ? 'ringing' : 'idle'), remote: (call ?? ringing)?.peer ?? null },
       video,
       problem: $('join-problem').textContent,

@@ -90,11 +90,11 @@ const SUITES: &[Suite] = &[
     },
     Suite {
         name: "demo",
-        what: "two Chromium pages in a call",
+        what: "Chromium pages in a call, and in a room with rules, data, outages and a terminal",
         needs: &[needs::CHROMIUM],
         tests: &["-p", "tests", "--test", "system", "demo::"],
         holds_subject: false,
-        soak: &[("GANGLION_DEMO_SECONDS", "30")],
+        soak: &[("GANGLION_DEMO_SECONDS", "30"), ("GANGLION_AWAY_S", "20")],
     },
 ];
 

@@ -1,68 +1,23 @@
 //! `ganglion chat` and `ganglion watch`: terminals beside everybody else, through pipes.
 
-use std::io::{BufRead as _, BufReader, Write as _};
-use std::process::{Child, ChildStdin, Command, Stdio};
-use std::sync::mpsc::{Receiver, channel};
-use std::time::Duration;
+use std::process::Command;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result};
 use serde_json::json;
 use tests::neuron::program;
 use tests::proxy::Proxy;
+use tests::terminal::Terminal;
 
 use super::{Stage, presence};
 
-/// A running `ganglion`, and what it prints.
-struct Terminal {
-    child: Child,
-    input: Option<ChildStdin>,
-    lines: Receiver<String>,
+fn chat(stage: &Stage, url: &str, path: &str, name: &str) -> Result<Terminal> {
+    ganglion(stage, url, &["chat", path, "--name", name])
 }
 
-impl Terminal {
-    fn start(stage: &Stage, url: &str, path: &str, name: &str) -> Result<Terminal> {
-        Terminal::run(stage, url, &["chat", path, "--name", name])
-    }
-
-    fn run(stage: &Stage, url: &str, arguments: &[&str]) -> Result<Terminal> {
-        let mut child = Command::new(program()?)
-            .args(arguments)
-            .args(["--url", url, "--user", &stage.credentials])
-            .stdin(Stdio::piped())
-            .stdout(Stdio::piped())
-            .stderr(Stdio::piped())
-            .spawn()?;
-        let input = child.stdin.take();
-        let output = child.stdout.take().context("standard output")?;
-        let (sender, lines) = channel();
-        std::thread::spawn(move || {
-            for line in BufReader::new(output).lines().map_while(Result::ok) {
-                let _ = sender.send(line);
-            }
-        });
-        Ok(Terminal { child, input, lines })
-    }
-
-    fn types(&mut self, line: &str) -> Result<()> {
-        let input = self.input.as_mut().context("it is open")?;
-        Ok(writeln!(input, "{line}")?)
-    }
-
-    fn shows(&self, line: &str) -> Result<()> {
-        let shown = self.lines.recv_timeout(Duration::from_secs(15));
-        let shown = shown.with_context(|| format!("waiting for {line:?}"))?;
-        if shown != line {
-            bail!("{shown:?} in place of {line:?}");
-        }
-        Ok(())
-    }
-
-    /// Waits until it ends; answers whether it was well, and what it complained of.
-    fn ends(mut self) -> Result<(bool, String)> {
-        drop(self.input.take());
-        let output = self.child.wait_with_output()?;
-        Ok((output.status.success(), String::from_utf8(output.stderr)?))
-    }
+fn ganglion(stage: &Stage, url: &str, arguments: &[&str]) -> Result<Terminal> {
+    let mut command = Command::new(program()?);
+    command.args(arguments).args(["--url", url, "--user", &stage.credentials]);
+    Terminal::start(&mut command)
 }
 
 #[test]
@@ -70,7 +25,7 @@ fn a_terminal_talks_with_a_page() -> Result<()> {
     let stage = Stage::new()?;
     let mut ann = stage.join("ann")?;
     ann.frame()?;
-    let mut terminal = Terminal::start(&stage, &stage.neuron.url(), "/my/path", "term")?;
+    let mut terminal = chat(&stage, &stage.neuron.url(), "/my/path", "term")?;
     terminal.shows("* term in /my/path: ann, term")?;
     assert_eq!(ann.frame()?, presence("peer_connected", "term"));
     terminal.types("hello zoë")?;
@@ -99,7 +54,7 @@ fn a_terminal_whose_network_fails_comes_back_and_misses_nothing() -> Result<()> 
     let mut ann = stage.join("ann")?;
     ann.frame()?;
     let url = format!("http://{}", proxy.address);
-    let mut terminal = Terminal::start(&stage, &url, "/my/path", "term")?;
+    let mut terminal = chat(&stage, &url, "/my/path", "term")?;
     terminal.shows("* term in /my/path: ann, term")?;
     assert_eq!(ann.frame()?["m"]["o"], "peer_connected");
     proxy.set_away(true);
@@ -126,7 +81,7 @@ fn a_terminal_whose_network_fails_comes_back_and_misses_nothing() -> Result<()> 
 #[test]
 fn a_path_that_is_not_there_is_told_with_what_to_do() -> Result<()> {
     let stage = Stage::new()?;
-    let terminal = Terminal::start(&stage, &stage.neuron.url(), "/nowhere", "term")?;
+    let terminal = chat(&stage, &stage.neuron.url(), "/nowhere", "term")?;
     let (is_well, complaint) = terminal.ends()?;
     assert!(!is_well && complaint.contains("ganglion put /_ns/nowhere"), "{complaint}");
     Ok(())
@@ -141,10 +96,9 @@ fn a_terminal_follows_data_across_a_failing_network() -> Result<()> {
     put("b", 1)?;
     let proxy = Proxy::before(&stage.neuron.address("http")?)?;
     let url = format!("http://{}", proxy.address);
-    let terminal = Terminal::run(&stage, &url, &["watch", "/my/path"])?;
+    let terminal = ganglion(&stage, &url, &["watch", "/my/path"])?;
     let shows = |key: &str, v: serde_json::Value| -> Result<()> {
-        let line = terminal.lines.recv_timeout(Duration::from_secs(15))?;
-        let mut entry: serde_json::Value = serde_json::from_str(&line)?;
+        let mut entry: serde_json::Value = serde_json::from_str(&terminal.line()?)?;
         entry.as_object_mut().context("an object")?.remove("_ver_");
         let expected = match v.is_null() {
             true => json!({ "k": key, "deleted": true }),
@@ -166,14 +120,10 @@ fn a_terminal_follows_data_across_a_failing_network() -> Result<()> {
     shows("b", json!(2))?;
     shows("c", json!(1))?;
     shows("a", json!(null))?;
-    let of_one = Terminal::run(&stage, &url, &["watch", "/my/path", "--k", "c"])?;
-    assert!(of_one.lines.recv_timeout(Duration::from_secs(15))?.contains(r#""v":1"#));
+    let of_one = ganglion(&stage, &url, &["watch", "/my/path", "--k", "c"])?;
+    assert!(of_one.line()?.contains(r#""v":1"#));
     put("b", 3)?;
     put("c", 2)?;
-    assert!(of_one.lines.recv_timeout(Duration::from_secs(15))?.contains(r#""v":2"#));
-    for mut terminal in [terminal, of_one] {
-        terminal.child.kill()?;
-        terminal.child.wait()?;
-    }
+    assert!(of_one.line()?.contains(r#""v":2"#));
     Ok(())
 }
