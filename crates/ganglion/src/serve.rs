@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use aws_lc_rs::hmac;
 use kv4::Kv4;
 use neuron::Neuron;
 use neuron::sockets::Switchboard;
@@ -38,6 +39,8 @@ pub(crate) const STORE_FILE: &str = "ganglion.redb";
 /// Name of the log that the store keeps beside it.
 pub(crate) const LOG_FILE: &str = "ganglion.redb.log";
 pub(crate) const CLUSTER_KEY_FILE: &str = "cluster.key";
+/// What the cluster key seals here.
+const SESSION_PURPOSE: &str = "signalling session";
 /// Name of a cluster key whose store is not there yet.
 const CLUSTER_KEY_NEW_FILE: &str = "cluster.key.new";
 /// Open connections of private listeners, which a flood of the public ones must not use up.
@@ -189,6 +192,7 @@ pub(crate) fn assemble(
             ..signal::Limits::default()
         },
         nonce,
+        session_sealer(&cluster_key(config)?),
         sockets.clone(),
         stats.clone(),
         clock.clone(),
@@ -335,6 +339,23 @@ pub(crate) fn prepare_data_folder(config: &Config) -> Result<()> {
         write_secret(&new_key, &text)?;
     }
     Ok(())
+}
+
+/// Seals the sessions of sockets with the cluster key, so that they outlive this process.
+fn session_sealer(cluster_key: &[u8; 32]) -> signal::Sealer {
+    let key = hmac::Key::new(hmac::HMAC_SHA256, cluster_key);
+    signal::Sealer::new(move |address, name, id| {
+        let mut sealed = hmac::Context::with_key(&key);
+        let (bucket, path) = (address.bucket.as_str(), address.path.as_str());
+        // No part holds a zero byte.
+        for part in [SESSION_PURPOSE, bucket, path, address.topic.as_str(), name.as_str()] {
+            sealed.update(part.as_bytes());
+            sealed.update(&[0]);
+        }
+        sealed.update(&id.to_be_bytes());
+        let tag = sealed.sign();
+        tag.as_ref()[..8].iter().fold(0, |seal, byte| seal << 8 | u64::from(*byte))
+    })
 }
 
 /// The cluster key of a data folder that is prepared and whose store is open.

@@ -14,7 +14,7 @@ use services::statistics::{Measured, Statistics};
 use services::token::Verified;
 use services::{Clock, Closing, Kicked, Member, Published, RoomRef, Rooms, Socket};
 use signal::{
-    Address, Coming, Departure, Join, Limits, Output, Refusal, Relayed, Signal, SocketId,
+    Address, Coming, Departure, Join, Limits, Output, Refusal, Relayed, Sealer, Signal, SocketId,
     SocketView, Stats, Topic, Unheard,
 };
 use thiserror::Error;
@@ -94,12 +94,13 @@ impl std::fmt::Debug for Switchboard {
 }
 
 impl Switchboard {
-    /// `neuron` is `<host>:<neuron>`; `nonce` is random. Of the bytes of histories each core has its
+    /// `neuron` is `<host>:<neuron>`; `nonce` is random, and `sealer` the system's. Of the bytes of histories each core has its
     /// part, and of that a bucket half.
     pub fn new(
         neuron: Key,
         limits: Limits,
         nonce: u64,
+        sealer: Sealer,
         outbox: Arc<dyn Outbox>,
         stats: Arc<Statistics>,
         clock: Arc<dyn Clock>,
@@ -109,7 +110,7 @@ impl Switchboard {
             Limits { history_bytes, history_bytes_per_bucket: history_bytes / 2, ..limits };
         let core = |at| {
             let nonce = nonce.wrapping_add(at << (u64::BITS - CORES.ilog2()));
-            Mutex::new(Signal::new(limits.clone(), nonce))
+            Mutex::new(Signal::new(limits.clone(), nonce, sealer.clone()))
         };
         Switchboard {
             cores: (0..CORES as u64).map(core).collect(),
@@ -384,6 +385,7 @@ mod tests {
             Key::parse("host:neuron").expect("a key"),
             Limits::default(),
             1,
+            Sealer::new(|_, _, id| !id),
             Arc::new(Nowhere),
             Arc::new(Statistics::default()),
             Arc::new(Noon),

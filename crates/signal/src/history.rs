@@ -28,6 +28,8 @@ pub(crate) struct History {
     lost: BTreeMap<Name, Instant>,
     /// Sessions that were lost, so that they need not say again what was heard.
     sessions: BTreeMap<(Name, Session), LostSession>,
+    /// Sessions that were sent away, and when: they do not hear what was said after that.
+    ended: BTreeMap<(Name, Session), Instant>,
     /// When the last v4 socket left; none while there is one.
     pub(crate) idle_since: Option<Instant>,
     /// When [`History::expire`] is to be called next, if that has been arranged.
@@ -99,6 +101,7 @@ impl History {
             published: BTreeMap::new(),
             lost: BTreeMap::new(),
             sessions: BTreeMap::new(),
+            ended: BTreeMap::new(),
             idle_since: None,
             due: None,
         }
@@ -183,6 +186,20 @@ impl History {
         }
     }
 
+    /// Notes that a session was sent away; `false` when too many are known.
+    pub(crate) fn end_session(&mut self, name: Name, session: Session, now: Instant) -> bool {
+        let has_room = self.ended.len() < LOST_MAX;
+        if has_room {
+            self.ended.insert((name, session), now);
+        }
+        has_room
+    }
+
+    /// Whether a session was sent away.
+    pub(crate) fn has_ended(&self, name: &Name, session: Session) -> bool {
+        self.ended.contains_key(&(name.clone(), session))
+    }
+
     /// What was the last that a session said that has come back.
     pub(crate) fn find_session(&mut self, name: &Name, session: Session) -> Option<Box<str>> {
         self.sessions.remove(&(name.clone(), session)).map(|lost| lost.last_id)
@@ -201,6 +218,7 @@ impl History {
         }
         self.lost.retain(|_, at| *at + lasts > now);
         self.sessions.retain(|_, lost| lost.at + lasts > now);
+        self.ended.retain(|_, at| *at + lasts > now);
         freed
     }
 
@@ -214,7 +232,12 @@ impl History {
         let oldest = self.messages.front().map(|message| message.at);
         let lost = self.lost.values().min().copied();
         let session = self.sessions.values().map(|lost| lost.at).min();
-        [oldest, lost, session, self.idle_since].into_iter().flatten().min().map(|at| at + lasts)
+        let ended = self.ended.values().min().copied();
+        [oldest, lost, session, ended, self.idle_since]
+            .into_iter()
+            .flatten()
+            .min()
+            .map(|at| at + lasts)
     }
 
     pub(crate) fn bytes(&self) -> usize {

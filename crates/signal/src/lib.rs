@@ -10,7 +10,7 @@
 //!
 //! ```
 //! use kv4::Bucket;
-//! use signal::{Address, Coming, Join, Limits, Output, Signal, SocketId, Topic};
+//! use signal::{Address, Coming, Join, Limits, Output, Sealer, Signal, SocketId, Topic};
 //! use wire::frames::{Generation, Name};
 //! use wire::names::{Ident, Path};
 //! use wire::token::Grants;
@@ -32,7 +32,8 @@
 //!     since_unix_s: 1_700_000_000,
 //!     coming: Coming::default(),
 //! };
-//! let mut signal = Signal::new(Limits::default(), 1);
+//! let sealer = Sealer::new(|_, _, id| id ^ 0x5EA1);
+//! let mut signal = Signal::new(Limits::default(), 1, sealer);
 //! signal.join(now, SocketId(1), join("ann"))?;
 //! signal.join(now, SocketId(2), join("bob"))?;
 //! signal.handle_text(now, SocketId(1), r#"{"t":"u","m":{"o":"message"},"p":{"msg":"hi"}}"#);
@@ -62,4 +63,6 @@ pub use listing::{Row, SocketView};
 pub use output::{Fanout, Measure, Output, Stat};
 pub use relay::{Relayed, Unheard};
 pub use room::{Address, Topic};
-pub use signal::{Coming, Departure, ENVELOPE_BYTES_MAX, Join, Kicked, Refusal, Signal, Token};
+pub use signal::{
+    Coming, Departure, ENVELOPE_BYTES_MAX, Join, Kicked, Refusal, Sealer, Signal, Token,
+};

@@ -50,6 +50,7 @@ pub struct Signal {
     /// can tell one from another.
     nonce: u64,
     made: u64,
+    sealer: Sealer,
     /// Names in all rooms.
     names: usize,
     /// Rooms whose histories are to be looked at, and when.
@@ -60,6 +61,27 @@ pub struct Signal {
     pub(crate) history_messages: usize,
     pub(crate) outputs: VecDeque<Output>,
     pub(crate) counters: Counters,
+}
+
+/// Gives the seal of a session: the same for the same room, name and id, and not to be told by who
+/// lacks the key. Neurons of one system give the same, so that sessions outlive them.
+#[derive(Clone)]
+pub struct Sealer(Arc<dyn Fn(&Address, &Name, u64) -> u64 + Send + Sync>);
+
+impl Sealer {
+    pub fn new(seal: impl Fn(&Address, &Name, u64) -> u64 + Send + Sync + 'static) -> Sealer {
+        Sealer(Arc::new(seal))
+    }
+
+    fn session(&self, address: &Address, name: &Name, id: u64) -> Session {
+        Session { id, seal: (self.0)(address, name, id) }
+    }
+}
+
+impl std::fmt::Debug for Sealer {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Sealer(…)")
+    }
 }
 
 /// One bucket's share of the neuron. It exists only while it has a room.
@@ -193,8 +215,9 @@ pub struct Kicked {
 }
 
 impl Signal {
-    /// No rooms yet. `nonce` is random: what clients are given to come back with is made of it.
-    pub fn new(limits: Limits, nonce: u64) -> Signal {
+    /// No rooms yet. `nonce` is random: what clients are given to come back with is made of it, and
+    /// sealed.
+    pub fn new(limits: Limits, nonce: u64, sealer: Sealer) -> Signal {
         Signal {
             limits,
             seats: IdMap::default(),
@@ -203,6 +226,7 @@ impl Signal {
             room_id_next: 0,
             nonce,
             made: 0,
+            sealer,
             names: 0,
             due: BTreeSet::new(),
             histories: 0,
@@ -219,14 +243,22 @@ impl Signal {
     /// # Errors
     /// A limit or a missing grant; close the socket with [`Refusal::close_code`]. Nothing changed.
     pub fn join(&mut self, now: Instant, socket: SocketId, join: Join) -> Result<(), Refusal> {
-        let replaced = self.socket_of_session(&join);
+        let known = self.known_session(&join);
+        let replaced = known.and_then(|session| self.socket_of_session(&join, session));
         if let Err(refusal) = self.admit(socket, &join, replaced.is_some()) {
             self.count_refusal(refusal);
             return Err(refusal);
         }
         let Join { address, name, generation, coming, .. } = join;
-        let session = (generation == Generation::V4)
-            .then(|| coming.session.unwrap_or_else(|| Session(self.make())));
+        let session = (generation == Generation::V4).then(|| {
+            let id = self.make();
+            known.unwrap_or_else(|| self.sealer.session(&address, &name, id))
+        });
+        let was = Was {
+            // What was said before somebody came is not for him: a cursor alone opens nothing.
+            cursor: coming.cursor.as_ref().filter(|_| known.is_some()),
+            is_back: coming.cursor.is_some() || coming.session.is_some(),
+        };
         let id = self.enrol(&address);
         let is_first = generation == Generation::V4
             && self.rooms.get(&id).is_none_or(|room| room.history.is_none());
@@ -272,7 +304,7 @@ impl Signal {
             self.replace(now, replaced);
         }
         self.recall(socket);
-        self.welcome(socket, coming.cursor.as_ref());
+        self.welcome(socket, &was);
         self.announce(id, &name, socket, presence, has_news);
         self.arrange(id);
         Ok(())
@@ -374,9 +406,18 @@ impl Signal {
         mix(self.nonce.wrapping_add(self.made))
     }
 
-    /// The socket that has the session of a joiner, of the same name in the same room.
-    fn socket_of_session(&self, join: &Join) -> Option<SocketId> {
+    /// The session that a joiner comes back with, if that is his, here, and he was not sent away.
+    fn known_session(&self, join: &Join) -> Option<Session> {
         let session = join.coming.session.filter(|_| join.generation == Generation::V4)?;
+        let is_own = self.sealer.session(&join.address, &join.name, session.id) == session;
+        let room = self.room_id(&join.address).and_then(|id| self.rooms.get(&id));
+        let history = room.and_then(|room| room.history.as_ref());
+        let has_ended = history.is_some_and(|history| history.has_ended(&join.name, session));
+        (is_own && !has_ended).then_some(session)
+    }
+
+    /// The socket that has a session, of the same name in the same room.
+    fn socket_of_session(&self, join: &Join, session: Session) -> Option<SocketId> {
         let room = self.rooms.get(&self.room_id(&join.address)?)?;
         let mut sockets = room.sockets_of(join.name.as_str()).iter().map(|(socket, _)| *socket);
         let has_it = |socket: &SocketId| {
@@ -452,7 +493,7 @@ impl Signal {
     }
 
     /// What a joiner is sent before anything else.
-    fn welcome(&mut self, socket: SocketId, cursor: Option<&Cursor>) {
+    fn welcome(&mut self, socket: SocketId, was: &Was<'_>) {
         let Some(seat) = self.seats.get(&socket) else { return };
         let Some(room) = self.rooms.get(&seat.room) else { return };
         let (path, name, session) = (&room.address.path, &seat.name, seat.session);
@@ -463,11 +504,11 @@ impl Signal {
             self.outputs.push_back(Output::Begin { socket, frames: vec![peers] });
             return;
         };
-        let missed = match cursor {
+        let missed = match was.cursor {
             Some(cursor) => history.since(cursor, name, session),
-            None => Missed { frames: Vec::new(), cursor: history.cursor(), is_whole: true },
+            None => Missed { frames: Vec::new(), cursor: history.cursor(), is_whole: false },
         };
-        let is_resumed = cursor.map(|_| missed.is_whole);
+        let is_resumed = was.is_back.then_some(missed.is_whole);
         self.counters.resumed += u64::from(is_resumed == Some(true));
         self.counters.unresumed += u64::from(is_resumed == Some(false));
         let present: Vec<Present<'_>> = room.present().collect();
@@ -582,6 +623,9 @@ impl Signal {
         code: CloseCode,
         reason: &'static str,
     ) -> Kicked {
+        for socket in sockets {
+            self.end_session(now, *socket);
+        }
         let left: Vec<_> = sockets
             .iter()
             .filter_map(|socket| self.unseat(now, *socket, Departure::Closed))
@@ -597,6 +641,19 @@ impl Signal {
             names: left.iter().filter(|left| left.presence == Presence::Changed).count(),
             sockets: left.len(),
             tokens: tokens.into_iter().collect(),
+        }
+    }
+
+    /// Sees to it that a session that is sent away does not hear what is said from here on, should its
+    /// name come back.
+    fn end_session(&mut self, now: Instant, socket: SocketId) {
+        let Some(seat) = self.seats.get(&socket) else { return };
+        let (room_id, name) = (seat.room, seat.name.clone());
+        let history = self.rooms.get_mut(&room_id).and_then(|room| room.history.as_mut());
+        let Some((history, session)) = history.zip(seat.session) else { return };
+        if !history.end_session(name, session, now) {
+            // Nobody else may come back either, rather than one who may not.
+            self.forget_history(room_id);
         }
     }
 
@@ -694,6 +751,13 @@ impl Signal {
             }
         }
     }
+}
+
+/// Where a joiner says that he was.
+struct Was<'a> {
+    /// What he read, as far as it is his to say.
+    cursor: Option<&'a Cursor>,
+    is_back: bool,
 }
 
 /// A socket that has just been taken out of its room.

@@ -249,6 +249,7 @@ fn assemble(store: &Arc<SimStore>, machine: &Machine) -> Neuron {
         Key::parse("host:neuron").expect("a legal key"),
         signal::Limits::default(),
         1,
+        signal::Sealer::new(|_, _, id| !id),
         Arc::new(Nowhere),
         stats.clone(),
         Arc::new(machine.clone()),

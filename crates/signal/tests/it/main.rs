@@ -10,7 +10,7 @@ use std::sync::LazyLock;
 use std::time::Instant;
 
 use kv4::Bucket;
-use signal::{Address, Coming, Join, Output, Signal, SocketId, Token, Topic};
+use signal::{Address, Coming, Join, Output, Sealer, Signal, SocketId, Token, Topic};
 use wire::frames::{Generation, Name};
 use wire::names::{Ident, Path};
 use wire::token::Grants;
@@ -78,6 +78,14 @@ fn text_of(frame: &[u8]) -> String {
         Ok(Some(Message::Text(text))) => text.to_owned(),
         other => panic!("{other:?}"),
     }
+}
+
+/// Seals that nobody has a key of.
+fn sealer() -> Sealer {
+    Sealer::new(|address, name, id| {
+        let text = format!("{}/{name}/{id}", address.path);
+        text.bytes().fold(7, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3))
+    })
 }
 
 /// When all of a test takes place whose time does not matter.

@@ -9,7 +9,7 @@ use signal::{Address, Departure, Kicked, Limits, Refusal, Signal, SocketId, Toke
 use wire::frames::Name;
 use wire::ws::CloseCode;
 
-use crate::{Seen, address, bucket, drain, ip, join, now};
+use crate::{Seen, address, bucket, drain, ip, join, now, sealer};
 
 const PATHS: [&str; 3] = ["/", "/my/path", "/voice demo"];
 const NAMES: [&str; 4] = ["ann", "bob", "a/b", "é"];
@@ -299,7 +299,7 @@ fn compare(signal: &Signal, model: &Model) {
 proptest! {
     #[test]
     fn everyone_sees_what_the_model_says(steps in prop::collection::vec(step(), 0..120)) {
-        let mut signal = Signal::new(limits(), 1);
+        let mut signal = Signal::new(limits(), 1, sealer());
         let mut model = Model::default();
         for (number, step) in steps.iter().enumerate() {
             let expected = run(step, number, &mut signal, &mut model);

@@ -12,9 +12,9 @@ use std::time::{Duration, Instant};
 use proptest::prelude::*;
 use serde_json::Value;
 use signal::{Coming, Departure, Join, Limits, Output, Signal, SocketId};
-use wire::frames::Generation;
+use wire::frames::{Generation, Session};
 
-use crate::{address, join, text_of};
+use crate::{address, join, sealer, text_of};
 
 const PATH: &str = "/my/path";
 /// Frames that wait in a link before its socket is cut, as the shell does.
@@ -123,7 +123,7 @@ struct Stage {
 impl Stage {
     fn new() -> Stage {
         Stage {
-            signal: Signal::new(limits(), 7),
+            signal: Signal::new(limits(), 7, sealer()),
             now: crate::now(),
             clients: CLIENTS.iter().map(|_| Client::default()).collect(),
             sockets: BTreeMap::new(),
@@ -461,7 +461,7 @@ fn frames(signal: &mut Signal, socket: u64) -> Vec<Value> {
 
 #[test]
 fn what_stands_beside_a_name_is_told_to_those_who_know_of_it() {
-    let mut signal = Signal::new(limits(), 1);
+    let mut signal = Signal::new(limits(), 1, sealer());
     let now = crate::now();
     let data = |text: &str| Some(Arc::from(text));
     let come = |signal: &mut Signal, name: &str, socket: u64, with: Option<Arc<str>>| {
@@ -499,7 +499,7 @@ fn what_stands_beside_a_name_is_told_to_those_who_know_of_it() {
 
 #[test]
 fn a_message_counts_once_however_often_it_is_sent() {
-    let mut signal = Signal::new(limits(), 1);
+    let mut signal = Signal::new(limits(), 1, sealer());
     let now = crate::now();
     for (socket, name) in [(1, "ann"), (2, "bob"), (3, "ann")] {
         signal.join(now, SocketId(socket), v4(name, socket, Coming::default())).expect("joins");
@@ -527,7 +527,7 @@ fn a_message_counts_once_however_often_it_is_sent() {
 /// What the server alone writes cannot be written by a client, of whatever generation.
 #[test]
 fn nobody_forges_a_cursor() {
-    let mut signal = Signal::new(limits(), 1);
+    let mut signal = Signal::new(limits(), 1, sealer());
     let now = crate::now();
     signal.join(now, SocketId(1), v4("ann", 1, Coming::default())).expect("joins");
     signal.join(now, SocketId(2), join(PATH, "old", 2)).expect("joins");
@@ -549,13 +549,15 @@ fn nobody_forges_a_cursor() {
 #[test]
 fn a_deserted_room_makes_way() {
     let limits = Limits { rooms_per_bucket: 2, ..limits() };
-    let mut signal = Signal::new(limits, 1);
+    let mut signal = Signal::new(limits, 1, sealer());
     let mut now = crate::now();
-    let mut cursors = Vec::new();
+    let mut kept = Vec::new();
     for (socket, path) in [(1, "/a"), (2, "/b")] {
         let join = Join { address: address(path), ..v4("ann", socket, Coming::default()) };
         signal.join(now, SocketId(socket), join).expect("joins");
-        cursors.push(frames(&mut signal, socket)[0]["m"]["c"].as_str().expect("text").to_owned());
+        let welcome = frames(&mut signal, socket).remove(0);
+        let text = |value: &Value| value.as_str().expect("text").to_owned();
+        kept.push((text(&welcome["p"]["session"]), text(&welcome["m"]["c"])));
         now += Duration::from_secs(1);
         signal.leave(now, SocketId(socket), Departure::Lost);
     }
@@ -565,8 +567,63 @@ fn a_deserted_room_makes_way() {
     signal.join(now, SocketId(3), join_c).expect("the room that was left first makes way");
     crate::drain(&mut signal);
     assert_eq!(signal.stats().histories, 2);
-    let back = Coming { cursor: Some(cursors[1].parse().expect("a cursor")), ..Coming::default() };
+    let back = Coming {
+        data: None,
+        session: Some(kept[1].0.parse().expect("a session")),
+        cursor: Some(kept[1].1.parse().expect("a cursor")),
+    };
     let join_b = Join { address: address("/b"), ..v4("ann", 4, back) };
     signal.join(now, SocketId(4), join_b).expect("joins");
     assert_eq!(frames(&mut signal, 4)[0]["p"]["resumed"], true);
+}
+
+/// Whoever was sent away, and whoever was never there, does not hear what was said without him.
+#[test]
+fn what_was_said_before_somebody_came_is_not_told_to_him() {
+    let mut signal = Signal::new(limits(), 1, sealer());
+    let now = crate::now();
+    let say = |signal: &mut Signal, text: &str| {
+        let frame = format!(r#"{{"t":"u","m":{{"o":"m"}},"p":"{text}"}}"#);
+        signal.handle_text(now, SocketId(1), &frame);
+        crate::drain(signal);
+    };
+    let welcome = |signal: &mut Signal, name: &str, socket: u64, coming: Coming| {
+        signal.join(now, SocketId(socket), v4(name, socket, coming)).expect("joins");
+        let mut frames = frames(signal, socket);
+        let welcome = frames.remove(0);
+        let texts: Vec<_> = frames.iter().map(|frame| frame["p"].to_string()).collect();
+        (welcome, texts)
+    };
+    let kept = |welcome: &Value| Coming {
+        data: None,
+        session: welcome["p"]["session"].as_str().map(|text| text.parse().expect("a session")),
+        cursor: welcome["m"]["c"].as_str().map(|text| text.parse().expect("a cursor")),
+    };
+    welcome(&mut signal, "ann", 1, Coming::default());
+    let (of_bob, _) = welcome(&mut signal, "bob", 2, Coming::default());
+    let (of_cid, _) = welcome(&mut signal, "cid", 3, Coming::default());
+    signal.kick(now, &address(PATH), Some("bob"));
+    signal.leave(now, SocketId(3), Departure::Lost);
+    say(&mut signal, "secret");
+
+    // Sent away; a cursor without a session; the session of somebody else; one that was made up.
+    let mut forged = kept(&of_cid);
+    forged.session = forged.session.map(|session| Session { seal: session.seal ^ 1, ..session });
+    for (name, socket, coming) in [
+        ("bob", 4, kept(&of_bob)),
+        ("cid", 5, Coming { session: None, ..kept(&of_cid) }),
+        ("dan", 6, kept(&of_cid)),
+        ("cid", 7, forged),
+    ] {
+        let (welcome, texts) = welcome(&mut signal, name, socket, coming.clone());
+        assert_eq!(welcome["p"]["resumed"], false, "{name}: {welcome}");
+        assert_ne!(kept(&welcome).session, coming.session, "{name}");
+        assert!(texts.is_empty(), "{name} heard {texts:?}");
+        signal.leave(now, SocketId(socket), Departure::Closed);
+    }
+    let (welcome, texts) = welcome(&mut signal, "cid", 8, kept(&of_cid));
+    assert_eq!(
+        (&welcome["p"]["resumed"], &texts[..]),
+        (&Value::Bool(true), &["\"secret\"".to_owned()][..])
+    );
 }

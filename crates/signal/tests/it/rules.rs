@@ -10,13 +10,13 @@ use wire::names::{Ident, PATH_BYTES_MAX};
 use wire::token::Grants;
 use wire::ws::CloseCode;
 
-use crate::{Seen, address, bucket, drain, ip, join, now};
+use crate::{Seen, address, bucket, drain, ip, join, now, sealer};
 
 const PATH: &str = "/my/path";
 const NOT_ALLOWED: &str = r#"{"t":"e","m":{},"p":{"v":"not_allowed","s":"error"}}"#;
 
 fn signal() -> Signal {
-    Signal::new(Limits::default(), 1)
+    Signal::new(Limits::default(), 1, sealer())
 }
 
 /// A room in which each name sits on the socket of its place, from 1.
@@ -349,7 +349,7 @@ fn limits_refuse_the_next_and_count_it() {
         sockets_per_name: 2,
         ..Limits::default()
     };
-    let mut signal = Signal::new(limits, 1);
+    let mut signal = Signal::new(limits, 1, sealer());
     let mut try_join = |path: &str, name: &str, socket: u64| {
         signal.join(now(), SocketId(socket), join(path, name, socket)).err()
     };

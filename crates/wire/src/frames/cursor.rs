@@ -10,6 +10,9 @@ const VERSION: char = 'a';
 /// Most entries that a cursor is read with: neurons that have had members of one room.
 const ENTRIES_MAX: usize = 64;
 
+/// Digits of each number of a session.
+const NUMBER_DIGITS: usize = 16;
+
 /// One room's stream of messages on one neuron, from its first to when it was forgotten. Never given
 /// twice.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
@@ -17,7 +20,11 @@ pub struct Incarnation(pub u64);
 
 /// One reader and writer of a room across the sockets that follow one another.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
-pub struct Session(pub u64);
+pub struct Session {
+    pub id: u64,
+    /// What only a neuron of this system could have given with that id, to this name in this room.
+    pub seal: u64,
+}
 
 /// What has been read of each stream: how many of its messages. Its text is opaque to clients.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -75,7 +82,7 @@ impl FromStr for Cursor {
 
 impl fmt::Display for Session {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:016x}", self.0)
+        write!(f, "{:016x}{:016x}", self.id, self.seal)
     }
 }
 
@@ -83,7 +90,11 @@ impl FromStr for Session {
     type Err = CursorError;
 
     fn from_str(text: &str) -> Result<Session, CursorError> {
-        number(text).map(Session)
+        let (id, seal) = text.split_at_checked(NUMBER_DIGITS).ok_or(CursorError)?;
+        match seal.len() {
+            NUMBER_DIGITS => Ok(Session { id: number(id)?, seal: number(seal)? }),
+            _ => Err(CursorError),
+        }
     }
 }
 
