@@ -66,7 +66,9 @@ pub struct Signal {
 /// Gives the seal of a session: the same for the same room, name and id, and not to be told by who
 /// lacks the key. Neurons of one system give the same, so that sessions outlive them.
 #[derive(Clone)]
-pub struct Sealer(Arc<dyn Fn(&Address, &Name, u64) -> u64 + Send + Sync>);
+pub struct Sealer(Arc<Seal>);
+
+type Seal = dyn Fn(&Address, &Name, u64) -> u64 + Send + Sync;
 
 impl Sealer {
     pub fn new(seal: impl Fn(&Address, &Name, u64) -> u64 + Send + Sync + 'static) -> Sealer {
