@@ -14,7 +14,7 @@ use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
-use ::neuron::sockets::{Joiner, NotJoined, Outbox, Place, Switchboard};
+use ::neuron::sockets::{Crowd, Joiner, NotJoined, Outbox, Place, Switchboard};
 use kv4::Bucket;
 use kv4::store::BoxFuture;
 use serde_json::Value;
@@ -166,6 +166,8 @@ struct Tabled {
     queues: BTreeMap<SocketId, Queue>,
     /// Frames handed out since the last look, in order, but for those that sockets begin with.
     pushed: Vec<(SocketId, Value)>,
+    /// Frames for sockets that had left their rooms before, or had been sent away.
+    strays: u64,
 }
 
 /// As `ganglion::sockets::table` has it.
@@ -187,10 +189,14 @@ impl Table {
 
 impl Tabled {
     fn push(&mut self, socket: SocketId, frame: &bytes::Bytes) {
-        let Some(queue) = self.queues.get_mut(&socket) else { return };
+        let sits = self.queues.get_mut(&socket).filter(|queue| queue.close.is_none());
+        let Some(queue) = sits else {
+            self.strays += 1;
+            return;
+        };
         let value = read(frame);
         self.pushed.push((socket, value.clone()));
-        if queue.close.is_some() || queue.is_slow {
+        if queue.is_slow {
             return;
         }
         if queue.bytes + frame.len() > QUEUE_BYTES {
@@ -206,7 +212,7 @@ impl Tabled {
 }
 
 impl Outbox for Table {
-    fn deliver(&self, output: Output) {
+    fn deliver(&self, output: Output) -> Crowd {
         let mut tabled = self.tabled();
         match output {
             Output::Begin { socket, frames } => {
@@ -228,6 +234,7 @@ impl Outbox for Table {
             }
             Output::Stat(_) => {}
         }
+        Crowd::Roomy
     }
 }
 
@@ -997,6 +1004,7 @@ impl Run {
     /// What is true at any time.
     fn check(&mut self) {
         let (stats, limits) = (self.board.stats(), limits());
+        assert_eq!(self.table.tabled().strays, 0, "to who is not there");
         let open: Vec<_> = self.conns.values().filter(|conn| conn.place.is_some()).collect();
         let rooms: BTreeSet<At> = open.iter().map(|conn| at(conn.client)).collect();
         let names: BTreeSet<_> =

@@ -211,7 +211,10 @@ impl Socket<()> {
                         socket.visit(admitted, coming, rest).await
                     }
                     Ok((Arrived::Outside(asker), rest)) => socket.stay_outside(asker, rest).await,
-                    Err(end) => end,
+                    Err(end) => {
+                        count_end(&end, &shared.sockets.counters);
+                        end
+                    }
                 }
             }
         };
@@ -578,7 +581,8 @@ impl<IO: Transport> Socket<IO> {
 
     /// Feeds bytes to the decoder and acts on what they say.
     fn hear(&mut self, mut bytes: &[u8]) -> Result<(), End> {
-        let (mut said, mut pings) = (0, 0);
+        let now = Instant::now();
+        let (mut said, mut pings, mut crowded) = (0, 0, Duration::ZERO);
         loop {
             match self.framing.next() {
                 Ok(None) if bytes.is_empty() => break,
@@ -590,6 +594,7 @@ impl<IO: Transport> Socket<IO> {
                 Ok(Some(Heard::Text("ping"))) => pings += 1,
                 Ok(Some(Heard::Text(text))) => {
                     said += 1;
+                    let text_bytes = text.len();
                     match (ClientFrame::parse(self.generation, text), self.place) {
                         (Ok(ClientFrame::Ask { id, verb, params }), _) => {
                             let asked = (id.as_str().to_owned(), params.to_owned());
@@ -599,7 +604,8 @@ impl<IO: Transport> Socket<IO> {
                             }
                         }
                         (frame, Some(place)) => {
-                            self.shared.neuron.sockets.frame(place, self.id, frame);
+                            let crowd = self.shared.neuron.sockets.frame(place, self.id, frame);
+                            crowded += self.pace.say(text_bytes, crowd, now);
                         }
                         (frame, None) => {
                             let frame = outside(frame);
@@ -607,10 +613,12 @@ impl<IO: Transport> Socket<IO> {
                         }
                     }
                 }
+                // Nobody has to say these often, so that whoever does is paced for them too.
                 Ok(Some(Heard::Owed(frame))) => {
+                    said += 1;
                     self.queue.push(frame, self.shared.config.signal.queue.0);
                 }
-                Ok(Some(Heard::Sign)) => {}
+                Ok(Some(Heard::Sign)) => said += 1,
                 Ok(Some(Heard::Goodbye(code))) => return Err(End::Closed(code)),
                 Err(error) => return Err(End::Broken(error)),
             }
@@ -620,7 +628,9 @@ impl<IO: Transport> Socket<IO> {
             counters.text_pings.fetch_add(pings, Ordering::Relaxed);
         }
         if said > 0 {
-            let now = Instant::now();
+            if !crowded.is_zero() {
+                self.pace.pause(now + crowded);
+            }
             if self.pace.spend(said, now) || self.has_asked_enough() {
                 counters.paced.fetch_add(1, Ordering::Relaxed);
             }
