@@ -366,7 +366,7 @@ mod tests {
         }
 
         fn instant(&self) -> Instant {
-            static NOON: std::sync::LazyLock<Instant> = std::sync::LazyLock::new(Instant::now);
+            static NOON: std::sync::LazyLock<Instant> = std::sync::LazyLock::new(<Instant>::now);
             *NOON
         }
 

@@ -15,7 +15,7 @@
 //! use wire::names::{Ident, Path};
 //! use wire::token::Grants;
 //!
-//! let now = std::time::Instant::now();
+//! let now = <std::time::Instant>::now();
 //! let join = |name: &str| Join {
 //!     address: Address {
 //!         bucket: Bucket::from_stored("kv4_$elena_data"),

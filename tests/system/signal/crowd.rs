@@ -57,7 +57,7 @@ fn two_hundred_hear_each_other() -> Result<()> {
     let heard = std::thread::scope(|scope| {
         let threads: Vec<_> =
             members.iter_mut().map(|member| scope.spawn(move || listen(member))).collect();
-        threads.into_iter().map(|thread| thread.join().expect("no panic")).collect::<Result<()>>()
+        threads.into_iter().try_for_each(|thread| thread.join().expect("no panic"))
     });
     heard?;
     let rows = stage.ok("GET", "/_subs/my/path", None)?;

@@ -41,7 +41,7 @@ impl Way {
 
 /// An honest member, of whatever generation.
 enum Member {
-    WebSocket(Client),
+    WebSocket(Box<Client>),
     Plain(plain::Client),
 }
 
@@ -133,8 +133,10 @@ impl Room {
     fn come(&self, way: Way, token: &str) -> Result<Member> {
         let hello = json!({ "token": token });
         Ok(match way {
-            Way::V1 | Way::V2 => Member::WebSocket(Client::connect(&self.url(way, token))?),
-            Way::V4 => Member::WebSocket(Client::greet(&self.base, &hello)?),
+            Way::V1 | Way::V2 => {
+                Member::WebSocket(Box::new(Client::connect(&self.url(way, token))?))
+            }
+            Way::V4 => Member::WebSocket(Box::new(Client::greet(&self.base, &hello)?)),
             Way::Tcp => Member::Plain(plain::Client::greet(&self.tcp, &hello)?),
         })
     }
@@ -171,7 +173,10 @@ impl Room {
             };
             member.send(&text.to_string())?;
             for (at, (way, member)) in self.members.iter_mut().enumerate() {
-                while at != from {
+                if at == from {
+                    continue;
+                }
+                loop {
                     let about = || format!("{way:?} waits for {mark}");
                     let frame = member.frame().with_context(about)?;
                     let said =

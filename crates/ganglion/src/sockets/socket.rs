@@ -41,6 +41,9 @@ use crate::turns::Spender;
 
 /// Bytes read at a time, on the stack.
 const READ_BYTES: usize = 8 << 10;
+/// Bare pings read at once that are paced as one message: no page comes near that, and what sends
+/// nothing else is not to have a core to itself.
+const PINGS_PER_MESSAGE: u32 = 32;
 /// How long a v4 client may take to say who it is.
 const HELLO_TIME: Duration = Duration::from_secs(10);
 /// What a v1 client is told of a token that opens nothing (`spec/xirsys.md` §1.8).
@@ -625,8 +628,9 @@ impl<IO: Transport> Socket<IO> {
         }
         let counters = &self.shared.sockets.counters;
         if pings > 0 {
-            counters.text_pings.fetch_add(pings, Ordering::Relaxed);
+            counters.text_pings.fetch_add(pings.into(), Ordering::Relaxed);
         }
+        said += pings / PINGS_PER_MESSAGE;
         if said > 0 {
             if !crowded.is_zero() {
                 self.pace.pause(now + crowded);

@@ -213,7 +213,7 @@ fn a_hello_that_is_not_right_opens_nothing() -> Result<()> {
     wrong.push(format!("{long}x"));
     for text in &wrong {
         let mut clients = [
-            Member::WebSocket(Client::connect(&room.url(Way::V4, ""))?),
+            Member::WebSocket(Box::new(Client::connect(&room.url(Way::V4, ""))?)),
             Member::Plain(plain::Client::connect(&room.tcp)?),
         ];
         for client in &mut clients {
