@@ -425,26 +425,31 @@ fn connections_that_never_speak_are_closed_on_tcp_too() -> Result<()> {
     let _alone = SILENCE.lock().unwrap_or_else(PoisonError::into_inner);
     let silent = count("GANGLION_SILENT", 300);
     let mut room = Room::new(&[("GANGLION_LIMITS__CONNECTIONS_PER_ADDRESS", "20000")])?;
-    let mut sockets = Vec::new();
-    for number in 0..silent {
-        let mut client = plain::Client::connect(&room.tcp)?;
-        // Some say a little: half a length, half a text, or only that they are there.
-        match number % 4 {
-            0 => client.send_bytes(&[0, 0])?,
-            1 => client.send_bytes(&[0, 0, 0xFF, 0xFF, b'{'])?,
-            2 => client.send_bytes(&[0; 64])?,
-            _ => {}
+    // What the first leave to the allocator is enough for those who follow.
+    for wave in 1..=2 {
+        let mut sockets = Vec::new();
+        for number in 0..silent {
+            let mut client = plain::Client::connect(&room.tcp)?;
+            // Some say a little: half a length, half a text, or only that they are there.
+            match number % 4 {
+                0 => client.send_bytes(&[0, 0])?,
+                1 => client.send_bytes(&[0, 0, 0xFF, 0xFF, b'{'])?,
+                2 => client.send_bytes(&[0; 64])?,
+                _ => {}
+            }
+            sockets.push(client);
         }
-        sockets.push(client);
+        room.notices_nothing()?;
+        let each = room.stage.neuron.rss_kib()?.saturating_sub(room.rss_kib) / silent as u64;
+        assert!(each < 64, "{each} KiB for each");
+        for socket in &mut sockets {
+            assert_eq!(socket.close_code()?, 1008);
+        }
+        drop(sockets);
+        assert_eq!(room.metric("socket_idle_total")?, wave * silent as u64);
+        if wave == 1 {
+            room.rss_kib = room.stage.neuron.rss_kib()?;
+        }
     }
-    room.notices_nothing()?;
-    let each = room.stage.neuron.rss_kib()?.saturating_sub(room.rss_kib) / silent as u64;
-    for socket in &mut sockets {
-        assert_eq!(socket.close_code()?, 1008);
-    }
-    assert!(each < 64, "{each} KiB for each");
-    drop(sockets);
-    let idle = room.metric("socket_idle_total")?;
-    assert_eq!(idle, silent as u64);
     room.is_as_before()
 }

@@ -5,6 +5,7 @@ use serde_json::{Value, json};
 use tests::plain;
 use tests::socket::Client;
 
+use super::super::wait_until;
 use super::{MALLORY, Member, Room, Way};
 
 /// Who said a frame, as its reader takes it; none when the server did.
@@ -296,6 +297,9 @@ fn who_knows_anothers_session_neither_closes_nor_mutes_nor_hears_him() -> Result
             }
         }
         mallory.vanish();
+        // Or he would take the place of himself.
+        let others = room.members.len() as u64 + 1;
+        wait_until("he has gone", || Ok(room.metric("signal_sockets")? == others))?;
     }
     assert_eq!(room.metric("signal_replaced_total")?, 0);
     // What she said last is known of her still, and not what he said.
