@@ -13,6 +13,7 @@ fn rooms_keep_their_promises() {
         let report = held("rooms::rooms_keep_their_promises", seed, run);
         sum.said += report.said;
         sum.resumed += report.resumed;
+        sum.owed += report.owed;
         sum.unresumed += report.unresumed;
         sum.replaced += report.replaced;
         sum.slow += report.slow;
@@ -27,6 +28,7 @@ fn rooms_keep_their_promises() {
         let happened = [
             sum.said,
             sum.resumed,
+            sum.owed,
             sum.unresumed,
             sum.replaced,
             sum.slow,
