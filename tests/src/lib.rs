@@ -12,6 +12,7 @@ pub mod os;
 pub mod plain;
 pub mod proxy;
 pub mod random;
+pub mod raw;
 pub mod socket;
 pub mod terminal;
 pub mod ver;

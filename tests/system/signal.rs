@@ -3,6 +3,7 @@
 mod crowd;
 mod data;
 mod generations;
+mod hostile;
 mod plain;
 mod publish;
 mod resume;

@@ -54,7 +54,7 @@ const SUITES: &[Suite] = &[
         needs: &[needs::CURL],
         tests: &["-p", "tests", "--test", "system", "signal::", "rules::"],
         holds_subject: false,
-        soak: &[],
+        soak: &[("GANGLION_SILENT", "10000"), ("GANGLION_JOINS", "20000"), ("GANGLION_SAYS", "50")],
     },
     Suite {
         name: "watch",

@@ -30,7 +30,20 @@ const CORES: usize = 16;
 
 /// Takes what the core wants sent. Called under the core's lock: it queues and returns.
 pub trait Outbox: Send + Sync {
-    fn deliver(&self, output: Output);
+    /// Answers how much waits for the slowest of those to whom it went.
+    fn deliver(&self, output: Output) -> Crowd;
+}
+
+/// How full the fullest queue is: whoever fills those of others is to say less, before they are cut for
+/// it.
+#[derive(Clone, Copy, Debug, Default, Eq, Ord, PartialEq, PartialOrd)]
+pub enum Crowd {
+    #[default]
+    Roomy,
+    /// More than half.
+    Full,
+    /// More than three quarters.
+    Packed,
 }
 
 /// Why a socket was not let into a room.
@@ -152,14 +165,14 @@ impl Switchboard {
         Ok(place)
     }
 
-    /// Takes what a socket said, as its generation reads.
+    /// Takes what a socket said, as its generation reads. Answers how crowded it is where that went.
     pub fn frame(
         &self,
         place: Place,
         socket: SocketId,
         frame: Result<ClientFrame<'_>, FrameError>,
-    ) {
-        self.with(place, |signal, now| signal.handle_frame(now, socket, frame));
+    ) -> Crowd {
+        self.work(place, |signal, now| signal.handle_frame(now, socket, frame)).1
     }
 
     /// A socket is gone.
@@ -189,15 +202,21 @@ impl Switchboard {
 
     /// Does something with a core and delivers what comes of it.
     fn with<T>(&self, place: Place, work: impl FnOnce(&mut Signal, Instant) -> T) -> T {
+        self.work(place, work).0
+    }
+
+    /// The same; answers how crowded it is where that went, too.
+    fn work<T>(&self, place: Place, work: impl FnOnce(&mut Signal, Instant) -> T) -> (T, Crowd) {
         let mut signal = self.lock(place);
         let done = work(&mut signal, self.clock.instant());
+        let mut crowd = Crowd::Roomy;
         while let Some(output) = signal.poll_output() {
             match output {
                 Output::Stat(stat) => self.record(&stat),
-                output => self.outbox.deliver(output),
+                output => crowd = crowd.max(self.outbox.deliver(output)),
             }
         }
-        done
+        (done, crowd)
     }
 
     /// A measure stands for its path in its account, and for this neuron in that of `$sys`.
@@ -360,7 +379,9 @@ mod tests {
     struct Nowhere;
 
     impl Outbox for Nowhere {
-        fn deliver(&self, _: Output) {}
+        fn deliver(&self, _: Output) -> Crowd {
+            Crowd::Roomy
+        }
     }
 
     struct Noon;

@@ -35,10 +35,3 @@ impl Hasher for IdHasher {
         self.0
     }
 }
-
-/// Another number for each: those that follow one another look like any (splitmix64's last step).
-pub(crate) fn mix(number: u64) -> u64 {
-    let number = (number ^ number >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-    let number = (number ^ number >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
-    number ^ number >> 31
-}

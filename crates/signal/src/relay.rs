@@ -14,9 +14,6 @@ use crate::output::{Fanout, Measure, Output, Stat};
 use crate::room::Address;
 use crate::signal::Signal;
 
-/// Bytes of what is told of a text that is not a frame: the reader's complaint quotes the text.
-const WHY_BYTES_MAX: usize = 200;
-
 /// Who says something to a room.
 struct Sender<'a> {
     room: RoomId,
@@ -90,9 +87,7 @@ impl Signal {
             }
             Err(error) => {
                 self.counters.bad_frames += 1;
-                let mut why = error.to_string();
-                why.truncate(why.floor_char_boundary(WHY_BYTES_MAX));
-                self.refuse(socket, None, &Fault::with(error.code(), why));
+                self.refuse(socket, None, &Fault::with(error.code(), error.to_string()));
             }
         }
     }

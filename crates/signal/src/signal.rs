@@ -1,6 +1,7 @@
 //! The state machine: sockets in, frames out. What a frame does is in `relay`.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::hash::{DefaultHasher, Hasher as _};
 use std::net::IpAddr;
 use std::sync::Arc;
 use std::time::Instant;
@@ -16,7 +17,7 @@ use wire::token::Grants;
 use wire::ws::CloseCode;
 
 use crate::history::{History, Missed};
-use crate::ids::{IdMap, RoomId, SocketId, mix};
+use crate::ids::{IdMap, RoomId, SocketId};
 use crate::limits::{Counters, Limits, Stats};
 use crate::listing::SocketView;
 use crate::output::{Fanout, Measure, Output, Stat};
@@ -402,10 +403,15 @@ impl Signal {
         tenant.rooms.get(&(address.path.clone(), address.topic.clone())).copied()
     }
 
-    /// A number that was not made before.
+    /// A number that was not made before (but by a chance of one in 2⁶⁴), and that tells nothing of
+    /// the others: members may have one name, and whoever knows a session of it can end it. So this is
+    /// SipHash of the nonce, and not a mixing that can be turned around.
     fn make(&mut self) -> u64 {
         self.made += 1;
-        mix(self.nonce.wrapping_add(self.made))
+        let mut hasher = DefaultHasher::new();
+        hasher.write_u64(self.nonce);
+        hasher.write_u64(self.made);
+        hasher.finish()
     }
 
     /// The session that a joiner comes back with, if that is his, here, and he was not sent away.

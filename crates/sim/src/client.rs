@@ -47,7 +47,7 @@ pub struct Client {
 }
 
 /// Lets everybody in at once.
-struct Everybody;
+pub(crate) struct Everybody;
 
 impl Admission for Everybody {
     type Turn = ();

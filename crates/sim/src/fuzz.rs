@@ -4,23 +4,28 @@
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock};
+use std::time::{Duration, Instant};
 
 use kv4::address::{Bucket, Entry, Node};
 use kv4::memory::MemoryStore;
 use kv4::store::Store;
 use kv4::write::{Condition, KeyChange, Op, Write};
 use kv4::{Stamp, Ver};
+use signal::{Address, Coming, Departure, Join, Limits, Output, Signal, SocketId, Topic};
 use store::EmbeddedStore;
 use store::embedded::Options;
 use wire::credentials::{Credentials, Secret};
 use wire::envelope::Fault;
 use wire::errors::Code;
-use wire::frames::{ClientFrame, Cursor, Generation, Incarnation, Name, ServerFrame};
+use wire::frames::{
+    ClientFrame, Cursor, Generation, ID_BYTES_MAX, Id, Incarnation, Name, ServerFrame, Session,
+};
 use wire::json::{Json, Members, push_string};
+use wire::lengths;
 use wire::names::{self, Ident, Key, Layer, Path, percent_decode};
 use wire::params::{PARAMS_MAX, Params};
 use wire::timegroup::TimeGroup;
-use wire::token::{COMPACT_BYTES_MAX, Claims, TokenError};
+use wire::token::{COMPACT_BYTES_MAX, Claims, Grants, TokenError};
 use wire::ws::{CONTROL_BYTES_MAX, Decoder, Message, Opcode, ProtocolError, masked_frame};
 
 use crate::disk::Disk;
@@ -30,7 +35,7 @@ use crate::embedded::block_on;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 10] = [
+pub const TARGETS: [Target; 13] = [
     ("path", fuzz_path),
     ("query", fuzz_query),
     ("body", fuzz_body),
@@ -38,7 +43,10 @@ pub const TARGETS: [Target; 10] = [
     ("time_group", fuzz_time_group),
     ("token", fuzz_token),
     ("ws", fuzz_ws),
+    ("lengths", fuzz_lengths),
     ("frames", fuzz_frames),
+    ("asks", fuzz_asks),
+    ("signal", fuzz_signal),
     ("json", fuzz_json),
     ("store_keys", fuzz_store_keys),
 ];
@@ -232,6 +240,208 @@ fn decode(bytes: &[u8], step: usize) -> Decoded {
         }
     }
     decoded
+}
+
+/// Texts after their lengths mean the same however the network cuts them, hold little memory, and end
+/// with the first that is none.
+pub fn fuzz_lengths(bytes: &[u8]) {
+    let whole = texts(bytes, bytes.len().max(1));
+    for step in [1, 2, 3, 7, MESSAGE_BYTES_MAX + 1] {
+        assert_eq!(texts(bytes, step), whole, "in pieces of {step}");
+    }
+    let (read, _) = &whole;
+    assert!(read.iter().all(|text| text.len() <= MESSAGE_BYTES_MAX));
+    let written: Vec<u8> = read.iter().flat_map(|text| lengths::frame(text.as_bytes())).collect();
+    assert!(bytes.starts_with(&written), "what was read is what came");
+}
+
+fn texts(bytes: &[u8], step: usize) -> (Vec<String>, Option<ProtocolError>) {
+    let mut decoder = lengths::Decoder::new(MESSAGE_BYTES_MAX);
+    let mut read = Vec::new();
+    for mut rest in bytes.chunks(step) {
+        while !rest.is_empty() {
+            let taken = decoder.push(rest);
+            assert!(taken > 0, "something is taken once nothing is left to read");
+            rest = &rest[taken..];
+            loop {
+                match decoder.next_text() {
+                    Ok(Some(text)) => read.push(text.to_owned()),
+                    Ok(None) => break,
+                    Err(error) => {
+                        assert_eq!(decoder.push(bytes), bytes.len(), "dropped from here on");
+                        assert_eq!(decoder.next_text(), Err(error));
+                        return (read, Some(error));
+                    }
+                }
+            }
+        }
+    }
+    (read, None)
+}
+
+/// What a socket begins with and asks for is answered by an envelope, whatever it is, and nothing that a
+/// user asks for is done elsewhere than in his account.
+pub fn fuzz_asks(bytes: &[u8]) {
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    match ClientFrame::parse(Generation::V4, text) {
+        Ok(ClientFrame::Ask { id, verb, params }) => {
+            assert!(id.as_str().len() <= ID_BYTES_MAX);
+            assert_eq!(Id::of_json(id.as_str()), Ok(id));
+            assert!(serde_json::from_str::<&serde_json::value::RawValue>(params).is_ok());
+            if let Some((envelope, ver)) = crate::neuron::ask(verb, params) {
+                let ver = ver.as_deref();
+                check_frame(&ServerFrame::Reply { id, cursor: None, ver, envelope: &envelope });
+                let said = Json::parse(&envelope).ok().and_then(|json| json.members());
+                let s = said.and_then(|members| members.text("s"));
+                assert!(matches!(s.as_deref(), Some("ok" | "error")), "{envelope}");
+            }
+        }
+        Ok(ClientFrame::Hello(hello)) => {
+            if let Some(Ok(session)) = hello.session.map(|text| text.parse::<Session>()) {
+                assert_eq!(session.to_string().parse(), Ok(session));
+            }
+            if let Some(Ok(cursor)) = hello.cursor.map(|text| text.parse::<Cursor>()) {
+                assert_eq!(cursor.to_string().parse(), Ok(cursor));
+            }
+            if let Some(data) = hello.data {
+                assert!(serde_json::from_str::<&serde_json::value::RawValue>(data).is_ok());
+            }
+        }
+        Ok(_) => {}
+        Err(error) => assert!(error.to_string().len() < 400, "a complaint is short"),
+    }
+}
+
+/// A room of one socket of each generation, which say the lines of an input in turn: whatever those are,
+/// what each hears is a frame of its generation from its true sender, and nothing is left of it.
+pub fn fuzz_signal(bytes: &[u8]) {
+    let mut signal = Signal::new(rooms(), 1, crate::sealer());
+    let mut now = *BEGINNING;
+    for (socket, (name, generation)) in (0..).zip(SPEAKERS) {
+        signal
+            .join(now, SocketId(socket), joiner(name, generation, socket))
+            .expect("there is room");
+        heard(&mut signal, None);
+    }
+    let text = String::from_utf8_lossy(bytes);
+    for (nth, line) in text.split('\n').enumerate() {
+        let speaker = nth % SPEAKERS.len();
+        now += Duration::from_millis(700);
+        signal.handle_text(now, SocketId(speaker as u64), line);
+        heard(&mut signal, Some((speaker, line)));
+        let stats = signal.stats();
+        assert!(stats.history_messages <= rooms().history_messages, "{stats:?}");
+        assert!(stats.history_bytes <= rooms().history_bytes_per_bucket, "{stats:?}");
+        assert_eq!((stats.sockets, stats.names), (SPEAKERS.len(), SPEAKERS.len()));
+    }
+    for socket in 0..SPEAKERS.len() as u64 {
+        signal.leave(now, SocketId(socket), Departure::Lost);
+        heard(&mut signal, None);
+    }
+    signal.handle_timeout(now + rooms().history_lasts);
+    assert_eq!(signal.poll_timeout(), None);
+    let stats = signal.stats();
+    assert_eq!((stats.sockets, stats.histories, stats.history_bytes), (0, 0, 0));
+}
+
+static BEGINNING: LazyLock<Instant> = LazyLock::new(Instant::now);
+
+/// Who is in the room of [`fuzz_signal`], by socket.
+const SPEAKERS: [(&str, Generation); 3] =
+    [("one", Generation::V1), ("two", Generation::V2), ("four", Generation::V4)];
+
+fn rooms() -> Limits {
+    Limits {
+        data_bytes: 40,
+        history_lasts: Duration::from_secs(5),
+        history_messages: 5,
+        history_bytes_per_bucket: 2_000,
+        ..Limits::default()
+    }
+}
+
+fn joiner(name: &str, generation: Generation, socket: u64) -> Join {
+    let ident = Ident::parse("elena").expect("an ident");
+    Join {
+        address: Address {
+            bucket: Bucket::account(&ident, None).expect("short"),
+            path: Path::parse("/my/path").expect("a legal path"),
+            topic: Topic::default(),
+        },
+        name: Name::encode(name).expect("a legal name"),
+        ident,
+        service: "xs_signal",
+        generation,
+        grants: Grants::CHATTER,
+        token: Some(signal::Token { id: socket, expires_unix_s: 0 }),
+        client_ip: [127, 0, 0, 1].into(),
+        since_unix_s: 0,
+        coming: Coming::default(),
+    }
+}
+
+/// Looks at everything that is handed out after a speaker's text, if it was one that brought it about.
+fn heard(signal: &mut Signal, said: Option<(usize, &str)>) {
+    while let Some(output) = signal.poll_output() {
+        match output {
+            Output::Begin { socket, frames } => {
+                frames.iter().for_each(|frame| check_heard(socket, frame, said));
+            }
+            Output::Send { socket, frame } => check_heard(socket, &frame, said),
+            Output::Fanout(fanout) => {
+                let mut receivers = BTreeSet::new();
+                for socket in fanout.receivers() {
+                    assert!(receivers.insert(socket), "to each once");
+                    check_heard(socket, &fanout.frame, said);
+                }
+            }
+            Output::Close { .. } => panic!("nothing that is said closes a socket"),
+            Output::Stat(_) => {}
+        }
+    }
+}
+
+fn check_heard(socket: SocketId, frame: &bytes::Bytes, said: Option<(usize, &str)>) {
+    let (_, generation) = SPEAKERS[usize::try_from(socket.0).expect("one of three")];
+    let mut decoder = Decoder::client(1 << 20);
+    assert_eq!(decoder.push(frame), frame.len());
+    let text = match decoder.next_message() {
+        Ok(Some(Message::Text(text))) => text.to_owned(),
+        other => panic!("{other:?}"),
+    };
+    assert!(serde_json::from_str::<&serde_json::value::RawValue>(&text).is_ok(), "{text}");
+    // Deeper than what is read here is what a client made it.
+    let Some(members) = Json::parse(&text).ok().and_then(|json| json.members()) else { return };
+    let kind = members.text(if generation == Generation::V1 { "type" } else { "t" });
+    let kind = kind.expect("every frame is of a kind");
+    let meta = members.get("m").and_then(|meta| meta.members());
+    let from = match generation {
+        Generation::V1 => members.text("userid"),
+        _ => meta.and_then(|meta| meta.text("f")),
+    };
+    let is_users = match generation {
+        Generation::V1 => members.get("userid").is_some(),
+        _ => kind == "u" && from.as_deref() != Some("/my/path/__sys__"),
+    };
+    let Some((speaker, line)) = said else { return };
+    if is_users {
+        let from = from.expect("from somebody");
+        assert_eq!(
+            from.trim_start_matches("/my/path/"),
+            SPEAKERS[speaker].0,
+            "{text} after {line}"
+        );
+        assert!(frame.len() <= line.len() + signal::ENVELOPE_BYTES_MAX, "{text} after {line}");
+    } else {
+        let kinds: &[&str] = match generation {
+            Generation::V1 => &["error", "pong"],
+            Generation::V2 => &["e", "pong"],
+            Generation::V4 => &["e", "r", "pong", "presence"],
+        };
+        // Nobody comes or goes for what is said.
+        let is_pong = generation == Generation::V1 && members.text("t").is_some();
+        assert!(is_pong || kinds.contains(&&*kind), "{text} after {line}");
+    }
 }
 
 /// Whatever a client says, what the server relays is one JSON text with the payload as it came.

@@ -5,7 +5,8 @@
 //! [`store::SimStore`], KV4's reference engine with commits that take time and are lost in a crash.
 //! The embedded engine has threads of its own, so what it does on a [`disk::Disk`] follows from the
 //! seed only up to the order in which the machine runs them; [`embedded::run`] keeps one request
-//! under way at a time and is judged by what was acknowledged. [`fuzz`] holds the fuzz entry points.
+//! under way at a time and is judged by what was acknowledged. [`rooms::run`] drives the
+//! switchboard of signalling with clients whose links fail. [`fuzz`] holds the fuzz entry points.
 //!
 //! Not here: several neurons, links between them, media; they come with the bus.
 
@@ -17,4 +18,10 @@ pub mod fuzz;
 pub mod model;
 pub mod neuron;
 pub mod random;
+pub mod rooms;
 pub mod store;
+
+/// What seals sessions where nobody means ill.
+pub(crate) fn sealer() -> signal::Sealer {
+    signal::Sealer::new(|_, _, id| !id)
+}

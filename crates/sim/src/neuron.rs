@@ -9,16 +9,22 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use ::neuron::Neuron;
-use ::neuron::sockets::{Outbox, Switchboard};
-use kv4::Kv4;
+use ::neuron::asking::Asker;
+use ::neuron::sockets::{Crowd, Outbox, Switchboard};
+use kv4::store::Store as _;
 use kv4::view::Limits;
+use kv4::{Bucket, Kv4};
 use serde_json::{Value, json};
 use services::secrets::Sealer;
+use services::sessions::Session;
 use services::statistics::Statistics;
-use services::{Identity, Parts};
-use wire::names::Key;
+use services::token::Verified;
+use services::{Identity, Parts, principal};
+use wire::frames::Verb;
+use wire::names::{Ident, Key, Path};
+use wire::token::{Claims, Grants};
 
-use crate::client::{Answer, Client, OWN_PATH, SHARED_PATH, Who};
+use crate::client::{Answer, Client, Everybody, OWN_PATH, SHARED_PATH, Who};
 use crate::executor::{Executor, Machine};
 use crate::model::{Left, Model, split_ver};
 use crate::random::Random;
@@ -84,7 +90,9 @@ struct Ghost {
 struct Nowhere;
 
 impl Outbox for Nowhere {
-    fn deliver(&self, _: signal::Output) {}
+    fn deliver(&self, _: signal::Output) -> Crowd {
+        Crowd::Roomy
+    }
 }
 
 impl Run {
@@ -249,7 +257,7 @@ fn assemble(store: &Arc<SimStore>, machine: &Machine) -> Neuron {
         Key::parse("host:neuron").expect("a legal key"),
         signal::Limits::default(),
         1,
-        signal::Sealer::new(|_, _, id| !id),
+        crate::sealer(),
         Arc::new(Nowhere),
         stats.clone(),
         Arc::new(machine.clone()),
@@ -266,6 +274,48 @@ fn assemble(store: &Arc<SimStore>, machine: &Machine) -> Neuron {
         sys_secret: SYS_SECRET.to_owned(),
     };
     Neuron::new(parts, switchboard)
+}
+
+/// What a socket's request comes to in a neuron that has just begun: the envelope, and the version of
+/// what was read or written. `None` for what is no request of the neuron's.
+pub(crate) fn ask(verb: Verb, params: &str) -> Option<(String, Option<String>)> {
+    if matches!(verb, Verb::Watch | Verb::Unwatch) {
+        return None;
+    }
+    let mut random = Random::new(1);
+    let mut executor = Executor::new(&mut random);
+    let machine = executor.machine();
+    let store = SimStore::open(&Platter::default(), machine.clone(), random.branch());
+    executor.spawn(store.clone().commit());
+    let (neuron, params) = (assemble(&store, &machine), params.to_owned());
+    let account = Ident::parse("elena").expect("an ident");
+    let bucket = Bucket::account(&account, None).expect("short");
+    let path = Path::parse("/my/path").expect("a legal path");
+    let claims = Claims {
+        id: 1,
+        account,
+        sub: None,
+        path: Some(path.clone()),
+        identity: "ann".to_owned(),
+        grants: Grants::parse("subscribe,publish,send,watch,read,write").expect("grants"),
+        not_before_ms: 0,
+        expires_s: 0,
+        key_id: 0,
+    };
+    let verified = Verified { claims, bucket: bucket.clone() };
+    executor.run(async move {
+        let (session, address) = (Session::default(), [127, 0, 0, 1].into());
+        let opener = principal::of_socket(&neuron.services, &session, verified, address).ok()?;
+        let asker = Asker { opener, session, address, is_tls: false, path };
+        let reply = neuron.ask(&asker, verb, &params, &Everybody).await;
+        let _ = neuron.flush().await;
+        // What a user asks for is done in his account's bucket or nowhere; statistics and logs are the
+        // neuron's own.
+        let oscar = Bucket::account(&Ident::parse("oscar").expect("an ident"), None);
+        let layers = store.layers(&oscar.expect("short")).await;
+        assert_eq!(layers, Ok(Vec::new()), "{params}");
+        Some((reply.envelope, reply.ver))
+    })
 }
 
 /// What the shell's timers do.

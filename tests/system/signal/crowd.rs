@@ -1,6 +1,7 @@
 //! Many at once: everyone hears everyone, comers and goers by the thousand, sockets that never speak.
 
 use std::collections::BTreeMap;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result};
@@ -10,7 +11,7 @@ use tests::socket::Client;
 use super::{Stage, wait_until};
 
 /// A length that a soak makes longer.
-fn count(name: &str, short: usize) -> usize {
+pub(super) fn count(name: &str, short: usize) -> usize {
     std::env::var(name).ok().and_then(|text| text.parse().ok()).unwrap_or(short)
 }
 
@@ -136,9 +137,13 @@ fn thousands_come_and_go() -> Result<()> {
     wait_until("every socket is forgotten", || Ok(stage.neuron.metric("connections")? == 1))
 }
 
+/// As many files as a soak opens at once are all that a process may have.
+pub(super) static SILENCE: Mutex<()> = Mutex::new(());
+
 /// They hold their place until they are asked to say who they are, and no longer.
 #[test]
 fn sockets_that_never_speak_are_closed() -> Result<()> {
+    let _alone = SILENCE.lock().unwrap_or_else(PoisonError::into_inner);
     let silent = count("GANGLION_SILENT", 500);
     let stage = Stage::with(&[("GANGLION_LIMITS__CONNECTIONS_PER_ADDRESS", "20000")])?;
     let (mut ann, _) = stage.greet("ann")?;

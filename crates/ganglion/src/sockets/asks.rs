@@ -308,7 +308,9 @@ impl Feed {
         let mut held = self.held();
         match &mut *held {
             Some(held) => held.push(frame),
-            None => self.queue.push(frame, self.queue_bytes_max),
+            None => {
+                self.queue.push(frame, self.queue_bytes_max);
+            }
         }
     }
 

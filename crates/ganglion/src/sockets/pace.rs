@@ -2,10 +2,19 @@
 
 use std::time::Duration;
 
+use neuron::sockets::Crowd;
 use tokio::time::Instant;
 
 /// Seconds' worth of messages that may come at once.
 const BURST_S: u32 = 10;
+/// Bytes that may be said in a second to those of whom one has a queue that is full, or packed: what
+/// every reader is to take. Not all that waits is one socket's doing.
+const FULL_BYTES_PER_S: u64 = 256 << 10;
+const PACKED_BYTES_PER_S: u64 = 32 << 10;
+/// Seconds' worth of bytes, at the lower of these, that may come at once wherever they go.
+const MUCH: Duration = Duration::from_secs(8);
+/// What a relayed message has beside its text, about.
+const ENVELOPE_BYTES: u64 = 128;
 
 /// What a socket has said of late, as a time: when it would have said all of that at its pace. One that
 /// is a burst ahead of the clock is not read from until it no longer is.
@@ -14,6 +23,8 @@ pub(super) struct Pace {
     /// Time that a message takes; zero when there is no bound.
     each: Duration,
     said_until: Instant,
+    /// The same of bytes, at most [`MUCH`] ahead of the clock.
+    sent_until: Instant,
     paused_until: Option<Instant>,
 }
 
@@ -21,7 +32,8 @@ impl Pace {
     /// So many messages in a second; 0 for no bound.
     pub(super) fn new(per_second: u32) -> Pace {
         let each = Duration::from_secs(1).checked_div(per_second).unwrap_or_default();
-        Pace { each, said_until: Instant::now(), paused_until: None }
+        let now = Instant::now();
+        Pace { each, said_until: now, sent_until: now, paused_until: None }
     }
 
     /// Notes messages; answers whether the socket is to pause for them.
@@ -32,6 +44,20 @@ impl Pace {
             self.paused_until = Some(now + (self.said_until - allowed));
         }
         self.paused_until.is_some()
+    }
+
+    /// Notes a text; answers for how long to pause because of those to whom it went. Whoever says
+    /// little is not held up by who reads little.
+    pub(super) fn say(&mut self, text_bytes: usize, crowd: Crowd, now: Instant) -> Duration {
+        let at =
+            |per_s| Duration::from_micros((text_bytes as u64 + ENVELOPE_BYTES) * 1_000_000 / per_s);
+        let ahead = self.sent_until.max(now) + at(PACKED_BYTES_PER_S) - now;
+        self.sent_until = now + ahead.min(MUCH);
+        match crowd {
+            Crowd::Full if ahead > MUCH => at(FULL_BYTES_PER_S),
+            Crowd::Packed if ahead > MUCH => at(PACKED_BYTES_PER_S),
+            _ => Duration::ZERO,
+        }
     }
 
     /// Pauses for another reason, at least until then.
@@ -69,6 +95,22 @@ mod tests {
         assert!(pace.spend(50, until), "as much again is too much at once");
         pace.look(until + Duration::from_millis(500));
         assert!(!pace.spend(50, until + Duration::from_secs(2)), "but not after a while");
+    }
+
+    #[test]
+    fn who_fills_the_queues_of_others_pauses_for_what_he_says() {
+        let mut pace = Pace::new(0);
+        let (now, text) = (Instant::now(), (32 << 10) - 128);
+        for _ in 0..8 {
+            assert_eq!(pace.say(text, Crowd::Packed, now), Duration::ZERO, "it was little");
+        }
+        assert_eq!(pace.say(text, Crowd::Roomy, now), Duration::ZERO);
+        assert_eq!(pace.say(text, Crowd::Full, now), Duration::from_millis(125));
+        assert_eq!(pace.say(text, Crowd::Packed, now), Duration::from_secs(1));
+        // However much it was, it is little again after a while.
+        let later = now + Duration::from_secs(1);
+        assert_eq!(pace.say(text, Crowd::Packed, later), Duration::ZERO);
+        assert_eq!(pace.say(0, Crowd::Packed, later), Duration::from_micros(3_906));
     }
 
     #[test]

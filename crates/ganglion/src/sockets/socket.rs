@@ -42,6 +42,9 @@ use crate::turns::Spender;
 
 /// Bytes read at a time, on the stack.
 const READ_BYTES: usize = 8 << 10;
+/// Bare pings read at once that are paced as one message: no page comes near that, and what sends
+/// nothing else is not to have a core to itself.
+const PINGS_PER_MESSAGE: u32 = 32;
 /// How long a v4 client may take to say who it is.
 const HELLO_TIME: Duration = Duration::from_secs(10);
 /// What a v1 client is told of a token that opens nothing (`spec/xirsys.md` §1.8).
@@ -609,7 +612,8 @@ impl<IO: Transport> Socket<IO> {
 
     /// Feeds bytes to the decoder and acts on what they say.
     fn hear(&mut self, mut bytes: &[u8]) -> Result<(), End> {
-        let (mut said, mut pings) = (0, 0);
+        let now = Instant::now();
+        let (mut said, mut pings, mut crowded) = (0, 0, Duration::ZERO);
         loop {
             match self.framing.next() {
                 Ok(None) if bytes.is_empty() => break,
@@ -621,6 +625,7 @@ impl<IO: Transport> Socket<IO> {
                 Ok(Some(Heard::Text("ping"))) => pings += 1,
                 Ok(Some(Heard::Text(text))) => {
                     said += 1;
+                    let text_bytes = text.len();
                     match (ClientFrame::parse(self.generation, text), self.seat) {
                         (Ok(ClientFrame::Ask { id, verb, params }), _) => {
                             let asked = (id.as_str().to_owned(), params.to_owned());
@@ -630,7 +635,8 @@ impl<IO: Transport> Socket<IO> {
                             }
                         }
                         (frame, Some(seat)) => {
-                            self.shared.neuron.sockets.frame(seat.place, self.id, frame);
+                            let crowd = self.shared.neuron.sockets.frame(seat.place, self.id, frame);
+                            crowded += self.pace.say(text_bytes, crowd, now);
                         }
                         (frame, None) => {
                             let frame = outside(frame);
@@ -638,20 +644,25 @@ impl<IO: Transport> Socket<IO> {
                         }
                     }
                 }
+                // Nobody has to say these often, so that whoever does is paced for them too.
                 Ok(Some(Heard::Owed(frame))) => {
+                    said += 1;
                     self.queue.push(frame, self.shared.config.signal.queue.0);
                 }
-                Ok(Some(Heard::Sign)) => {}
+                Ok(Some(Heard::Sign)) => said += 1,
                 Ok(Some(Heard::Goodbye(code))) => return Err(End::Closed(code)),
                 Err(error) => return Err(End::Broken(error)),
             }
         }
         let counters = &self.shared.sockets.counters;
         if pings > 0 {
-            counters.text_pings.fetch_add(pings, Ordering::Relaxed);
+            counters.text_pings.fetch_add(pings.into(), Ordering::Relaxed);
         }
+        said += pings / PINGS_PER_MESSAGE;
         if said > 0 {
-            let now = Instant::now();
+            if !crowded.is_zero() {
+                self.pace.pause(now + crowded);
+            }
             if self.pace.spend(said, now) || self.has_asked_enough() {
                 counters.paced.fetch_add(1, Ordering::Relaxed);
             }

@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::Bytes;
-use neuron::sockets::Outbox;
+use neuron::sockets::{Crowd, Outbox};
 use signal::{Output, SocketId};
 use tokio::sync::Notify;
 use wire::ws::CloseCode;
@@ -125,26 +125,26 @@ impl SocketTable {
         self.queues.pin().remove(&socket.0);
     }
 
-    fn push(&self, socket: SocketId, frame: Bytes) {
+    fn push(&self, socket: SocketId, frame: Bytes) -> Crowd {
         let queues = self.queues.pin();
-        if let Some(queue) = queues.get(&socket.0) {
-            queue.push(frame, self.queue_bytes_max);
-        }
+        let queue = queues.get(&socket.0);
+        queue.map_or(Crowd::Roomy, |queue| queue.push(frame, self.queue_bytes_max))
     }
 }
 
 impl Outbox for SocketTable {
-    fn deliver(&self, output: Output) {
+    fn deliver(&self, output: Output) -> Crowd {
+        let mut crowd = Crowd::Roomy;
         match output {
             Output::Begin { socket, frames } => {
                 if let Some(queue) = self.queues.pin().get(&socket.0) {
                     queue.begin(frames);
                 }
             }
-            Output::Send { socket, frame } => self.push(socket, frame),
+            Output::Send { socket, frame } => crowd = self.push(socket, frame),
             Output::Fanout(fanout) => {
                 for socket in fanout.receivers() {
-                    self.push(socket, fanout.frame.clone());
+                    crowd = crowd.max(self.push(socket, fanout.frame.clone()));
                 }
             }
             Output::Close { socket, code, reason } => {
@@ -154,6 +154,7 @@ impl Outbox for SocketTable {
             }
             Output::Stat(_) => {}
         }
+        crowd
     }
 }
 
@@ -168,22 +169,29 @@ impl Queue {
         self.wake.notify_one();
     }
 
-    /// A frame that finds the queue full cuts the socket.
-    pub(super) fn push(&self, frame: Bytes, bytes_max: usize) {
+    /// A frame that finds the queue full cuts the socket. Answers how full it is otherwise.
+    pub(super) fn push(&self, frame: Bytes, bytes_max: usize) -> Crowd {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         if waiting.close.is_some() {
-            return;
+            return Crowd::Roomy;
         }
         let bytes = waiting.bytes + frame.len();
-        if bytes <= bytes_max {
+        let crowd = if bytes <= bytes_max {
             waiting.bytes = bytes;
             waiting.frames.push_back(frame);
+            match bytes {
+                _ if bytes <= bytes_max / 2 => Crowd::Roomy,
+                _ if bytes <= bytes_max / 4 * 3 => Crowd::Full,
+                _ => Crowd::Packed,
+            }
         } else {
             waiting.frames = VecDeque::new();
             waiting.close = Some(Closing::Slow);
-        }
+            Crowd::Roomy
+        };
         drop(waiting);
         self.wake.notify_one();
+        crowd
     }
 
     pub(super) fn close(&self, code: CloseCode, reason: &'static str) {
@@ -237,6 +245,24 @@ mod tests {
         queue.close(CloseCode::KICKED, "kicked");
         assert!(queue.take().is_empty());
         assert_eq!(queue.closing(), Some(Closing::Slow));
+    }
+
+    #[test]
+    fn who_pushes_is_told_how_full_it_is() {
+        let queue = queue();
+        queue.begin(vec![frame(1000)]);
+        for (bytes, crowd) in [
+            (50, Crowd::Roomy),
+            (1, Crowd::Full),
+            (24, Crowd::Full),
+            (1, Crowd::Packed),
+            (24, Crowd::Packed),
+            (1, Crowd::Roomy),
+            (1, Crowd::Roomy),
+        ] {
+            assert_eq!(queue.push(frame(bytes), 100), crowd, "{bytes} more");
+        }
+        assert_eq!(queue.closing(), Some(Closing::Slow), "whom nobody waits for");
     }
 
     #[test]

@@ -627,3 +627,39 @@ fn what_was_said_before_somebody_came_is_not_told_to_him() {
         (&Value::Bool(true), &["\"secret\"".to_owned()][..])
     );
 }
+
+/// Members may have one name, so that a session that can be guessed is one that can be ended: what a
+/// member is given tells him of nobody else's.
+#[test]
+fn nobody_makes_anothers_session_of_his_own() {
+    // Splitmix64's last step and its inverse: what numbers were once made by.
+    let mix = |number: u64| {
+        let number = (number ^ number >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+        let number = (number ^ number >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
+        number ^ number >> 31
+    };
+    let unmix = |number: u64| {
+        let number = (number ^ number >> 31 ^ number >> 62).wrapping_mul(0x3196_42B2_D24D_8EC3);
+        let number = (number ^ number >> 27 ^ number >> 54).wrapping_mul(0x96DE_1B17_3F11_9089);
+        number ^ number >> 30 ^ number >> 60
+    };
+    assert_eq!(unmix(mix(12_345_678_901_234_567_890)), 12_345_678_901_234_567_890);
+    let mut signal = Signal::new(limits(), 7, sealer());
+    let mut sessions = Vec::new();
+    for socket in 1..6 {
+        signal
+            .join(crate::now(), SocketId(socket), v4("guest", socket, Coming::default()))
+            .expect("in");
+        let welcome = frames(&mut signal, socket).remove(0);
+        let session = welcome["p"]["session"].as_str().expect("a session");
+        sessions.push(session.parse::<Session>().expect("a session").id);
+    }
+    for own in &sessions {
+        for step in 1..10 {
+            let guesses =
+                [mix(unmix(*own).wrapping_add(step)), mix(unmix(*own).wrapping_sub(step))];
+            assert!(guesses.iter().all(|guess| !sessions.contains(guess)));
+            assert!(!sessions.contains(&own.wrapping_add(step)));
+        }
+    }
+}

@@ -13,7 +13,7 @@ const INPUTS: u64 = 3_000;
 const STORE_INPUTS: u64 = 150;
 const INPUT_BYTES_MAX: u64 = 400;
 /// Pieces that parsers look for.
-const WORDS: [&str; 26] = [
+const WORDS: [&str; 32] = [
     "/",
     "..",
     "%2F",
@@ -40,6 +40,12 @@ const WORDS: [&str; 26] = [
     "\n",
     "2026:2:29",
     "{\"t\":\"u\",\"m\":{},\"p\":1}",
+    "\"id\":",
+    "\"c\":\"a1-1\"",
+    "\"f\":\"/my/path/one\"",
+    "\"o\":\"peers\",",
+    "\"t\":\"four\",",
+    "\0\0\0\u{1}",
 ];
 
 #[test]

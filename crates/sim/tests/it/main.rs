@@ -1,11 +1,12 @@
-//! Simulation's tests: some hundred seeds of a neuron, of the embedded engine, and of each fuzz
-//! target. `GANGLION_SEEDS` sets how many, `GANGLION_SEED` runs one.
+//! Simulation's tests: some hundred seeds of a neuron, of the embedded engine, of rooms, and of each
+//! fuzz target. `GANGLION_SEEDS` sets how many, `GANGLION_SEED` runs one.
 
 // A test that cannot go on fails here and now.
 #![allow(clippy::unwrap_used)]
 
 mod clock;
 mod fuzz;
+mod rooms;
 
 use std::panic::{self, AssertUnwindSafe};
 

@@ -14,6 +14,9 @@ use crate::errors::Code;
 /// Longest `m.id` of a frame, as JSON text.
 pub const ID_BYTES_MAX: usize = 64;
 
+/// Bytes of what a reader of JSON complains of: it quotes the text.
+const WHY_BYTES_MAX: usize = 200;
+
 /// One text that a client sent.
 #[derive(Debug)]
 pub enum ClientFrame<'a> {
@@ -237,7 +240,11 @@ impl<'a> ClientFrame<'a> {
 }
 
 fn read<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, FrameError> {
-    serde_json::from_str(text).map_err(|error| FrameError::Syntax(error.to_string()))
+    serde_json::from_str(text).map_err(|error: serde_json::Error| {
+        let mut why = error.to_string();
+        why.truncate(why.floor_char_boundary(WHY_BYTES_MAX));
+        FrameError::Syntax(why)
+    })
 }
 
 impl<'a> UserFrame<'a> {

@@ -470,3 +470,19 @@ proptest! {
         }
     }
 }
+
+/// A reader's complaint quotes the text, which may be as long as a message and longer when escaped.
+#[test]
+fn what_is_told_of_a_bad_text_is_short() {
+    let complaint = |bytes: usize| {
+        let text = format!(r#"{{"t":"hello","p":{{"join":"{}"}}}}"#, "x".repeat(bytes));
+        match ClientFrame::parse(Generation::V4, &text) {
+            Err(FrameError::Syntax(why)) => why,
+            other => panic!("{other:?}"),
+        }
+    };
+    let around = complaint(0).len();
+    assert!(complaint(200 - around - 1).contains("column"), "whole below the limit");
+    assert_eq!(complaint(200).len(), 200);
+    assert_eq!(complaint(60_000).len(), 200);
+}
