@@ -478,10 +478,10 @@ impl Run {
         self.table.tabled().queues.insert(socket, Queue::default());
         let joiner = Joiner { generation, client_ip: [127, 0, 0, 1].into(), coming };
         // It may have to make way for this one that somebody could come back to.
-        let known = self
-            .rooms
-            .iter()
-            .filter(|(at, known)| at.0 == room.0 && **at != room && known.incarnation.is_some());
+        let known = self.rooms.iter().filter(|(at, known)| {
+            let is_there = known.incarnation.is_some() || !self.seated(**at).is_empty();
+            at.0 == room.0 && **at != room && is_there
+        });
         if sitting.is_empty() && known.count() >= limits().rooms_per_bucket {
             *self.cuts.entry(room.0).or_default() += 1;
         }
