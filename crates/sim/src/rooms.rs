@@ -40,7 +40,10 @@ const WINDOW: usize = 6;
 /// Silence after which the neuron ends a socket.
 const IDLE: u64 = 40 * SECOND;
 const LASTS: u64 = 60 * SECOND;
-const HISTORY_BYTES: usize = 16 * 2 * 4_000;
+/// Of which an account has a thirty-second.
+const HISTORY_BYTES: usize = 16 * 2 * 8_000;
+/// What a message costs beside its filling, at most.
+const MESSAGE_BYTES: usize = 400;
 
 fn limits() -> Limits {
     Limits {
@@ -117,7 +120,7 @@ pub fn run(seed: u64) -> Report {
         next_socket: 0,
         next_number: 0,
         next_tick: 0,
-        cuts: 0,
+        cuts: BTreeMap::new(),
         report: Report::default(),
     };
     for _ in 0..STEPS {
@@ -266,6 +269,7 @@ struct Said {
     by: Own,
     to: Option<&'static str>,
     at: u64,
+    bytes: usize,
 }
 
 #[derive(Debug, Default)]
@@ -353,7 +357,7 @@ struct Run {
     next_number: u64,
     next_tick: u64,
     /// Times that something may have been let go of for a bound on rooms.
-    cuts: u64,
+    cuts: BTreeMap<&'static str, u64>,
     report: Report,
 }
 
@@ -474,8 +478,13 @@ impl Run {
         let expected = self.refusal(client, replaced.is_some());
         self.table.tabled().queues.insert(socket, Queue::default());
         let joiner = Joiner { generation, client_ip: [127, 0, 0, 1].into(), coming };
-        if sitting.is_empty() {
-            self.cuts += 1;
+        // It may have to make way for this one that somebody could come back to.
+        let known = self.rooms.iter().filter(|(at, known)| {
+            let is_there = known.incarnation.is_some() || !self.seated(**at).is_empty();
+            at.0 == room.0 && **at != room && is_there
+        });
+        if sitting.is_empty() && known.count() >= limits().rooms_per_bucket {
+            *self.cuts.entry(room.0).or_default() += 1;
         }
         let joined = self.board.join(socket, &verified(client, socket), &room_ref(room), joiner);
         let place = match (joined, expected) {
@@ -562,17 +571,24 @@ impl Run {
 
     /// Whether everything that a client has not read is new and is there for sure.
     fn must_resume(&self, client: usize) -> bool {
-        let (it, now) = (&self.clients[client], self.now());
+        let (it, now, (account, _)) = (&self.clients[client], self.now(), at(client));
         let Some((at_then, cuts)) = it.whole_at else { return false };
         let unread = &self.rooms[&at(client)].said[it.above..];
-        cuts == self.let_go()
+        // Bytes of all that was kept of the account at any time since.
+        let rooms = self.rooms.iter().filter(|((of, _), _)| *of == account);
+        let said = rooms.flat_map(|(_, room)| &room.said);
+        let kept = said.filter(|said| said.at + LASTS + 2 * SECOND > at_then);
+        let bytes: usize = kept.map(|said| said.bytes).sum();
+        cuts == self.let_go(account)
             && at_then + LASTS > now
+            && unread.len() <= limits().history_messages
+            && bytes <= HISTORY_BYTES / 16 / 2
             && unread.iter().all(|said| said.at + LASTS > now)
     }
 
-    /// How often something was let go of for a bound, or may have been.
-    fn let_go(&self) -> u64 {
-        self.cuts + self.board.stats().counters.history_cut + (self.report.restarts << 32)
+    /// How often a room of an account may have been let go of.
+    fn let_go(&self, account: &str) -> u64 {
+        self.cuts.get(account).copied().unwrap_or(0) + (self.report.restarts << 32)
     }
 
     fn say(&mut self, client: usize) {
@@ -831,7 +847,7 @@ impl Run {
         self.board.frame(place, socket, ClientFrame::parse(generation, &text));
         let is_taken = self.board.stats().counters.packets > packets;
         let pushed = std::mem::take(&mut self.table.tabled().pushed);
-        let Word::User { number, to, .. } = word else { return true };
+        let Word::User { number, to, bytes } = word else { return true };
         let mut heard: Vec<_> = pushed
             .iter()
             .filter_map(|(socket, frame)| Some((*socket, number_of(&self.conns, *socket, frame)?)))
@@ -845,7 +861,7 @@ impl Run {
             let by = Own { name: name(client), session, socket: Some(socket) };
             let room = self.rooms.entry(at(client)).or_default();
             room.offset += u64::from(room.incarnation.is_some());
-            room.said.push(Said { number, by, to, at: now });
+            room.said.push(Said { number, by, to, at: now, bytes: bytes + MESSAGE_BYTES });
             self.report.said += 1;
         }
         assert!(must.is_none_or(|must| must == is_taken), "{text} of client {client}: {must:?}");
@@ -1036,7 +1052,6 @@ impl Run {
 
     /// Whoever has read everything knows who is there.
     fn believe(&mut self) {
-        let whole = (self.now(), self.let_go());
         for client in 0..CLIENTS.len() {
             let Some(socket) = self.clients[client].socket else { continue };
             let conn = &self.conns[&socket];
@@ -1050,6 +1065,7 @@ impl Run {
                 continue;
             }
             self.report.beliefs += 1;
+            let whole = (self.now(), self.let_go(at(client).0));
             let room = &self.rooms[&at(client)];
             let present = self.present(at(client));
             let it = &mut self.clients[client];
