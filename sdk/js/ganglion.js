@@ -27,8 +27,12 @@ const BACKOFF_MAX_MS = 10_000;
 const STABLE_MS = 5_000;
 /** Frames that wait while reconnecting; one more is refused by `send`. */
 const OUTBOX_MAX = 256;
-/** Close codes after which trying again with the same credentials cannot help: refused, removed, replaced. */
-const FINAL = [4401, 4403, 4409];
+/** Versions kept by a watch of what was deleted. */
+const DELETED_MAX = 1_000;
+/** Close codes after which trying again in the same way cannot help: not permitted, refused, removed, replaced. */
+const FINAL = [1008, 4401, 4403, 4409];
+/** A frame was longer than the neuron takes. */
+const TOO_LONG = 1009;
 /** What this end closes with: it has left for good, or will be back. */
 const LEFT = 1000;
 const AWAY = 4000;
@@ -222,6 +226,8 @@ export class Ganglion extends Emitter {
   #token;
   /** What the others see beside the name. @type {any} */
   #data;
+  /** What of that the neuron was told last, as JSON. @type {string | undefined} */
+  #told;
   /** @type {WebSocket | null} */
   #socket = null;
   /** Present names, each with the spelling that the neuron uses for it. @type {Map<string, string>} */
@@ -234,6 +240,8 @@ export class Ganglion extends Emitter {
   #heard = [];
   /** @type {Map<number, { resolve: (value: any) => void, reject: (error: ApiError) => void }>} */
   #asked = new Map();
+  /** Characters of the longest request since the last welcome. */
+  #longestAsk = 0;
   /** @type {Map<number, Watch>} */
   #watches = new Map();
   #nextId = 1;
@@ -305,11 +313,13 @@ export class Ganglion extends Emitter {
 
   /**
    * The same, and waits until the neuron has taken it: it is said once, whatever the network does. After
-   * an outage that is told when what the others said meanwhile has been.
+   * an outage that is told when what the others said meanwhile has been; should the neuron have refused a
+   * frame just before the outage, that may be told as taken.
    * @param {string} op
    * @param {unknown} payload
    * @param {string} [to]
-   * @returns {Promise<void>} rejects with an {@link ApiError}: `not_found` for a name that is nobody's
+   * @returns {Promise<void>} rejects with an {@link ApiError}: `not_found` for a name that is nobody's,
+   *   `too_large` for a frame that is longer than the neuron takes
    */
   publish(op, payload, to) {
     return this.#say(op, payload, to) ?? Promise.reject(new ApiError('unreachable'));
@@ -317,8 +327,13 @@ export class Ganglion extends Emitter {
 
   /** Shows something beside this end's name; `null` takes it away. @param {any} data */
   show(data) {
-    this.#data = data;
-    if (this.#joined) this.#socket?.send(JSON.stringify({ t: 'presence', m: {}, p: data ?? null }));
+    this.#data = data ?? null;
+    if (this.#joined) this.#tellData();
+  }
+
+  #tellData() {
+    this.#told = JSON.stringify(this.#data);
+    this.#socket?.send(`{"t":"presence","m":{},"p":${this.#told}}`);
   }
 
   /**
@@ -332,7 +347,9 @@ export class Ganglion extends Emitter {
     if (!this.#joined) return Promise.reject(new ApiError('unreachable'));
     const id = this.#nextId++;
     const answer = this.#answer(id);
-    this.#socket?.send(JSON.stringify({ t: verb, m: { id }, p: params }));
+    const frame = JSON.stringify({ t: verb, m: { id }, p: params });
+    this.#longestAsk = Math.max(this.#longestAsk, frame.length);
+    this.#socket?.send(frame);
     this.#expectFrame(REPLY_WAIT_MS);
     return answer;
   }
@@ -347,7 +364,7 @@ export class Ganglion extends Emitter {
    */
   watch(path, listener, { k, refused = () => {} } = {}) {
     const id = this.#nextId++;
-    const watch = { path, k, listener, refused, values: new Map(), versions: new Map(), started: false };
+    const watch = { path: `/${path.split('/').filter(Boolean).join('/')}`, k, listener, refused, values: new Map(), versions: new Map(), started: false };
     this.#watches.set(id, watch);
     if (this.#joined) this.#startWatch(id, watch);
     return () => {
@@ -406,7 +423,9 @@ export class Ganglion extends Emitter {
     socket.onopen = () => this.#onOpen(socket, token);
     socket.onmessage = ({ data }) => this.#onFrame(socket, data);
     socket.onclose = ({ code, reason }) => {
-      if (socket === this.#socket) this.#lost({ code, reason }, FINAL.includes(code));
+      if (socket !== this.#socket) return;
+      const isFinal = FINAL.includes(code) || (code === TOO_LONG && !this.#dropLongest());
+      this.#lost({ code, reason }, isFinal);
     };
   }
 
@@ -415,7 +434,9 @@ export class Ganglion extends Emitter {
     if (socket !== this.#socket) return;
     this.#openedAt = Date.now();
     this.#pingTimer = setInterval(() => this.#ping(), PING_EVERY_MS);
-    const p = { token, data: this.#data ?? null, session: this.#session, cursor: this.#cursor };
+    // Left out, it leaves what another socket of the name shows.
+    this.#told = JSON.stringify(this.#data);
+    const p = { token, data: this.#data, session: this.#session, cursor: this.#cursor };
     socket.send(JSON.stringify({ t: 'hello', p }));
     this.emit('open', undefined);
   }
@@ -469,7 +490,7 @@ export class Ganglion extends Emitter {
         break;
     }
     // Noted when it was acted on, so that a cut in between repeats it and does not lose it.
-    if (typeof c === 'string' && frame.t !== 'r') this.#cursor = c;
+    if (typeof c === 'string') this.#cursor = c;
   }
 
   /** @param {any} frame */
@@ -481,6 +502,8 @@ export class Ganglion extends Emitter {
     this.#present = new Map(p.users.map((/** @type {string} */ wire) => [nameOf(wire), wire]));
     this.#shown = new Map(Object.entries(p.data).map(([wire, data]) => [nameOf(wire), data]));
     this.#joined = true;
+    this.#longestAsk = 0;
+    if (JSON.stringify(this.#data) !== this.#told) this.#tellData();
     if (p.last !== undefined) {
       const heard = this.#unheard.findIndex(({ id }) => id === p.last);
       this.#heard.push(...this.#unheard.splice(0, heard + 1).map(({ id }) => id));
@@ -492,6 +515,15 @@ export class Ganglion extends Emitter {
     this.#become('open');
     this.emit('peers', this.peers);
     if (isBack && !p.resumed) this.emit('gap', undefined);
+  }
+
+  /** What the neuron takes no frame for is not said again. Answers whether there was such a thing. */
+  #dropLongest() {
+    const longest = this.#unheard.reduce((/** @type {typeof this.#unheard[0] | null} */ most, each) =>
+      each.frame.length > (most?.frame.length ?? 0) ? each : most, null);
+    if (this.#longestAsk >= (longest?.frame.length ?? 1)) return true;
+    if (longest) this.#onReply(longest.id, { s: 'error', v: 'too_large' });
+    return longest !== null;
   }
 
   #tellHeard() {
@@ -517,6 +549,7 @@ export class Ganglion extends Emitter {
   #startWatch(id, watch) {
     watch.started = false;
     this.#answer(id).then(({ entries }) => {
+      if (this.#watches.get(id) !== watch) return;
       watch.values = new Map(entries.map((/** @type {any} */ each) => [each.k, each.v]));
       watch.versions = new Map(entries.map((/** @type {any} */ each) => [each.k, each._ver_]));
       watch.started = true;
@@ -536,7 +569,13 @@ export class Ganglion extends Emitter {
       if (!isOfIt || isOlder(version, watch.versions.get(k))) continue;
       if (deleted) watch.values.delete(k);
       else watch.values.set(k, v);
+      // Those of what was deleted are kept for a while, against changes that come late.
+      watch.versions.delete(k);
       watch.versions.set(k, version);
+      if (watch.versions.size > watch.values.size + DELETED_MAX) {
+        const oldest = [...watch.versions.keys()].find((each) => !watch.values.has(each));
+        if (oldest !== undefined) watch.versions.delete(oldest);
+      }
       watch.listener(new Map(watch.values));
     }
   }

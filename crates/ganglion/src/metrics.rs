@@ -217,6 +217,7 @@ impl Text {
             ungranted,
             refused_data,
             history_cut,
+            lost_cut,
             refused_rooms_per_bucket,
             refused_sockets_per_bucket,
             refused_sockets_per_name,
@@ -243,6 +244,11 @@ impl Text {
                 "history_cut",
                 "Messages let go of before their time, for signal.resume_messages or resume_bytes.",
                 history_cut,
+            ),
+            (
+                "lost_cut",
+                "Names and sessions that were lost and forgotten before their time, so many were.",
+                lost_cut,
             ),
             (
                 "refused_rooms_per_account",
@@ -352,10 +358,11 @@ mod tests {
             ungranted: 22,
             refused_data: 23,
             history_cut: 24,
-            refused_rooms_per_bucket: 25,
-            refused_sockets_per_bucket: 26,
-            refused_sockets_per_name: 27,
-            refused_sockets_per_room: 28,
+            lost_cut: 25,
+            refused_rooms_per_bucket: 26,
+            refused_sockets_per_bucket: 27,
+            refused_sockets_per_name: 28,
+            refused_sockets_per_room: 29,
         };
         let mut text = Text::default();
         text.signal(&Stats {
@@ -368,9 +375,9 @@ mod tests {
             history_bytes: 7,
             counters,
         });
-        assert_eq!(values(&text), (1..=28).collect::<Vec<u64>>());
+        assert_eq!(values(&text), (1..=29).collect::<Vec<u64>>());
         assert!(
-            text.0.contains("\nganglion_signal_refused_sockets_per_room_total 28\n"),
+            text.0.contains("\nganglion_signal_refused_sockets_per_room_total 29\n"),
             "{}",
             text.0
         );

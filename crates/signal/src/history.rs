@@ -1,6 +1,6 @@
 //! What was said in a room a moment ago, for sockets that were lost and come back.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
@@ -9,8 +9,13 @@ use wire::frames::{Cursor, Incarnation, Name, Session};
 /// Bytes that a message costs beside its frame.
 const ENTRY_BYTES: usize = 192;
 
-/// Names of one room that are known to be lost, and sessions.
+/// Names of one room that are known to be lost, sessions, names that were sent away, and names that a
+/// message was let go of for.
 const LOST_MAX: usize = 1_000;
+
+/// Sessions of one name that are known to be lost, or to be of after it was sent away: as many as a
+/// name has sockets by default.
+const SESSIONS_PER_NAME_MAX: usize = 16;
 
 /// The last messages of one room, each by its offset: the first is 1. A room has one from when its
 /// first v4 socket comes until some time after its last one has left.
@@ -22,14 +27,21 @@ pub(crate) struct History {
     /// Messages in order of their offsets, which end with `last`.
     messages: VecDeque<Message>,
     bytes: usize,
-    /// Offsets of the messages that came with an id, by who sent them.
-    published: BTreeMap<Mark, u64>,
+    /// Those of the messages that came with an id.
+    published: BTreeSet<Mark>,
     /// Names that were lost, and when: what is said to them is kept for when they come back.
     lost: BTreeMap<Name, Instant>,
     /// Sessions that were lost, so that they need not say again what was heard.
     sessions: BTreeMap<(Name, Session), LostSession>,
-    /// Sessions that were sent away, and when: they do not hear what was said after that.
-    ended: BTreeMap<(Name, Session), Instant>,
+    /// Names that were sent away, each with the sessions that it was given since: no other of its
+    /// sessions goes on, for as long as there is this history.
+    sent_away: BTreeMap<Name, VecDeque<Session>>,
+    /// Whether that is so of every name, since the whole room was sent away, or too many names.
+    all_sent_away: bool,
+    /// The newest broadcast that was let go of.
+    broadcasts_gone: u64,
+    /// What else was let go of, by whom it concerns.
+    names_gone: BTreeMap<Name, Gone>,
     /// When the last v4 socket left; none while there is one.
     pub(crate) idle_since: Option<Instant>,
     /// When [`History::expire`] is to be called next, if that has been arranged.
@@ -66,6 +78,15 @@ struct Mark {
     id: Box<str>,
 }
 
+/// Offsets of the newest messages that were let go of, of those that concern one name.
+#[derive(Clone, Copy, Debug, Default)]
+struct Gone {
+    /// To it alone.
+    to_it: u64,
+    /// From it, with an id.
+    from_it: u64,
+}
+
 /// What a session that came back has yet to hear.
 pub(crate) struct Missed {
     pub(crate) frames: Vec<Bytes>,
@@ -98,10 +119,13 @@ impl History {
             last: 0,
             messages: VecDeque::new(),
             bytes: 0,
-            published: BTreeMap::new(),
+            published: BTreeSet::new(),
             lost: BTreeMap::new(),
             sessions: BTreeMap::new(),
-            ended: BTreeMap::new(),
+            sent_away: BTreeMap::new(),
+            all_sent_away: false,
+            broadcasts_gone: 0,
+            names_gone: BTreeMap::new(),
             idle_since: None,
             due: None,
         }
@@ -117,17 +141,17 @@ impl History {
         Cursor::of(self.incarnation, self.last + 1)
     }
 
-    /// Where the message of an id stands, if it is known still.
-    pub(crate) fn published(&self, from: &Name, session: Session, id: &str) -> Option<Cursor> {
+    /// Whether the message of an id is known still.
+    pub(crate) fn has_published(&self, from: &Name, session: Session, id: &str) -> bool {
         let mark = Mark { from: from.clone(), session, id: id.into() };
-        self.published.get(&mark).map(|offset| Cursor::of(self.incarnation, *offset))
+        self.published.contains(&mark)
     }
 
     /// Adds a message; answers how many bytes more are held.
     pub(crate) fn push(&mut self, message: Message) -> usize {
         self.last += 1;
         if let Some(mark) = message.mark() {
-            self.published.insert(mark, self.last);
+            self.published.insert(mark);
         }
         let bytes = message.bytes();
         self.bytes += bytes;
@@ -141,31 +165,62 @@ impl History {
         if let Some(mark) = message.mark() {
             self.published.remove(&mark);
         }
+        let offset = self.last - self.messages.len() as u64;
+        if self.names_gone.len() + 2 > LOST_MAX {
+            // Too many names to tell them apart: any of them may have missed it.
+            self.names_gone.clear();
+            self.broadcasts_gone = offset;
+        }
+        match message.to.clone() {
+            Some(to) => self.names_gone.entry(to).or_default().to_it = offset,
+            None => self.broadcasts_gone = offset,
+        }
+        if let Some(mark) = message.mark() {
+            self.names_gone.entry(mark.from).or_default().from_it = offset;
+        }
         let bytes = message.bytes();
         self.bytes -= bytes;
         bytes
     }
 
-    /// What a session has yet to hear.
-    pub(crate) fn since(&self, cursor: &Cursor, name: &Name, session: Session) -> Missed {
+    /// What a session has yet to hear. Unless it `knows_last`, what it said and has no answer to counts
+    /// as missed when that is known no more: it would be said, and heard, again.
+    pub(crate) fn since(
+        &self,
+        cursor: &Cursor,
+        name: &Name,
+        session: Session,
+        knows_last: bool,
+    ) -> Missed {
         let floor = self.last - self.messages.len() as u64;
         let read = cursor.offset(self.incarnation).filter(|read| *read <= self.last);
         let from = read.unwrap_or(0).max(floor);
+        let of_name = self.names_gone.get(name).copied().unwrap_or_default();
+        let own = if knows_last { 0 } else { of_name.from_it };
+        let gone = self.broadcasts_gone.max(of_name.to_it).max(own);
         let skip = usize::try_from(from - floor).unwrap_or(usize::MAX);
         let unread =
             self.messages.iter().skip(skip).filter(|message| message.is_for(name, session));
         Missed {
             frames: unread.map(|message| message.frame.clone()).collect(),
             cursor: Cursor::of(self.incarnation, from),
-            is_whole: read.is_some_and(|read| read >= floor),
+            is_whole: read.is_some_and(|read| read >= gone),
         }
     }
 
-    /// Notes that a name was lost, unless too many are.
-    pub(crate) fn lose(&mut self, name: Name, now: Instant) {
-        if self.lost.len() < LOST_MAX || self.lost.contains_key(&name) {
-            self.lost.insert(name, now);
+    /// Whether a cursor is of this history.
+    pub(crate) fn has_given(&self, cursor: &Cursor) -> bool {
+        cursor.offset(self.incarnation).is_some()
+    }
+
+    /// Notes that a name was lost. Answers how many others had to be forgotten for it.
+    pub(crate) fn lose(&mut self, name: Name, now: Instant) -> usize {
+        self.lost.insert(name, now);
+        if self.lost.len() <= LOST_MAX {
+            return 0;
         }
+        let oldest = self.lost.iter().min_by_key(|(_, at)| **at).map(|(name, _)| name.clone());
+        oldest.and_then(|name| self.lost.remove(&name)).map_or(0, |_| 1)
     }
 
     /// Notes that a name has come back, or is here anyway.
@@ -173,31 +228,75 @@ impl History {
         self.lost.remove(name);
     }
 
-    /// Notes what was the last that a session said, unless too many are known.
+    /// Notes what was the last that a session said. Answers how many others had to be forgotten for
+    /// it: of a name that has too many the oldest, else the oldest of all.
     pub(crate) fn lose_session(
         &mut self,
         name: Name,
         session: Session,
         last_id: Box<str>,
         at: Instant,
-    ) {
-        if self.sessions.len() < LOST_MAX {
-            self.sessions.insert((name, session), LostSession { at, last_id });
+    ) -> usize {
+        let of_name = self.sessions.range(of(&name));
+        let is_crowded = of_name.clone().count() >= SESSIONS_PER_NAME_MAX;
+        let oldest = match is_crowded {
+            true => of_name.min_by_key(|(_, lost)| lost.at),
+            false if self.sessions.len() >= LOST_MAX => {
+                self.sessions.iter().min_by_key(|(_, lost)| lost.at)
+            }
+            false => None,
+        };
+        let oldest = oldest.map(|(key, _)| key.clone());
+        self.sessions.insert((name, session), LostSession { at, last_id });
+        oldest.and_then(|key| self.sessions.remove(&key)).map_or(0, |_| 1)
+    }
+
+    /// Sees to it that no session that a name has had goes on.
+    pub(crate) fn send_away(&mut self, name: &Name) {
+        self.lost.remove(name);
+        self.sessions.retain(|(of, _), _| of != name);
+        if self.all_sent_away {
+            self.sent_away.remove(name);
+            return;
+        }
+        self.sent_away.insert(name.clone(), VecDeque::new());
+        if self.sent_away.len() > LOST_MAX {
+            self.send_all_away();
         }
     }
 
-    /// Notes that a session was sent away; `false` when too many are known.
-    pub(crate) fn end_session(&mut self, name: Name, session: Session, now: Instant) -> bool {
-        let has_room = self.ended.len() < LOST_MAX;
-        if has_room {
-            self.ended.insert((name, session), now);
-        }
-        has_room
+    /// The same for all names.
+    pub(crate) fn send_all_away(&mut self) {
+        self.lost.clear();
+        self.sessions.clear();
+        self.sent_away.clear();
+        self.all_sent_away = true;
     }
 
-    /// Whether a session was sent away.
-    pub(crate) fn has_ended(&self, name: &Name, session: Session) -> bool {
-        self.ended.contains_key(&(name.clone(), session))
+    /// Notes a session that a name was given.
+    pub(crate) fn begin_session(&mut self, name: &Name, session: Session) {
+        let since = match self.sent_away.get_mut(name) {
+            Some(since) => since,
+            None if self.all_sent_away => {
+                if self.sent_away.len() >= LOST_MAX {
+                    self.sent_away.pop_first();
+                }
+                self.sent_away.entry(name.clone()).or_default()
+            }
+            None => return,
+        };
+        since.push_back(session);
+        if since.len() > SESSIONS_PER_NAME_MAX {
+            since.pop_front();
+        }
+    }
+
+    /// Whether a session that a name has had may go on.
+    pub(crate) fn may_go_on(&self, name: &Name, session: Session) -> bool {
+        match self.sent_away.get(name) {
+            Some(since) => since.contains(&session),
+            None => !self.all_sent_away,
+        }
     }
 
     /// What was the last that a session said that has come back.
@@ -210,16 +309,19 @@ impl History {
         self.lost.get_key_value(name).map(|(name, _)| name)
     }
 
-    /// Lets go of what is older than `lasts`; answers how many bytes fewer are held.
+    /// Lets go of the messages that are older than `lasts`; answers how many bytes fewer are held.
     pub(crate) fn expire(&mut self, now: Instant, lasts: Duration) -> usize {
         let mut freed = 0;
         while self.messages.front().is_some_and(|message| message.at + lasts <= now) {
             freed += self.pop();
         }
+        freed
+    }
+
+    /// Forgets who was lost longer ago than that.
+    pub(crate) fn expire_lost(&mut self, now: Instant, lasts: Duration) {
         self.lost.retain(|_, at| *at + lasts > now);
         self.sessions.retain(|_, lost| lost.at + lasts > now);
-        self.ended.retain(|_, at| *at + lasts > now);
-        freed
     }
 
     /// Whether nobody can come back to it any more.
@@ -232,12 +334,7 @@ impl History {
         let oldest = self.messages.front().map(|message| message.at);
         let lost = self.lost.values().min().copied();
         let session = self.sessions.values().map(|lost| lost.at).min();
-        let ended = self.ended.values().min().copied();
-        [oldest, lost, session, ended, self.idle_since]
-            .into_iter()
-            .flatten()
-            .min()
-            .map(|at| at + lasts)
+        [oldest, lost, session, self.idle_since].into_iter().flatten().min().map(|at| at + lasts)
     }
 
     pub(crate) fn bytes(&self) -> usize {
@@ -247,4 +344,11 @@ impl History {
     pub(crate) fn len(&self) -> usize {
         self.messages.len()
     }
+}
+
+/// The sessions of one name.
+fn of(name: &Name) -> std::ops::RangeInclusive<(Name, Session)> {
+    let least = Session { id: 0, seal: 0 };
+    let most = Session { id: u64::MAX, seal: u64::MAX };
+    (name.clone(), least)..=(name.clone(), most)
 }

@@ -95,6 +95,8 @@ counters! {
     refused_data,
     /// Messages let go of before their time, for one of the bounds of histories.
     history_cut,
+    /// Names and sessions that were lost and forgotten before their time, so many were.
+    lost_cut,
     /// Joins over [`Limits::rooms_per_bucket`].
     refused_rooms_per_bucket,
     /// Joins over [`Limits::sockets_per_bucket`].

@@ -12,7 +12,7 @@ use crate::history::Message;
 use crate::ids::{RoomId, SocketId};
 use crate::output::{Fanout, Measure, Output, Stat};
 use crate::room::Address;
-use crate::signal::Signal;
+use crate::signal::{Signal, shown};
 
 /// Who says something to a room.
 struct Sender<'a> {
@@ -114,9 +114,11 @@ impl Signal {
         let Some((id, seat)) = id.zip(self.seats.get(&socket)) else { return false };
         let history = self.rooms.get(&seat.room).and_then(|room| room.history.as_ref());
         let Some((history, session)) = history.zip(seat.session) else { return false };
-        let Some(cursor) = history.published(&seat.name, session, id.as_str()) else {
+        if !history.has_published(&seat.name, session, id.as_str()) {
             return false;
-        };
+        }
+        // Not where it stood, which is behind what has been handed out since.
+        let cursor = history.cursor();
         self.counters.duplicates += 1;
         self.reply(socket, id, Some(&cursor), &envelope::ok("null"));
         true
@@ -283,7 +285,7 @@ impl Signal {
             return self.refuse(socket, id, &Fault::with(Code::TooLarge, why));
         }
         let (room_id, name) = (seat.room, seat.name.clone());
-        let data: Option<Arc<str>> = (data != "null").then(|| data.into());
+        let data = shown(data.into());
         let Some(room) = self.rooms.get_mut(&room_id) else { return };
         if room.set_data(&name, data.clone()) {
             let address = Arc::clone(&room.address);

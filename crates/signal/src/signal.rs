@@ -56,6 +56,8 @@ pub struct Signal {
     names: usize,
     /// Rooms whose histories are to be looked at, and when.
     due: BTreeSet<(Instant, RoomId)>,
+    /// When the first socket came.
+    began: Option<Instant>,
     histories: usize,
     /// Bytes and messages of all histories.
     pub(crate) history_bytes: usize,
@@ -146,7 +148,8 @@ pub struct Join {
 /// What a v4 client says as it comes.
 #[derive(Clone, Debug, Default)]
 pub struct Coming {
-    /// What the others see beside the name, as JSON text.
+    /// What the others see beside the name from here on, as JSON text: `null` takes away what stands
+    /// there, and none leaves it.
     pub data: Option<Arc<str>>,
     /// The session that goes on; a socket that is still open with it is closed.
     pub session: Option<Session>,
@@ -232,6 +235,7 @@ impl Signal {
             sealer,
             names: 0,
             due: BTreeSet::new(),
+            began: None,
             histories: 0,
             history_bytes: 0,
             history_messages: 0,
@@ -246,7 +250,7 @@ impl Signal {
     /// # Errors
     /// A limit or a missing grant; close the socket with [`Refusal::close_code`]. Nothing changed.
     pub fn join(&mut self, now: Instant, socket: SocketId, join: Join) -> Result<(), Refusal> {
-        let known = self.known_session(&join);
+        let known = self.known_session(now, &join);
         let replaced = known.and_then(|session| self.socket_of_session(&join, session));
         if let Err(refusal) = self.admit(socket, &join, replaced.is_some()) {
             self.count_refusal(refusal);
@@ -272,11 +276,14 @@ impl Signal {
             room.history = history;
         }
         let presence = room.join(&name, socket, generation);
-        let has_news = coming.data.is_some() && room.set_data(&name, coming.data);
+        let has_news = coming.data.is_some_and(|data| room.set_data(&name, shown(data)));
         if let Some(history) = &mut room.history
             && generation == Generation::V4
         {
             history.idle_since = None;
+            if let Some(session) = session.filter(|_| known.is_none()) {
+                history.begin_session(&name, session);
+            }
         }
         self.counters.joins += 1;
         self.names += usize::from(presence == Presence::Changed);
@@ -324,17 +331,31 @@ impl Signal {
     /// Removes one member from a room, in any spelling of its name, or everyone. The sockets are
     /// closed with [`CloseCode::KICKED`], and whoever stays is told.
     pub fn kick(&mut self, now: Instant, address: &Address, name: Option<&str>) -> Kicked {
-        let Some(room) = self.room_id(address).and_then(|id| self.rooms.get(&id)) else {
+        let Some((id, room)) =
+            self.room_id(address).and_then(|id| Some((id, self.rooms.get(&id)?)))
+        else {
             return Kicked::default();
         };
+        let resolved = name.and_then(|name| room.resolve(name).cloned());
         let sockets: Vec<_> = match name {
             None => room.members().flat_map(|(_, member)| member.sockets()).collect(),
-            Some(name) => {
-                let name = room.resolve(name);
-                let sockets = name.map_or(&[][..], |name| room.sockets_of(name.as_str()));
+            Some(_) => {
+                let sockets =
+                    resolved.as_ref().map_or(&[][..], |name| room.sockets_of(name.as_str()));
                 sockets.iter().map(|(socket, _)| *socket).collect()
             }
         };
+        let history = self.rooms.get_mut(&id).and_then(|room| room.history.as_mut());
+        match (history, name) {
+            (None, _) => {}
+            (Some(history), None) => history.send_all_away(),
+            // Who has lost his sockets is sent away as well.
+            (Some(history), Some(name)) => {
+                if let Some(name) = resolved.or_else(|| Name::encode(name).ok()) {
+                    history.send_away(&name);
+                }
+            }
+        }
         self.close(now, &sockets, CloseCode::KICKED, "kicked")
     }
 
@@ -362,6 +383,7 @@ impl Signal {
             history.due = None;
             let (before, is_over) = (history.len(), history.is_over(now, lasts));
             let freed = history.expire(now, lasts);
+            history.expire_lost(now, lasts);
             self.history_messages -= before - history.len();
             self.free(id, freed);
             if is_over {
@@ -415,13 +437,22 @@ impl Signal {
     }
 
     /// The session that a joiner comes back with, if that is his, here, and he was not sent away.
-    fn known_session(&self, join: &Join) -> Option<Session> {
+    ///
+    /// One of an earlier life of the neuron, or of the room, goes on for as long after the neuron's
+    /// start as one that was lost may come back: nobody knows any more who was sent away then.
+    fn known_session(&mut self, now: Instant, join: &Join) -> Option<Session> {
+        let is_new = now < *self.began.get_or_insert(now) + self.limits.history_lasts;
         let session = join.coming.session.filter(|_| join.generation == Generation::V4)?;
         let is_own = self.sealer.session(&join.address, &join.name, session.id) == session;
         let room = self.room_id(&join.address).and_then(|id| self.rooms.get(&id));
         let history = room.and_then(|room| room.history.as_ref());
-        let has_ended = history.is_some_and(|history| history.has_ended(&join.name, session));
-        (is_own && !has_ended).then_some(session)
+        let goes_on = history.map_or(is_new, |history| {
+            let cursor = join.coming.cursor.as_ref();
+            let is_of_it = cursor.is_some_and(|cursor| history.has_given(cursor));
+            let sits = || self.socket_of_session(join, session).is_some();
+            (is_new || is_of_it || sits()) && history.may_go_on(&join.name, session)
+        });
+        (is_own && goes_on).then_some(session)
     }
 
     /// The socket that has a session, of the same name in the same room.
@@ -513,7 +544,7 @@ impl Signal {
             return;
         };
         let missed = match was.cursor {
-            Some(cursor) => history.since(cursor, name, session),
+            Some(cursor) => history.since(cursor, name, session, seat.last_id.is_some()),
             None => Missed { frames: Vec::new(), cursor: history.cursor(), is_whole: false },
         };
         let is_resumed = was.is_back.then_some(missed.is_whole);
@@ -570,12 +601,14 @@ impl Signal {
             && seat.generation == Generation::V4
         {
             if departure == Departure::Lost {
+                let mut forgotten = 0;
                 if presence == Presence::Changed {
-                    history.lose(seat.name.clone(), now);
+                    forgotten += history.lose(seat.name.clone(), now);
                 }
                 if let Some((session, last_id)) = seat.session.zip(seat.last_id.clone()) {
-                    history.lose_session(seat.name.clone(), session, last_id, now);
+                    forgotten += history.lose_session(seat.name.clone(), session, last_id, now);
                 }
+                self.counters.lost_cut += forgotten as u64;
             }
             if is_last {
                 history.idle_since = Some(now);
@@ -632,7 +665,7 @@ impl Signal {
         reason: &'static str,
     ) -> Kicked {
         for socket in sockets {
-            self.end_session(now, *socket);
+            self.send_away(*socket);
         }
         let left: Vec<_> = sockets
             .iter()
@@ -652,16 +685,13 @@ impl Signal {
         }
     }
 
-    /// Sees to it that a session that is sent away does not hear what is said from here on, should its
-    /// name come back.
-    fn end_session(&mut self, now: Instant, socket: SocketId) {
+    /// Sees to it that who is sent away does not hear what is said from here on, should his name come
+    /// back.
+    fn send_away(&mut self, socket: SocketId) {
         let Some(seat) = self.seats.get(&socket) else { return };
-        let (room_id, name) = (seat.room, seat.name.clone());
-        let history = self.rooms.get_mut(&room_id).and_then(|room| room.history.as_mut());
-        let Some((history, session)) = history.zip(seat.session) else { return };
-        if !history.end_session(name, session, now) {
-            // Nobody else may come back either, rather than one who may not.
-            self.forget_history(room_id);
+        let room = self.rooms.get_mut(&seat.room);
+        if let Some(history) = room.and_then(|room| room.history.as_mut()) {
+            history.send_away(&seat.name);
         }
     }
 
@@ -759,6 +789,11 @@ impl Signal {
             }
         }
     }
+}
+
+/// What is to stand beside a name, of what a client says, as JSON text.
+pub(crate) fn shown(data: Arc<str>) -> Option<Arc<str>> {
+    Some(data).filter(|data| **data != *"null")
 }
 
 /// Where a joiner says that he was.

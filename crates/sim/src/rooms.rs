@@ -337,6 +337,8 @@ struct Client {
     /// When it last had a socket with everything read that its room had taken, and what had been let go
     /// of by then.
     whole_at: Option<(u64, u64)>,
+    /// Whether the session that it keeps was sent away, and the room remembers.
+    is_sent_away: bool,
 }
 
 impl Client {
@@ -521,8 +523,13 @@ impl Run {
         if let Some(data) = shown {
             model.data.insert(name(client), data);
         }
-        if !has_cursor {
-            let it = &mut self.clients[client];
+        let it = &mut self.clients[client];
+        let is_sent_away = std::mem::take(&mut it.is_sent_away);
+        if is_sent_away {
+            let resumed = &welcome["p"]["resumed"];
+            assert!(*resumed != true, "client {client} was sent away: {welcome}");
+        }
+        if !has_cursor || is_sent_away {
             (it.next, it.above) = (Some(model.said.len()), model.said.len());
         }
         if has_cursor && self.must_resume(client) {
@@ -710,6 +717,7 @@ impl Run {
         let names: BTreeSet<_> = kicked.iter().map(|(_, it)| name(*it)).collect();
         let done = self.board.kick(&room_ref(room), who);
         assert_eq!((done.members, done.tokens.len()), (names.len(), kicked.len()));
+        self.sent_away(room, |it| who.is_none_or(|who| who == it));
         self.closed(&kicked);
     }
 
@@ -721,7 +729,24 @@ impl Run {
             .board
             .close(&bucket(room.0), Closing::Denied, &|socket| socket.path.as_str() == room.1);
         assert_eq!(closed, matching.len());
+        let names: BTreeSet<_> = matching.iter().map(|(_, it)| name(*it)).collect();
+        self.sent_away(room, |it| names.contains(it));
         self.closed(&matching);
+    }
+
+    /// Notes that names of a room were sent away, before their sockets are closed.
+    fn sent_away(&mut self, room: At, is_one: impl Fn(&str) -> bool) {
+        // Without a socket of v4 there may be nothing that remembers.
+        let sitting = self.seated(room);
+        let remembers = sitting.iter().any(|(_, it)| generation(*it) == Generation::V4);
+        for client in (0..CLIENTS.len()).filter(|it| at(*it) == room && is_one(name(*it))) {
+            let it = &mut self.clients[client];
+            it.whole_at = None;
+            it.is_sent_away = remembers && it.session.is_some();
+        }
+        if let Some(model) = self.rooms.get_mut(&room) {
+            model.lost.retain(|name, _| !is_one(name));
+        }
     }
 
     fn closed(&mut self, sockets: &[(SocketId, usize)]) {
@@ -760,6 +785,9 @@ impl Run {
             (conn.place, conn.is_open) = (None, false);
             conn.up.clear();
             conn.down.push_back((now, Down::Cut));
+        }
+        for client in &mut self.clients {
+            client.is_sent_away = false;
         }
         for room in self.rooms.values_mut() {
             (room.data, room.lost, room.incarnation) = Default::default();

@@ -228,7 +228,43 @@ fn a_watch_ends_when_a_rule_takes_it_away() -> Result<()> {
     assert_eq!(ended["m"], json!({ "watch": 1, "path": "/my/path" }), "{ended}");
     assert_eq!(ended["p"]["v"], "not_allowed");
     stage.ok("PUT", "/_data/my/path", Some(&json!({ "k": "x", "v": 1 })))?;
-    ann.hears_nothing()
+    ann.hears_nothing()?;
+    // Its id is free, and its place.
+    stage.ok("DELETE", "/_conf/my/path?k=watch", None)?;
+    let start = value(&ann.ask("watch", &json!(1), &json!({ "k": "x" }))?)?;
+    assert_eq!(start["entries"][0]["v"], 1);
+    Ok(())
+}
+
+/// Who may not watch any more hears nothing more, however long the answers are that it asks for and
+/// does not take.
+#[test]
+fn a_watch_is_taken_away_beside_requests_that_wait() -> Result<()> {
+    let stage = Stage::with(&[("GANGLION_SIGNAL__QUEUE", "128KiB")])?;
+    let put = json!({ "k": "long", "v": "x".repeat(60_000) });
+    stage.ok("PUT", "/_data/my/path", Some(&put))?;
+    let mut ann = user(&stage, "ann", ALL)?;
+    assert_eq!(ann.ask("watch", &json!(1), &json!({ "k": "x" }))?["p"]["s"], "ok");
+    for number in 2..60 {
+        let get = json!({ "t": "get", "m": { "id": number }, "p": { "k": "long" } });
+        ann.send_text(&get.to_string())?;
+    }
+    stage.ok("PUT", "/_conf/my/path", Some(&json!({ "k": "watch", "v": ["bob"] })))?;
+    wait_until("the watch is gone", || Ok(stage.neuron.metric("watches")? == 0))
+}
+
+/// A token that is good for any path asks about the room that it was used for.
+#[test]
+fn what_names_no_path_is_about_the_room() -> Result<()> {
+    let stage = Stage::new()?;
+    stage.ok("PUT", "/_data/my/path", Some(&json!({ "k": "x", "v": 5 })))?;
+    let token = stage.token("?k=ann&expire=600&grants=subscribe,read")?;
+    let hello = json!({ "token": token, "path": "/my/path" });
+    let mut ann = Client::greet(&stage.base()?, &hello)?;
+    ann.frame()?;
+    let reply = ann.ask("get", &json!(1), &json!({ "k": "x" }))?;
+    assert_eq!(value(&reply)?["x"].as_u64().or(value(&reply)?.as_u64()), Some(5), "{reply}");
+    Ok(())
 }
 
 /// What does not fit a socket's queue is refused, and cuts nobody.
@@ -243,6 +279,9 @@ fn an_answer_longer_than_the_queue_is_refused() -> Result<()> {
     }
     let values = json!({ "path": "/my/path", "as": "values" });
     assert_eq!(account.ask("list", &json!(1), &values)?["p"]["v"], "too_large");
+    let watch = account.ask("watch", &json!(3), &json!({ "path": "/my/path" }))?;
+    assert_eq!(watch["p"]["v"], "too_large");
+    assert_eq!(stage.neuron.metric("watches")?, 0, "nobody knows of it");
     let reply = account.ask("list", &json!(2), &json!({ "path": "/my/path" }))?;
     assert_eq!(value(&reply)?, json!(["a", "b", "c"]));
     // Many at once wait for one another, and for the reader.

@@ -37,6 +37,10 @@ fn a_terminal_talks_with_a_page() -> Result<()> {
     terminal.types("@ann only you")?;
     let frame = ann.frame()?;
     assert_eq!((&frame["m"]["t"], &frame["p"]["msg"]), (&json!("ann"), &json!("only you")));
+    // What is nested deeper than it reads values is passed over.
+    let deep = format!("{}1{}", "[".repeat(500), "]".repeat(500));
+    ann.send_text(&format!(r#"{{"t":"u","m":{{"o":"message"}},"p":{deep}}}"#))?;
+    terminal.shows("* something that a terminal cannot show")?;
     terminal.types("@nobody there?")?;
     terminal.shows("* not said: not_found")?;
     terminal.types("last words")?;

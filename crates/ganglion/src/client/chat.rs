@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 
 use super::contexts::Context;
 use super::exchange::exchange;
-use super::link::{Backoff, Event, Link, PING_EVERY, is_final};
+use super::link::{Backoff, Event, Link, PING_EVERY, UNREADABLE, is_final};
 
 /// The operation and the member of what is typed, as the demo's page has them.
 const OP: &str = "message";
@@ -129,7 +129,9 @@ impl Chat<'_> {
                             backoff.is_well();
                             self.welcome(&frame);
                             for (_, frame) in &self.unheard {
-                                link.send(frame).await?;
+                                if link.send(frame).await.is_err() {
+                                    return Ok(Ended::Lost);
+                                }
                             }
                         }
                         self.hear(&frame);
@@ -216,10 +218,11 @@ impl Chat<'_> {
                     say(&format!("* not said: {}", p["v"].as_str().unwrap_or("?")));
                 }
             }
+            Some(UNREADABLE) => say("* something that a terminal cannot show"),
             Some("e") => say(&format!("* {}", p["v"].as_str().unwrap_or("?"))),
             _ => {}
         }
-        if m["c"].is_string() && frame["t"] != "r" {
+        if m["c"].is_string() {
             self.cursor = Some(m["c"].clone());
         }
     }

@@ -1,9 +1,10 @@
 //! A signalling socket of the client verbs: v4 over WebSocket (`docs/reference/signalling.md`).
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail, ensure};
 use base64::Engine as _;
+use serde::Deserialize;
 use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use wire::ws::{self, CloseCode, Decoder, Message, Opcode};
@@ -19,6 +20,10 @@ const OPEN_TIME: Duration = Duration::from_secs(10);
 const CLOSE_TIME: Duration = Duration::from_secs(2);
 /// How often a neuron is told that this end is there.
 pub(super) const PING_EVERY: Duration = Duration::from_secs(20);
+/// Silence after which a connection counts as cut: each ping is answered.
+const SILENCE_MAX: Duration = Duration::from_secs(50);
+/// What stands for a kind of frame that could not be read.
+pub(super) const UNREADABLE: &str = "?";
 /// Waits between attempts.
 const BACKOFF_FIRST: Duration = Duration::from_millis(80);
 const BACKOFF_MAX: Duration = Duration::from_secs(10);
@@ -29,6 +34,8 @@ pub(super) struct Link {
     decoder: Decoder,
     /// Read, and not yet taken by the decoder.
     unread: Vec<u8>,
+    /// When anything came.
+    heard: Instant,
 }
 
 /// What came.
@@ -72,16 +79,21 @@ impl Link {
             let head = String::from_utf8_lossy(&read);
             bail!("{}: no signalling there: {}", context.url, head.lines().next().unwrap_or(""));
         }
-        Ok(Link { io, decoder: Decoder::client(MESSAGE_BYTES_MAX), unread })
+        let decoder = Decoder::client(MESSAGE_BYTES_MAX);
+        Ok(Link { io, decoder, unread, heard: Instant::now() })
     }
 
     pub(super) async fn send(&mut self, frame: &Value) -> Result<()> {
         self.write(Opcode::Text, frame.to_string().as_bytes()).await
     }
 
-    /// Says that this end is there.
+    /// Says that this end is there, and asks whether the other is.
+    ///
+    /// # Errors
+    /// Nothing has come for long, or the connection is cut.
     pub(super) async fn ping(&mut self) -> Result<()> {
-        self.write(Opcode::Text, b"ping").await
+        ensure!(self.heard.elapsed() < SILENCE_MAX, "nothing comes any more");
+        self.write(Opcode::Ping, b"").await
     }
 
     async fn write(&mut self, opcode: Opcode, payload: &[u8]) -> Result<()> {
@@ -96,7 +108,7 @@ impl Link {
         loop {
             let pong = match self.decoder.next_message()? {
                 Some(Message::Text(text)) => {
-                    let frame = serde_json::from_str(text);
+                    let frame = serde_json::from_str(text).or_else(|_| unreadable(text));
                     return Ok(Event::Frame(
                         frame.with_context(|| format!("not a frame: {text}"))?,
                     ));
@@ -115,6 +127,7 @@ impl Link {
             if self.unread.is_empty() {
                 let count = self.io.read_buf(&mut self.unread).await?;
                 ensure!(count > 0, "the connection was cut");
+                self.heard = Instant::now();
             }
             let taken = self.decoder.push(&self.unread);
             self.unread.drain(..taken);
@@ -132,6 +145,21 @@ impl Link {
         // Whoever is gone already needs no goodbye.
         let _ = tokio::time::timeout(CLOSE_TIME, goodbye).await;
     }
+}
+
+/// What can be told of a frame of which something is nested deeper than values are read here: that it
+/// came, and where that is.
+fn unreadable(text: &str) -> serde_json::Result<Value> {
+    #[derive(Deserialize)]
+    struct Frame {
+        m: Meta,
+    }
+    #[derive(Deserialize)]
+    struct Meta {
+        c: Option<String>,
+    }
+    let Frame { m: Meta { c } } = serde_json::from_str(text)?;
+    Ok(serde_json::json!({ "t": UNREADABLE, "m": { "c": c } }))
 }
 
 /// Waits between attempts that fail one after another.

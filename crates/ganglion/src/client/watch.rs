@@ -37,8 +37,11 @@ pub(super) async fn watch(context: &Context, path: &str, key: Option<&str>) -> R
             }
         };
         let ask = json!({ "t": "watch", "m": { "id": ID }, "p": params });
-        link.send(&ask).await?;
-        match follow(link, &mut printed).await? {
+        let begun = match link.send(&ask).await {
+            Ok(()) => follow(link, &mut printed).await?,
+            Err(_) => false,
+        };
+        match begun {
             true => {
                 has_begun = true;
                 backoff.is_well();

@@ -5,6 +5,7 @@
 //! here: what a request means (`neuron::asking`).
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -21,6 +22,10 @@ use wire::params::Params;
 use super::table::Queue;
 use crate::http::Shared;
 use crate::turns::Spender;
+
+/// What a reply has at most beside its id, its version and its envelope: `{"t":"r","m":{"id":…}}` and
+/// the WebSocket header.
+const REPLY_BYTES: usize = 64;
 
 /// How long a request waits between looks whether its socket has room for an answer.
 const ROOM_LOOK_EVERY: Duration = Duration::from_millis(5);
@@ -39,6 +44,8 @@ struct State {
     waiting: VecDeque<Ask>,
     /// Whether there is a task that carries them out.
     is_running: bool,
+    /// Whether there is one that looks whether the watches may go on.
+    is_checking: bool,
     /// Set once: nothing more is begun.
     is_over: bool,
     /// By the id of the request that asked for it, as JSON text.
@@ -47,15 +54,11 @@ struct State {
     proofs: u64,
 }
 
-/// What is to be done.
-enum Ask {
-    /// Look whether the watches may go on.
-    Check,
-    Request {
-        id: Box<str>,
-        verb: Verb,
-        params: Box<str>,
-    },
+/// A request that waits.
+struct Ask {
+    id: Box<str>,
+    verb: Verb,
+    params: Box<str>,
 }
 
 /// One watch of a socket.
@@ -72,6 +75,8 @@ struct Feed {
     queue_bytes_max: usize,
     /// What comes before the reply; none from then on.
     held: Mutex<Option<Vec<Bytes>>>,
+    /// Whether the client has been told that nothing more comes.
+    is_over: AtomicBool,
 }
 
 impl Asks {
@@ -86,40 +91,7 @@ impl Asks {
 
     /// Takes a request; it is answered after those before it.
     pub(super) fn take(self: &Arc<Self>, id: Id<'_>, verb: Verb, params: &str) {
-        let (id, params) = (id.as_str().into(), params.into());
-        self.add(Ask::Request { id, verb, params });
-    }
-
-    /// How many requests wait.
-    pub(super) fn waiting(&self) -> usize {
-        self.state().waiting.len()
-    }
-
-    /// To be called every second or so: has the watches looked at when their owner may be none any
-    /// more.
-    pub(super) fn look(self: &Arc<Self>) {
-        let proofs = watch::proofs(&self.shared.neuron.services);
-        let mut state = self.state();
-        let is_due = !state.watches.is_empty() && state.proofs != proofs;
-        state.proofs = proofs;
-        drop(state);
-        if is_due {
-            self.add(Ask::Check);
-        }
-    }
-
-    /// Ends the watches, and drops what was not begun.
-    pub(super) fn end(&self) {
-        let mut state = self.state();
-        state.is_over = true;
-        state.waiting.clear();
-        let watches = std::mem::take(&mut state.watches);
-        // A watch that ends by itself meanwhile asks for the lock.
-        drop(state);
-        drop(watches);
-    }
-
-    fn add(self: &Arc<Self>, ask: Ask) {
+        let ask = Ask { id: id.as_str().into(), verb, params: params.into() };
         let mut state = self.state();
         if state.is_over {
             return;
@@ -136,6 +108,39 @@ impl Asks {
         });
     }
 
+    /// How many requests wait.
+    pub(super) fn waiting(&self) -> usize {
+        self.state().waiting.len()
+    }
+
+    /// To be called every second or so: has the watches looked at when their owner may be none any
+    /// more, beside the requests, which their owner may make slow.
+    pub(super) fn look(self: &Arc<Self>) {
+        let proofs = watch::proofs(&self.shared.neuron.services);
+        let mut state = self.state();
+        if state.is_checking || state.watches.is_empty() || state.proofs == proofs {
+            return;
+        }
+        (state.is_checking, state.proofs) = (true, proofs);
+        drop(state);
+        let asks = self.clone();
+        tokio::spawn(async move {
+            asks.spender.metered(asks.check()).await;
+            asks.state().is_checking = false;
+        });
+    }
+
+    /// Ends the watches, and drops what was not begun.
+    pub(super) fn end(&self) {
+        let mut state = self.state();
+        state.is_over = true;
+        state.waiting.clear();
+        let watches = std::mem::take(&mut state.watches);
+        // A watch that ends by itself meanwhile asks for the lock.
+        drop(state);
+        drop(watches);
+    }
+
     /// Carries out what waits until there is no more.
     async fn run(&self) {
         loop {
@@ -147,13 +152,9 @@ impl Asks {
                 };
                 ask
             };
-            match ask {
-                Ask::Check => self.check().await,
-                Ask::Request { id, verb, params } => {
-                    let _busy = self.shared.lifecycle.busy();
-                    self.carry_out(&id, verb, &params).await;
-                }
-            }
+            let busy = self.shared.lifecycle.busy();
+            self.carry_out(&ask.id, ask.verb, &ask.params).await;
+            drop(busy);
             // The peer may have been kept waiting.
             self.queue.wake.notify_one();
         }
@@ -183,6 +184,7 @@ impl Asks {
 
     async fn watch(&self, id: &str, params: &str) {
         let watches_max = self.shared.config.signal.watches_per_socket;
+        self.forget_ended();
         let refused = match &self.state().watches {
             watches if watches.contains_key(id) => {
                 Some(Fault::with(Code::BadRequest, "there is a watch of this id"))
@@ -204,6 +206,7 @@ impl Asks {
                 queue: self.queue.clone(),
                 queue_bytes_max: self.queue_bytes_max(),
                 held: Mutex::new(Some(Vec::new())),
+                is_over: AtomicBool::new(false),
             });
             made = Some(feed.clone());
             feed
@@ -215,6 +218,11 @@ impl Asks {
             Err(reply) => return self.answer(id, &reply),
         };
         let Some(feed) = made else { return };
+        if !self.fits(id, &reply) {
+            // Nobody knows of a watch whose start he was not given.
+            drop(opened);
+            return self.answer(id, &reply);
+        }
         if self.keep(id, opened, feed.clone()) {
             self.answer(id, &reply);
             feed.begin();
@@ -248,6 +256,19 @@ impl Asks {
         }
     }
 
+    /// Forgets the watches that the neuron has ended: their ids may be used again.
+    fn forget_ended(&self) {
+        let ended: Vec<_> = {
+            let watches = &mut self.state().watches;
+            let is_over = |watching: &Watching| watching.feed.is_over.load(Relaxed);
+            let ids = watches.iter().filter(|(_, watching)| is_over(watching));
+            let ids: Vec<_> = ids.map(|(id, _)| id.clone()).collect();
+            ids.iter().filter_map(|id| watches.remove(id)).collect()
+        };
+        // Not while the lock is held, which a watch that ends by itself may ask for.
+        drop(ended);
+    }
+
     /// Ends the watches that their owner may not have any more.
     async fn check(&self) {
         let open: Vec<_> = {
@@ -267,17 +288,23 @@ impl Asks {
     }
 
     fn answer(&self, id: &str, reply: &Reply) {
-        let Ok(id) = Id::of_json(id) else { return };
-        let frame = |reply: &Reply| {
-            let (envelope, ver) = (&reply.envelope, reply.ver.as_deref());
-            ServerFrame::Reply { id, cursor: None, ver, envelope }.to_ws(Generation::V4)
+        let text = match self.fits(id, reply) {
+            true => frame(id, reply),
+            false => {
+                let why =
+                    "the answer is longer than a socket's queue takes: ask for less, or by HTTP";
+                frame(id, &Reply::of(&Fault::with(Code::TooLarge, why)))
+            }
         };
-        let mut text = frame(reply);
-        if text.len() > self.queue_bytes_max() / 2 {
-            let why = "the answer is longer than a socket's queue takes: ask for less, or by HTTP";
-            text = frame(&Reply::of(&Fault::with(Code::TooLarge, why)));
+        if let Some(text) = text {
+            self.queue.push(text, self.queue_bytes_max());
         }
-        self.queue.push(text, self.queue_bytes_max());
+    }
+
+    /// Whether a reply is one that a socket's queue takes.
+    fn fits(&self, id: &str, reply: &Reply) -> bool {
+        let beside = id.len() + reply.ver.as_ref().map_or(0, String::len) + REPLY_BYTES;
+        reply.envelope.len() + beside <= self.queue_bytes_max() / 2
     }
 
     fn queue_bytes_max(&self) -> usize {
@@ -287,6 +314,12 @@ impl Asks {
     fn state(&self) -> MutexGuard<'_, State> {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+fn frame(id: &str, reply: &Reply) -> Option<Bytes> {
+    let id = Id::of_json(id).ok()?;
+    let (envelope, ver) = (&reply.envelope, reply.ver.as_deref());
+    Some(ServerFrame::Reply { id, cursor: None, ver, envelope }.to_ws(Generation::V4))
 }
 
 impl Feed {
@@ -299,6 +332,7 @@ impl Feed {
     }
 
     fn end(&self, fault: &Fault) {
+        self.is_over.store(true, Relaxed);
         if let Ok(id) = Id::of_json(&self.id) {
             self.push(frames::watch_ended(id, &self.path, &envelope::error(fault)));
         }

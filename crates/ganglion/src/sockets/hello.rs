@@ -48,7 +48,7 @@ impl Greeting {
         let session = session.map(|text| text.parse()).transpose();
         let cursor = cursor.map(|text| text.parse()).transpose();
         let coming = Coming {
-            data: data.filter(|data| *data != "null").map(Into::into),
+            data: data.map(Into::into),
             session: session.map_err(|_| bad("`session` is not one of this system"))?,
             cursor: cursor.map_err(|_| bad("`cursor` is not one of this system"))?,
         };

@@ -35,7 +35,9 @@ use super::framing::{Framing, Heard};
 use super::hello::{Credentials, Greeting};
 use super::pace::Pace;
 use super::table::{Closing, Counters, Queue};
-use super::upgrade::{Admitted, Arrival, admit, not_seated, permit_origin, refusal, verify};
+use super::upgrade::{
+    Admitted, Arrival, admit, not_seated, permit_origin, refusal, refuse_while_draining, verify,
+};
 use crate::http::{Paced, Shared};
 use crate::listen::Entered;
 use crate::turns::Spender;
@@ -100,8 +102,8 @@ pub(crate) struct Socket<IO> {
     spender: Arc<Spender>,
     /// What it asks for, once it does; of v4 only.
     asks: Option<Arc<Asks>>,
-    /// With what it came, until it asks.
-    opener: Option<Box<Verified>>,
+    /// With what it came, and the path of its room, until it asks.
+    opener: Option<Box<(Verified, Path)>>,
     address: IpAddr,
 }
 
@@ -314,7 +316,7 @@ impl<IO: Transport> Socket<IO> {
         self.spender.charge_to(verified.bucket.top());
         services.graces.connected(verified.claims.id, services.now_s());
         if self.generation == Generation::V4 {
-            self.opener = Some(Box::new(verified));
+            self.opener = Some(Box::new((verified, room.path)));
         }
         Ok(())
     }
@@ -392,6 +394,7 @@ impl<IO: Transport> Socket<IO> {
                 (principal::of_socket(services, &session, verified, address), own)
             }
             Credentials::Account { ident, secret } => {
+                refuse_while_draining(shared)?;
                 let login =
                     principal::from_parts(services, &session, &ident, &secret, address).await;
                 (login, None)
@@ -412,11 +415,11 @@ impl<IO: Transport> Socket<IO> {
 
     /// What it asks for; begun with what it came with when it does so first.
     fn asking(&mut self) -> Option<&Arc<Asks>> {
-        if let Some(verified) = self.opener.take() {
+        if let Some(opener) = self.opener.take() {
+            let (verified, path) = *opener;
             let session = Session::default();
-            let path = verified.claims.path.clone().unwrap_or_else(Path::root);
             let (services, address) = (&self.shared.neuron.services, self.address);
-            let opener = principal::of_socket(services, &session, *verified, address).ok()?;
+            let opener = principal::of_socket(services, &session, verified, address).ok()?;
             let is_tls = self.io.is_tls();
             self.begin_asking(Asker { opener, session, address, is_tls, path });
         }
@@ -635,7 +638,8 @@ impl<IO: Transport> Socket<IO> {
                             }
                         }
                         (frame, Some(seat)) => {
-                            let crowd = self.shared.neuron.sockets.frame(seat.place, self.id, frame);
+                            let crowd =
+                                self.shared.neuron.sockets.frame(seat.place, self.id, frame);
                             crowded += self.pace.say(text_bytes, crowd, now);
                         }
                         (frame, None) => {

@@ -1,8 +1,8 @@
 //! Every open socket's queue: bounded, filled by `signal`, emptied by the socket's own task.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use neuron::sockets::{Crowd, Outbox};
@@ -19,8 +19,9 @@ const STOPS: &str = "the neuron stops";
 #[derive(Debug)]
 pub(crate) struct SocketTable {
     queues: papaya::HashMap<u64, Arc<Queue>, foldhash::fast::RandomState>,
-    /// Of the sockets that ask for something.
-    asks: papaya::HashMap<u64, Arc<Asks>>,
+    /// Of the sockets that ask for something. Behind a lock, since what is removed from a lock-free map
+    /// lives on for a while, and with it what shows whose sockets are open.
+    asks: Mutex<BTreeMap<u64, Arc<Asks>>>,
     next: AtomicU64,
     queue_bytes_max: usize,
     /// Set once, as the neuron goes away.
@@ -76,7 +77,7 @@ impl SocketTable {
     pub(crate) fn new(queue_bytes_max: usize) -> Arc<SocketTable> {
         Arc::new(SocketTable {
             queues: papaya::HashMap::default(),
-            asks: papaya::HashMap::new(),
+            asks: Mutex::default(),
             next: AtomicU64::new(1),
             queue_bytes_max,
             is_closing: AtomicBool::new(false),
@@ -110,18 +111,24 @@ impl SocketTable {
 
     /// Notes that a socket asks for something.
     pub(super) fn ask(&self, socket: SocketId, asks: Arc<Asks>) {
-        self.asks.pin().insert(socket.0, asks);
+        self.asks().insert(socket.0, asks);
     }
 
     /// To be called every second or so: has watches looked at whose owners may be none any more.
     pub(crate) fn look(&self) {
-        for (_, asks) in &self.asks.pin() {
+        let open: Vec<_> = self.asks().values().cloned().collect();
+        for asks in open {
             asks.look();
         }
     }
 
+    fn asks(&self) -> MutexGuard<'_, BTreeMap<u64, Arc<Asks>>> {
+        self.asks.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     pub(super) fn forget(&self, socket: SocketId) {
-        self.asks.pin().remove(&socket.0);
+        let asks = self.asks().remove(&socket.0);
+        drop(asks);
         self.queues.pin().remove(&socket.0);
     }
 

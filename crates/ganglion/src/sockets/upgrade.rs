@@ -98,15 +98,21 @@ pub(super) async fn admit(
     Ok((verified, room.map_err(|why| not_seated(&why))?))
 }
 
+/// Sends whoever comes to another neuron while this one goes out of service.
+pub(super) fn refuse_while_draining(shared: &Shared) -> Result<(), (CloseCode, String)> {
+    match shared.lifecycle.is_draining() {
+        true => Err((CloseCode::GOING_AWAY, "draining".to_owned())),
+        false => Ok(()),
+    }
+}
+
 /// A token that holds, of an account whose sockets pages of an origin may open.
 pub(super) async fn verify(
     shared: &Shared,
     token: &str,
     origin: Option<&str>,
 ) -> Result<Verified, (CloseCode, String)> {
-    if shared.lifecycle.is_draining() {
-        return Err((CloseCode::GOING_AWAY, "draining".to_owned()));
-    }
+    refuse_while_draining(shared)?;
     let services = &shared.neuron.services;
     let verified = token::verify(services, token).await.map_err(|fault| refusal(&fault))?;
     permit_origin(shared, &verified.bucket, origin).await?;

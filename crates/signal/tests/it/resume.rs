@@ -512,7 +512,7 @@ fn a_message_counts_once_however_often_it_is_sent() {
         let seen = crate::drain(&mut signal);
         answers.push((seen.of(1)[0].to_owned(), seen.of(2).len()));
     }
-    assert_eq!(answers[0].0, answers[1].0, "the same answer, cursor and all");
+    assert_eq!(answers[0].0, answers[1].0, "the same answer");
     assert_eq!((answers[0].1, answers[1].1), (1, 0));
     // The same id of another session is another message, and so is another type of id.
     signal.handle_text(now, SocketId(3), text);
@@ -662,4 +662,131 @@ fn nobody_makes_anothers_session_of_his_own() {
             assert!(!sessions.contains(&own.wrapping_add(step)));
         }
     }
+}
+
+/// A room whose time a test moves, and members who come back to it.
+struct Meeting {
+    signal: Signal,
+    now: Instant,
+    next: u64,
+}
+
+impl Meeting {
+    fn new() -> Meeting {
+        let (now, limits) = (
+            crate::now(),
+            Limits { history_messages: 40, history_bytes_per_bucket: 1 << 20, ..limits() },
+        );
+        let mut meeting = Meeting { signal: Signal::new(limits, 1, sealer()), now, next: 1 };
+        // Somebody stays, so that the room does; and time enough has passed since the start.
+        meeting.come("host", Coming::default());
+        meeting.pass(LASTS);
+        meeting
+    }
+
+    fn pass(&mut self, time: Duration) {
+        self.now += time;
+        self.signal.handle_timeout(self.now);
+    }
+
+    /// Answers the socket, what it comes back with, and what followed the welcome.
+    fn come(&mut self, name: &str, coming: Coming) -> (SocketId, Coming, Value, Vec<Value>) {
+        self.next += 1;
+        let socket = SocketId(self.next);
+        self.signal.join(self.now, socket, v4(name, self.next, coming)).expect("joins");
+        let mut frames = frames(&mut self.signal, self.next);
+        let welcome = frames.remove(0);
+        let kept = Coming {
+            data: None,
+            session: welcome["p"]["session"].as_str().map(|text| text.parse().expect("one")),
+            cursor: welcome["m"]["c"].as_str().map(|text| text.parse().expect("one")),
+        };
+        (socket, kept, welcome["p"].clone(), frames)
+    }
+
+    fn lose(&mut self, socket: SocketId) {
+        self.signal.leave(self.now, socket, Departure::Lost);
+        crate::drain(&mut self.signal);
+    }
+
+    fn say(&mut self, socket: SocketId, id: u64, to: &str) {
+        let frame = format!(r#"{{"t":"u","m":{{"o":"o","id":{id}{to}}},"p":{id}}}"#);
+        self.signal.handle_text(self.now, socket, &frame);
+        crate::drain(&mut self.signal);
+    }
+}
+
+/// However long ago he was sent away, and wherever he was then: only what he was given since goes on.
+#[test]
+fn who_was_sent_away_is_a_newcomer_for_good() {
+    for whole in [false, true] {
+        let mut meeting = Meeting::new();
+        let (bob, of_bob, ..) = meeting.come("bob", Coming::default());
+        meeting.lose(bob);
+        let gone = meeting.signal.kick(meeting.now, &address(PATH), (!whole).then_some("bob"));
+        assert_eq!(gone.sockets, usize::from(whole), "bob had none");
+        let (host, ..) = meeting.come("host", Coming::default());
+        for _ in 0..3 {
+            meeting.pass(LASTS / 2);
+            meeting.say(host, 1, "");
+        }
+        let (bob, anew, welcome, heard) = meeting.come("bob", of_bob.clone());
+        assert_eq!((&welcome["resumed"], heard.len()), (&Value::Bool(false), 0), "{whole}");
+        meeting.lose(bob);
+        meeting.say(host, 2, "");
+        let (_, _, welcome, heard) = meeting.come("bob", anew);
+        assert_eq!((&welcome["resumed"], heard.len()), (&Value::Bool(true), 1), "{whole}");
+    }
+}
+
+/// Who only listens has missed nothing of what was said to others, however much that was.
+#[test]
+fn what_others_were_told_alone_is_nobody_elses_gap() {
+    let mut meeting = Meeting::new();
+    let (bob, of_bob, ..) = meeting.come("bob", Coming::default());
+    let (_, of_ann, ..) = meeting.come("ann", Coming::default());
+    let (cid, of_cid, ..) = meeting.come("cid", Coming::default());
+    for number in 0..100 {
+        meeting.say(bob, number, r#","t":"ann""#);
+    }
+    meeting.lose(cid);
+    meeting.lose(bob);
+    let mut resumed = |name: &str, coming: &Coming| {
+        let (_, _, welcome, heard) = meeting.come(name, coming.clone());
+        (welcome["resumed"] == true, welcome["last"].as_u64(), heard.len())
+    };
+    assert_eq!(resumed("cid", &of_cid), (true, None, 0));
+    assert_eq!(resumed("bob", &of_bob), (true, Some(99), 0), "what it said itself was heard");
+    let (is_whole, _, heard) = resumed("ann", &of_ann);
+    assert_eq!((is_whole, heard), (false, 40), "sixty more were to it");
+}
+
+/// One name whose sockets come and go does not make the room forget what others said last.
+#[test]
+fn a_name_that_comes_and_goes_costs_others_nothing() {
+    let mut meeting = Meeting::new();
+    let (ann, of_ann, ..) = meeting.come("ann", Coming::default());
+    meeting.say(ann, 7, "");
+    meeting.lose(ann);
+    for _ in 0..2_000 {
+        let (bob, ..) = meeting.come("bob", Coming::default());
+        meeting.say(bob, 1, r#","t":"bob""#);
+        meeting.lose(bob);
+    }
+    assert_eq!(meeting.signal.stats().counters.lost_cut, 2_000 - 16);
+    let (_, _, welcome, _) = meeting.come("ann", of_ann);
+    assert_eq!(welcome["last"], 7);
+}
+
+/// What stands beside a name is left when nothing is said of it, and taken away by `null`.
+#[test]
+fn who_comes_back_may_take_away_what_stood_beside_him() {
+    let mut meeting = Meeting::new();
+    let shows =
+        |data: Option<&str>, kept: &Coming| Coming { data: data.map(Into::into), ..kept.clone() };
+    let (_, kept, ..) = meeting.come("ann", shows(Some("1"), &Coming::default()));
+    let (_, kept, welcome, _) = meeting.come("ann", kept);
+    assert_eq!(welcome["data"]["ann"], 1);
+    let (_, _, welcome, _) = meeting.come("ann", shows(Some("null"), &kept));
+    assert_eq!(welcome["data"]["ann"], Value::Null);
 }
