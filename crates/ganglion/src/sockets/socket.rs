@@ -260,7 +260,10 @@ impl<IO: Transport> Socket<IO> {
     async fn enter(&mut self, arrival: Arrival, mut rest: Vec<u8>) -> Result<Vec<u8>, End> {
         let arrived = match arrival {
             Arrival::Token(_, admitted) => Ok(Arrived::InRoom(admitted, Coming::default())),
-            Arrival::Hello { origin } => self.arrive(&mut rest, origin).await?,
+            Arrival::Hello { origin } => {
+                let arrived = self.arrive(&mut rest, origin).await;
+                arrived.inspect_err(|end| count_end(end, &self.shared.sockets.counters))?
+            }
         };
         let entered = match arrived {
             Ok(Arrived::InRoom(admitted, coming)) => self.join(admitted, coming).await,
