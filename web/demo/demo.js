@@ -473,13 +473,18 @@ function say(text) {
   room.publish('message', { msg: trimmed }).then(() => settle(mine, ''), (error) => {
     settle(mine, 'Not sent');
     if (said !== room) return;
-    toast(error.code === 'not_allowed' ? 'Not sent: a rule of this room does not let you write.'
-      : 'Not sent: too much waits for the network already. Send it again when this page is connected.');
+    toast(NOT_SENT[error.code] ?? NOT_SENT.unreachable);
   });
   return true;
 }
 
 const WAITS = 'Waits for the network';
+/** @type {Record<string, string>} */
+const NOT_SENT = {
+  not_allowed: 'Not sent: a rule of this room does not let you write.',
+  too_large: 'Not sent: that is longer than the neuron takes at once.',
+  unreachable: 'Not sent: too much waits for the network already. Send it again when this page is connected.',
+};
 
 /** This end's line was heard, or never will be. @param {Line} mine @param {string} note */
 function settle(mine, note) {

@@ -424,3 +424,22 @@ fn a_terminal_and_a_page_talk_with_each_other() -> Result<()> {
     no_errors(&[&ann]);
     Ok(())
 }
+
+/// What no neuron takes is not tried for ever, and what was typed around it is said once.
+#[test]
+fn a_line_that_is_too_long_is_told_and_costs_no_other() -> Result<()> {
+    let stage = Stage::with(&[("GANGLION_SIGNAL__MESSAGE", "8KiB")])?;
+    let (ann, bob) = (stage.join("Ann")?, stage.join("Bob")?);
+    ann.eval("demo.say('before'); demo.say('x'.repeat(9000)); demo.say('after')")?;
+    ann.wait_for(
+        "demo.state().chat.length === 3 && demo.state().chat.every((line) => !line.pending)",
+        STEP_WAIT,
+    )?;
+    ann.wait_for("demo.state().connection === 'open'", STEP_WAIT)?;
+    bob.wait_for("demo.state().chat.at(-1)?.text === 'after'", STEP_WAIT)?;
+    let heard: Vec<_> = lines(&bob)?.into_iter().map(|(_, text)| text).collect();
+    assert_eq!(heard, ["before", "after"]);
+    let failed = ann.eval("document.querySelectorAll('#chat .failed').length")?;
+    assert_eq!(failed, 1);
+    stage.shot(&ann, "too-long.png")
+}
