@@ -31,6 +31,8 @@ const OUTBOX_MAX = 256;
 const DELETED_MAX = 1_000;
 /** Close codes after which trying again in the same way cannot help: not permitted, refused, removed, replaced. */
 const FINAL = [1008, 4401, 4403, 4409];
+/** Why a neuron closes that has not heard, in time, who comes: a page may have slept meanwhile. */
+const LATE = 'no hello';
 /** A frame was longer than the neuron takes. */
 const TOO_LONG = 1009;
 /** What this end closes with: it has left for good, or will be back. */
@@ -240,7 +242,7 @@ export class Ganglion extends Emitter {
   #heard = [];
   /** @type {Map<number, { resolve: (value: any) => void, reject: (error: ApiError) => void }>} */
   #asked = new Map();
-  /** Characters of the longest request since the last welcome. */
+  /** Bytes of the longest frame of this connection that is not said again. */
   #longestAsk = 0;
   /** @type {Map<number, Watch>} */
   #watches = new Map();
@@ -333,7 +335,7 @@ export class Ganglion extends Emitter {
 
   #tellData() {
     this.#told = JSON.stringify(this.#data);
-    this.#socket?.send(`{"t":"presence","m":{},"p":${this.#told}}`);
+    this.#sendOnce(`{"t":"presence","m":{},"p":${this.#told}}`);
   }
 
   /**
@@ -348,8 +350,7 @@ export class Ganglion extends Emitter {
     const id = this.#nextId++;
     const answer = this.#answer(id);
     const frame = JSON.stringify({ t: verb, m: { id }, p: params });
-    this.#longestAsk = Math.max(this.#longestAsk, frame.length);
-    this.#socket?.send(frame);
+    this.#sendOnce(frame);
     this.#expectFrame(REPLY_WAIT_MS);
     return answer;
   }
@@ -424,7 +425,7 @@ export class Ganglion extends Emitter {
     socket.onmessage = ({ data }) => this.#onFrame(socket, data);
     socket.onclose = ({ code, reason }) => {
       if (socket !== this.#socket) return;
-      const isFinal = FINAL.includes(code) || (code === TOO_LONG && !this.#dropLongest());
+      const isFinal = (FINAL.includes(code) && reason !== LATE) || (code === TOO_LONG && !this.#dropLongest());
       this.#lost({ code, reason }, isFinal);
     };
   }
@@ -502,7 +503,6 @@ export class Ganglion extends Emitter {
     this.#present = new Map(p.users.map((/** @type {string} */ wire) => [nameOf(wire), wire]));
     this.#shown = new Map(Object.entries(p.data).map(([wire, data]) => [nameOf(wire), data]));
     this.#joined = true;
-    this.#longestAsk = 0;
     if (JSON.stringify(this.#data) !== this.#told) this.#tellData();
     if (p.last !== undefined) {
       const heard = this.#unheard.findIndex(({ id }) => id === p.last);
@@ -517,13 +517,24 @@ export class Ganglion extends Emitter {
     if (isBack && !p.resumed) this.emit('gap', undefined);
   }
 
-  /** What the neuron takes no frame for is not said again. Answers whether there was such a thing. */
+  /** Sends what is not said again after an outage. @param {string} frame */
+  #sendOnce(frame) {
+    this.#longestAsk = Math.max(this.#longestAsk, bytesOf(frame));
+    this.#socket?.send(frame);
+  }
+
+  /**
+   * One frame of this connection was longer than the neuron takes, so the longest was: it is not said
+   * again. Answers whether coming back is of use; not so when that is what this end comes with.
+   */
   #dropLongest() {
-    const longest = this.#unheard.reduce((/** @type {typeof this.#unheard[0] | null} */ most, each) =>
-      each.frame.length > (most?.frame.length ?? 0) ? each : most, null);
-    if (this.#longestAsk >= (longest?.frame.length ?? 1)) return true;
-    if (longest) this.#onReply(longest.id, { s: 'error', v: 'too_large' });
-    return longest !== null;
+    if (!this.#joined) return false;
+    let [longest, bytes] = [0, this.#longestAsk];
+    for (const { id, frame } of this.#unheard) {
+      if (bytesOf(frame) > bytes) [longest, bytes] = [id, bytesOf(frame)];
+    }
+    if (longest) this.#onReply(longest, { s: 'error', v: 'too_large' });
+    return true;
   }
 
   #tellHeard() {
@@ -559,7 +570,7 @@ export class Ganglion extends Emitter {
       if (error.code !== 'unreachable' && this.#watches.delete(id)) watch.refused(error);
     });
     const p = { path: watch.path, ...(watch.k !== undefined && { k: watch.k }) };
-    this.#socket?.send(JSON.stringify({ t: 'watch', m: { id }, p }));
+    this.#sendOnce(JSON.stringify({ t: 'watch', m: { id }, p }));
   }
 
   /** @param {string} path @param {any} change */
@@ -598,6 +609,7 @@ export class Ganglion extends Emitter {
     this.#replyTimer = 0;
     this.#socket = null;
     this.#joined = false;
+    this.#longestAsk = 0;
     this.#tellHeard();
     // What is said again when this end is back is not answered yet; what was asked is.
     const waits = new Set(final ? [] : this.#unheard.map(({ id }) => id));
@@ -1056,6 +1068,11 @@ function pathOf(path) {
 /** @param {string} wire a name as frames carry it: percent-encoded where it must be */
 function nameOf(wire) {
   try { return decodeURIComponent(wire); } catch { return wire; }
+}
+
+/** @param {string} text */
+function bytesOf(text) {
+  return new TextEncoder().encode(text).length;
 }
 
 /** @param {unknown} error */

@@ -297,7 +297,7 @@ impl Text {
             ("socket_too_long", "WebSockets closed over signal.message.", too_long),
             (
                 "socket_paced",
-                "Times that a WebSocket was not read from for signal.messages_per_second.",
+                "Times that a socket was not read from for signal.messages_per_second, or for a room that does not keep up with it.",
                 paced,
             ),
             ("socket_frames", "Frames written.", frames_out),

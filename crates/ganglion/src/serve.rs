@@ -344,7 +344,7 @@ pub(crate) fn prepare_data_folder(config: &Config) -> Result<()> {
 /// Seals the sessions of sockets with the cluster key, so that they outlive this process.
 fn session_sealer(cluster_key: &[u8; 32]) -> signal::Sealer {
     let key = hmac::Key::new(hmac::HMAC_SHA256, cluster_key);
-    signal::Sealer::new(move |address, name, id| {
+    signal::Sealer::new(move |address, name, session| {
         let mut sealed = hmac::Context::with_key(&key);
         let (bucket, path) = (address.bucket.as_str(), address.path.as_str());
         // No part holds a zero byte.
@@ -352,7 +352,9 @@ fn session_sealer(cluster_key: &[u8; 32]) -> signal::Sealer {
             sealed.update(part.as_bytes());
             sealed.update(&[0]);
         }
-        sealed.update(&id.to_be_bytes());
+        for number in session {
+            sealed.update(&number.to_be_bytes());
+        }
         let tag = sealed.sign();
         tag.as_ref()[..8].iter().fold(0, |seal, byte| seal << 8 | u64::from(*byte))
     })

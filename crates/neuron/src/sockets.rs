@@ -406,7 +406,7 @@ mod tests {
             Key::parse("host:neuron").expect("a key"),
             Limits::default(),
             1,
-            Sealer::new(|_, _, id| !id),
+            Sealer::new(|_, _, session| !session[1]),
             Arc::new(Nowhere),
             Arc::new(Statistics::default()),
             Arc::new(Noon),

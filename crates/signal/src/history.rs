@@ -13,8 +13,7 @@ const ENTRY_BYTES: usize = 192;
 /// message was let go of for.
 const LOST_MAX: usize = 1_000;
 
-/// Sessions of one name that are known to be lost, or to be of after it was sent away: as many as a
-/// name has sockets by default.
+/// Sessions of one name that are known to be lost: as many as a name has sockets by default.
 const SESSIONS_PER_NAME_MAX: usize = 16;
 
 /// The last messages of one room, each by its offset: the first is 1. A room has one from when its
@@ -33,11 +32,12 @@ pub(crate) struct History {
     lost: BTreeMap<Name, Instant>,
     /// Sessions that were lost, so that they need not say again what was heard.
     sessions: BTreeMap<(Name, Session), LostSession>,
-    /// Names that were sent away, each with the sessions that it was given since: no other of its
-    /// sessions goes on, for as long as there is this history.
-    sent_away: BTreeMap<Name, VecDeque<Session>>,
-    /// Whether that is so of every name, since the whole room was sent away, or too many names.
-    all_sent_away: bool,
+    /// Sessions that were begun.
+    made: u64,
+    /// Names that were sent away.
+    sent_away: BTreeMap<Name, SentAway>,
+    /// The last session that was begun before everybody was sent away.
+    all_sent_away: u64,
     /// The newest broadcast that was let go of.
     broadcasts_gone: u64,
     /// What else was let go of, by whom it concerns.
@@ -68,6 +68,15 @@ struct LostSession {
     at: Instant,
     /// The id of the last frame that had one, as JSON text.
     last_id: Box<str>,
+}
+
+/// Which sessions of a name that was sent away are over.
+#[derive(Debug)]
+struct SentAway {
+    /// All up to this one,
+    made: u64,
+    /// but for those of sockets that stayed.
+    staying: Vec<u64>,
 }
 
 /// What a message that is to be counted once is known by.
@@ -123,7 +132,8 @@ impl History {
             lost: BTreeMap::new(),
             sessions: BTreeMap::new(),
             sent_away: BTreeMap::new(),
-            all_sent_away: false,
+            made: 0,
+            all_sent_away: 0,
             broadcasts_gone: 0,
             names_gone: BTreeMap::new(),
             idle_since: None,
@@ -193,8 +203,11 @@ impl History {
         knows_last: bool,
     ) -> Missed {
         let floor = self.last - self.messages.len() as u64;
+        // A cursor is what its reader says it is; where a session began is sealed.
+        let born = if session.incarnation == self.incarnation { session.born } else { self.last };
         let read = cursor.offset(self.incarnation).filter(|read| *read <= self.last);
-        let from = read.unwrap_or(0).max(floor);
+        let read = read.map(|read| read.max(born));
+        let from = read.unwrap_or(born).max(floor);
         let of_name = self.names_gone.get(name).copied().unwrap_or_default();
         let own = if knows_last { 0 } else { of_name.from_it };
         let gone = self.broadcasts_gone.max(of_name.to_it).max(own);
@@ -206,11 +219,6 @@ impl History {
             cursor: Cursor::of(self.incarnation, from),
             is_whole: read.is_some_and(|read| read >= gone),
         }
-    }
-
-    /// Whether a cursor is of this history.
-    pub(crate) fn has_given(&self, cursor: &Cursor) -> bool {
-        cursor.offset(self.incarnation).is_some()
     }
 
     /// Notes that a name was lost. Answers how many others had to be forgotten for it.
@@ -251,17 +259,18 @@ impl History {
         oldest.and_then(|key| self.sessions.remove(&key)).map_or(0, |_| 1)
     }
 
-    /// Sees to it that no session that a name has had goes on.
-    pub(crate) fn send_away(&mut self, name: &Name) {
+    /// Sees to it that no session that a name has had goes on, but for some that stay.
+    pub(crate) fn send_away(&mut self, name: &Name, staying: Vec<u64>) {
         self.lost.remove(name);
-        self.sessions.retain(|(of, _), _| of != name);
-        if self.all_sent_away {
-            self.sent_away.remove(name);
-            return;
-        }
-        self.sent_away.insert(name.clone(), VecDeque::new());
+        self.sessions.retain(|(of, session), _| of != name || staying.contains(&session.number));
+        self.sent_away.insert(name.clone(), SentAway { made: self.made, staying });
         if self.sent_away.len() > LOST_MAX {
-            self.send_all_away();
+            // The sessions of all that are older than the longest ago end with it.
+            let oldest = self.sent_away.iter().min_by_key(|(_, away)| away.made);
+            if let Some((name, made)) = oldest.map(|(name, away)| (name.clone(), away.made)) {
+                self.sent_away.remove(&name);
+                self.all_sent_away = self.all_sent_away.max(made);
+            }
         }
     }
 
@@ -270,33 +279,27 @@ impl History {
         self.lost.clear();
         self.sessions.clear();
         self.sent_away.clear();
-        self.all_sent_away = true;
+        self.all_sent_away = self.made;
     }
 
-    /// Notes a session that a name was given.
-    pub(crate) fn begin_session(&mut self, name: &Name, session: Session) {
-        let since = match self.sent_away.get_mut(name) {
-            Some(since) => since,
-            None if self.all_sent_away => {
-                if self.sent_away.len() >= LOST_MAX {
-                    self.sent_away.pop_first();
-                }
-                self.sent_away.entry(name.clone()).or_default()
-            }
-            None => return,
-        };
-        since.push_back(session);
-        if since.len() > SESSIONS_PER_NAME_MAX {
-            since.pop_front();
-        }
+    /// Begins a session: which it is of this history, and what is not for it.
+    pub(crate) fn begin_session(&mut self, hears_all: bool) -> (u64, u64) {
+        self.made += 1;
+        (self.made, if hears_all { 0 } else { self.last })
     }
 
-    /// Whether a session that a name has had may go on.
+    /// Whether a session that was begun here may go on.
     pub(crate) fn may_go_on(&self, name: &Name, session: Session) -> bool {
-        match self.sent_away.get(name) {
-            Some(since) => since.contains(&session),
-            None => !self.all_sent_away,
-        }
+        let goes_on =
+            |away: &SentAway| session.number > away.made || away.staying.contains(&session.number);
+        session.incarnation == self.incarnation
+            && session.number > self.all_sent_away
+            && self.sent_away.get(name).is_none_or(goes_on)
+    }
+
+    /// Whether a name, or everybody, was sent away.
+    pub(crate) fn has_sent_away(&self, name: &Name) -> bool {
+        self.all_sent_away > 0 || self.sent_away.contains_key(name)
     }
 
     /// What was the last that a session said that has come back.
@@ -348,7 +351,8 @@ impl History {
 
 /// The sessions of one name.
 fn of(name: &Name) -> std::ops::RangeInclusive<(Name, Session)> {
-    let least = Session { id: 0, seal: 0 };
-    let most = Session { id: u64::MAX, seal: u64::MAX };
+    let all =
+        |number| Session { incarnation: Incarnation(number), number, born: number, seal: number };
+    let (least, most) = (all(0), all(u64::MAX));
     (name.clone(), least)..=(name.clone(), most)
 }

@@ -32,7 +32,7 @@
 //!     since_unix_s: 1_700_000_000,
 //!     coming: Coming::default(),
 //! };
-//! let sealer = Sealer::new(|_, _, id| id ^ 0x5EA1);
+//! let sealer = Sealer::new(|_, _, session| session[1] ^ 0x5EA1);
 //! let mut signal = Signal::new(Limits::default(), 1, sealer);
 //! signal.join(now, SocketId(1), join("ann"))?;
 //! signal.join(now, SocketId(2), join("bob"))?;

@@ -71,15 +71,22 @@ pub struct Signal {
 #[derive(Clone)]
 pub struct Sealer(Arc<Seal>);
 
-type Seal = dyn Fn(&Address, &Name, u64) -> u64 + Send + Sync;
+type Seal = dyn Fn(&Address, &Name, [u64; 3]) -> u64 + Send + Sync;
 
 impl Sealer {
-    pub fn new(seal: impl Fn(&Address, &Name, u64) -> u64 + Send + Sync + 'static) -> Sealer {
+    pub fn new(seal: impl Fn(&Address, &Name, [u64; 3]) -> u64 + Send + Sync + 'static) -> Sealer {
         Sealer(Arc::new(seal))
     }
 
-    fn session(&self, address: &Address, name: &Name, id: u64) -> Session {
-        Session { id, seal: (self.0)(address, name, id) }
+    fn session(
+        &self,
+        address: &Address,
+        name: &Name,
+        incarnation: Incarnation,
+        (number, born): (u64, u64),
+    ) -> Session {
+        let seal = (self.0)(address, name, [incarnation.0, number, born]);
+        Session { incarnation, number, born, seal }
     }
 }
 
@@ -251,16 +258,15 @@ impl Signal {
     /// A limit or a missing grant; close the socket with [`Refusal::close_code`]. Nothing changed.
     pub fn join(&mut self, now: Instant, socket: SocketId, join: Join) -> Result<(), Refusal> {
         let known = self.known_session(now, &join);
-        let replaced = known.and_then(|session| self.socket_of_session(&join, session));
+        let replaced = match known {
+            Some(Known::Here(session)) => self.socket_of_session(&join, session),
+            _ => None,
+        };
         if let Err(refusal) = self.admit(socket, &join, replaced.is_some()) {
             self.count_refusal(refusal);
             return Err(refusal);
         }
         let Join { address, name, generation, coming, .. } = join;
-        let session = (generation == Generation::V4).then(|| {
-            let id = self.make();
-            known.unwrap_or_else(|| self.sealer.session(&address, &name, id))
-        });
         let was = Was {
             // What was said before somebody came is not for him: a cursor alone opens nothing.
             cursor: coming.cursor.as_ref().filter(|_| known.is_some()),
@@ -275,15 +281,20 @@ impl Signal {
             self.histories += 1;
             room.history = history;
         }
+        let history = room.history.as_mut().filter(|_| generation == Generation::V4);
+        let session = history.map(|history| match known {
+            Some(Known::Here(session)) => session,
+            _ => {
+                let begun = history.begin_session(known.is_some());
+                self.sealer.session(&room.address, &name, history.incarnation, begun)
+            }
+        });
         let presence = room.join(&name, socket, generation);
         let has_news = coming.data.is_some_and(|data| room.set_data(&name, shown(data)));
         if let Some(history) = &mut room.history
             && generation == Generation::V4
         {
             history.idle_since = None;
-            if let Some(session) = session.filter(|_| known.is_none()) {
-                history.begin_session(&name, session);
-            }
         }
         self.counters.joins += 1;
         self.names += usize::from(presence == Presence::Changed);
@@ -352,7 +363,7 @@ impl Signal {
             // Who has lost his sockets is sent away as well.
             (Some(history), Some(name)) => {
                 if let Some(name) = resolved.or_else(|| Name::encode(name).ok()) {
-                    history.send_away(&name);
+                    history.send_away(&name, Vec::new());
                 }
             }
         }
@@ -436,23 +447,27 @@ impl Signal {
         hasher.finish()
     }
 
-    /// The session that a joiner comes back with, if that is his, here, and he was not sent away.
+    /// The session that a joiner comes back with, if that is his, and he was not sent away.
     ///
-    /// One of an earlier life of the neuron, or of the room, goes on for as long after the neuron's
-    /// start as one that was lost may come back: nobody knows any more who was sent away then.
-    fn known_session(&mut self, now: Instant, join: &Join) -> Option<Session> {
+    /// For as long after the first socket as one that was lost may come back, that may be one of an
+    /// earlier neuron: nobody knows any more who was sent away there.
+    fn known_session(&mut self, now: Instant, join: &Join) -> Option<Known> {
         let is_new = now < *self.began.get_or_insert(now) + self.limits.history_lasts;
         let session = join.coming.session.filter(|_| join.generation == Generation::V4)?;
-        let is_own = self.sealer.session(&join.address, &join.name, session.id) == session;
+        let Session { incarnation, number, born, .. } = session;
+        let sealed = self.sealer.session(&join.address, &join.name, incarnation, (number, born));
+        if sealed != session {
+            return None;
+        }
         let room = self.room_id(&join.address).and_then(|id| self.rooms.get(&id));
         let history = room.and_then(|room| room.history.as_ref());
-        let goes_on = history.map_or(is_new, |history| {
-            let cursor = join.coming.cursor.as_ref();
-            let is_of_it = cursor.is_some_and(|cursor| history.has_given(cursor));
-            let sits = || self.socket_of_session(join, session).is_some();
-            (is_new || is_of_it || sits()) && history.may_go_on(&join.name, session)
-        });
-        (is_own && goes_on).then_some(session)
+        match history {
+            Some(history) if history.incarnation == incarnation => {
+                history.may_go_on(&join.name, session).then_some(Known::Here(session))
+            }
+            Some(history) if history.has_sent_away(&join.name) => None,
+            _ => is_new.then_some(Known::Before),
+        }
     }
 
     /// The socket that has a session, of the same name in the same room.
@@ -664,8 +679,9 @@ impl Signal {
         code: CloseCode,
         reason: &'static str,
     ) -> Kicked {
+        let closing: BTreeSet<_> = sockets.iter().copied().collect();
         for socket in sockets {
-            self.send_away(*socket);
+            self.send_away(*socket, &closing);
         }
         let left: Vec<_> = sockets
             .iter()
@@ -686,12 +702,16 @@ impl Signal {
     }
 
     /// Sees to it that who is sent away does not hear what is said from here on, should his name come
-    /// back.
-    fn send_away(&mut self, socket: SocketId) {
+    /// back. His sockets that stay are those that are not among `closing`.
+    fn send_away(&mut self, socket: SocketId, closing: &BTreeSet<SocketId>) {
         let Some(seat) = self.seats.get(&socket) else { return };
-        let room = self.rooms.get_mut(&seat.room);
-        if let Some(history) = room.and_then(|room| room.history.as_mut()) {
-            history.send_away(&seat.name);
+        let Some(room) = self.rooms.get_mut(&seat.room) else { return };
+        let sockets = room.sockets_of(seat.name.as_str()).iter().map(|(socket, _)| socket);
+        let staying = sockets.filter(|socket| !closing.contains(*socket));
+        let sessions = staying.filter_map(|socket| self.seats.get(socket)?.session);
+        let staying = sessions.map(|session| session.number).collect();
+        if let Some(history) = &mut room.history {
+            history.send_away(&seat.name, staying);
         }
     }
 
@@ -789,6 +809,15 @@ impl Signal {
             }
         }
     }
+}
+
+/// A session that a joiner comes back with.
+#[derive(Clone, Copy)]
+enum Known {
+    /// It goes on.
+    Here(Session),
+    /// It was begun in an earlier life, and another follows it that hears all that is known.
+    Before,
 }
 
 /// What is to stand beside a name, of what a client says, as JSON text.

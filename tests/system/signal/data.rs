@@ -151,7 +151,7 @@ fn a_socket_reads_and_writes_what_its_token_and_the_rules_permit() -> Result<()>
 #[test]
 fn an_open_socket_asks_on_when_its_token_has_expired_and_not_when_it_was_revoked() -> Result<()> {
     let stage = Stage::new()?;
-    let token = stage.token(&format!("/my/path?k=ann&expire=1&grants={ALL}"))?;
+    let token = stage.token(&format!("/my/path?k=ann&expire=4&grants={ALL}"))?;
     let mut ann = Client::greet(&stage.base()?, &json!({ "token": token }))?;
     ann.frame()?;
     let hello = json!({ "token": token, "join": false });

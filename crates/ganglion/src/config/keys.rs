@@ -222,7 +222,8 @@ sections! {
         /// Rooms of one account that somebody is in.
         rooms_per_account: usize = signal::Limits::default().rooms_per_bucket,
         /// Messages of one socket in a second, ten seconds' worth at once; one that sends more is not
-        /// read from until it is within it. 0 for no bound. Pings do not count.
+        /// read from until it is within it. 0 for no bound. Of bare `ping` texts, 32 that come at once
+        /// count as one.
         messages_per_second: u32 = 1_000,
         /// Requests of one socket that wait for those before them; one with more is not read from.
         requests_per_socket: usize = 32,

@@ -279,7 +279,13 @@ impl Asks {
         for (id, opened) in open {
             let may = self.shared.neuron.may_still_watch(&self.asker, &opened).await;
             if let Err(fault) = may {
-                let ended = self.state().watches.remove(&id);
+                // Its id may have been given to another meanwhile.
+                let ended = {
+                    let watches = &mut self.state().watches;
+                    let is_it = |watching: &Watching| Arc::ptr_eq(&watching.opened, &opened);
+                    let is_it = watches.get(&id).is_some_and(is_it);
+                    is_it.then(|| watches.remove(&id)).flatten()
+                };
                 if let Some(watching) = ended {
                     watching.feed.end(&fault);
                 }

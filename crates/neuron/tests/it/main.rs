@@ -70,7 +70,7 @@ impl Stage {
             Key::parse("host:neuron").unwrap(),
             signal::Limits::default(),
             1,
-            signal::Sealer::new(|_, _, id| !id),
+            signal::Sealer::new(|_, _, session| !session[1]),
             Arc::new(Nowhere),
             stats.clone(),
             clock.clone(),

@@ -82,8 +82,8 @@ fn text_of(frame: &[u8]) -> String {
 
 /// Seals that nobody has a key of.
 fn sealer() -> Sealer {
-    Sealer::new(|address, name, id| {
-        let text = format!("{}/{name}/{id}", address.path);
+    Sealer::new(|address, name, session| {
+        let text = format!("{}/{name}/{session:?}", address.path);
         text.bytes().fold(7, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3))
     })
 }

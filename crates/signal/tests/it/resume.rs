@@ -12,7 +12,8 @@ use std::time::{Duration, Instant};
 use proptest::prelude::*;
 use serde_json::Value;
 use signal::{Coming, Departure, Join, Limits, Output, Signal, SocketId};
-use wire::frames::{Generation, Session};
+use wire::frames::{Cursor, Generation, Incarnation, Session};
+use wire::ws::CloseCode;
 
 use crate::{address, join, sealer, text_of};
 
@@ -540,7 +541,7 @@ fn nobody_forges_a_cursor() {
         signal.handle_text(now, SocketId(socket), text);
         let seen = crate::drain(&mut signal);
         let [text] = seen.of(1)[..] else { panic!("{seen:?}") };
-        assert!(!text.contains("ff"), "{text}");
+        assert!(!text.contains("a0-ff"), "{text}");
         assert_eq!(text.matches("\"c\":").count(), 1, "{text}");
     }
 }
@@ -628,40 +629,82 @@ fn what_was_said_before_somebody_came_is_not_told_to_him() {
     );
 }
 
-/// Members may have one name, so that a session that can be guessed is one that can be ended: what a
-/// member is given tells him of nobody else's.
+/// Members may have one name, so that a session that can be guessed is one that can be ended: only one
+/// that was given goes on. And a cursor is what its reader says: what was said before a session began is
+/// not for it, whatever it claims to have read.
 #[test]
-fn nobody_makes_anothers_session_of_his_own() {
-    // Splitmix64's last step and its inverse: what numbers were once made by.
-    let mix = |number: u64| {
-        let number = (number ^ number >> 30).wrapping_mul(0xBF58_476D_1CE4_E5B9);
-        let number = (number ^ number >> 27).wrapping_mul(0x94D0_49BB_1331_11EB);
-        number ^ number >> 31
-    };
-    let unmix = |number: u64| {
-        let number = (number ^ number >> 31 ^ number >> 62).wrapping_mul(0x3196_42B2_D24D_8EC3);
-        let number = (number ^ number >> 27 ^ number >> 54).wrapping_mul(0x96DE_1B17_3F11_9089);
-        number ^ number >> 30 ^ number >> 60
-    };
-    assert_eq!(unmix(mix(12_345_678_901_234_567_890)), 12_345_678_901_234_567_890);
-    let mut signal = Signal::new(limits(), 7, sealer());
-    let mut sessions = Vec::new();
-    for socket in 1..6 {
-        signal
-            .join(crate::now(), SocketId(socket), v4("guest", socket, Coming::default()))
-            .expect("in");
-        let welcome = frames(&mut signal, socket).remove(0);
-        let session = welcome["p"]["session"].as_str().expect("a session");
-        sessions.push(session.parse::<Session>().expect("a session").id);
+fn nobody_makes_a_session_nor_moves_his_own_back() {
+    let mut meeting = Meeting::new();
+    let (host, ..) = meeting.come("host", Coming::default());
+    for number in 1..=5 {
+        meeting.say(host, number, "");
     }
-    for own in &sessions {
-        for step in 1..10 {
-            let guesses =
-                [mix(unmix(*own).wrapping_add(step)), mix(unmix(*own).wrapping_sub(step))];
-            assert!(guesses.iter().all(|guess| !sessions.contains(guess)));
-            assert!(!sessions.contains(&own.wrapping_add(step)));
-        }
+    let (_, given, ..) = meeting.come("bob", Coming::default());
+    let session = given.session.expect("a session");
+    let forged = [
+        Session { number: session.number - 1, ..session },
+        Session { born: 0, ..session },
+        Session { incarnation: Incarnation(session.incarnation.0 + 1), ..session },
+        Session { seal: session.seal ^ 1, ..session },
+    ];
+    for forged in forged {
+        let coming = Coming { session: Some(forged), ..given.clone() };
+        let (_, kept, welcome, heard) = meeting.come("bob", coming);
+        assert_eq!((&welcome["resumed"], heard.len()), (&Value::Bool(false), 0), "{forged:?}");
+        assert_ne!(kept.session, Some(session));
     }
+    meeting.say(host, 6, "");
+    for offset in [0, 3, 5, u64::MAX] {
+        let cursor = Some(Cursor::of(session.incarnation, offset));
+        let (.., heard) = meeting.come("bob", Coming { cursor, ..given.clone() });
+        let heard: Vec<_> = heard.iter().map(|frame| frame["p"].as_u64()).collect();
+        assert_eq!(heard, [Some(6)], "{offset}");
+    }
+}
+
+/// One socket of a name that is closed does not end what its others came with.
+#[test]
+fn a_socket_that_stays_keeps_its_session() {
+    let mut meeting = Meeting::new();
+    let (laptop, of_laptop, ..) = meeting.come("ann", Coming::default());
+    let (phone, of_phone, ..) = meeting.come("ann", Coming::default());
+    let (host, ..) = meeting.come("host", Coming::default());
+    let bucket = address(PATH).bucket;
+    let now = meeting.now;
+    meeting.signal.close_where(now, &bucket, CloseCode::UNAUTHORIZED, "revoked", |view| {
+        view.socket == laptop
+    });
+    crate::drain(&mut meeting.signal);
+    meeting.lose(phone);
+    meeting.say(host, 1, r#","t":"ann""#);
+    let (_, _, welcome, heard) = meeting.come("ann", of_phone);
+    assert_eq!((&welcome["resumed"], heard.len()), (&Value::Bool(true), 1));
+    let (_, _, welcome, heard) = meeting.come("ann", of_laptop);
+    assert_eq!((&welcome["resumed"], heard.len()), (&Value::Bool(false), 0));
+}
+
+/// So many are sent away that not all are remembered: then those who came before the first of them are
+/// newcomers too, and nobody else.
+#[test]
+fn however_many_are_sent_away_none_goes_on() {
+    let mut meeting = Meeting::new();
+    let (early, of_early, ..) = meeting.come("early", Coming::default());
+    let mut kept = Vec::new();
+    for number in 0..1_100 {
+        let name = format!("n{number}");
+        let (_, coming, ..) = meeting.come(&name, Coming::default());
+        meeting.signal.kick(meeting.now, &address(PATH), Some(&name));
+        crate::drain(&mut meeting.signal);
+        kept.push((name, coming));
+    }
+    let (late, of_late, ..) = meeting.come("late", Coming::default());
+    meeting.lose(early);
+    meeting.lose(late);
+    for (name, coming) in kept.into_iter().step_by(50) {
+        assert_eq!(meeting.come(&name, coming).2["resumed"], false, "{name}");
+    }
+    assert_eq!(meeting.come("early", of_early).2["resumed"], false);
+    assert_eq!(meeting.come("late", of_late).2["resumed"], true);
 }
 
 /// A room whose time a test moves, and members who come back to it.

@@ -21,8 +21,13 @@ pub struct Incarnation(pub u64);
 /// One reader and writer of a room across the sockets that follow one another.
 #[derive(Clone, Copy, Debug, Eq, Hash, Ord, PartialEq, PartialOrd)]
 pub struct Session {
-    pub id: u64,
-    /// What only a neuron of this system could have given with that id, to this name in this room.
+    /// The stream that it reads.
+    pub incarnation: Incarnation,
+    /// Which of the stream's sessions it is.
+    pub number: u64,
+    /// How many messages had been said when it began, which are not for it.
+    pub born: u64,
+    /// What only a neuron of this system could have given with all that, to this name in this room.
     pub seal: u64,
 }
 
@@ -82,7 +87,8 @@ impl FromStr for Cursor {
 
 impl fmt::Display for Session {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{:016x}{:016x}", self.id, self.seal)
+        let Session { incarnation, number, born, seal } = self;
+        write!(f, "{:016x}{number:016x}{born:016x}{seal:016x}", incarnation.0)
     }
 }
 
@@ -90,11 +96,12 @@ impl FromStr for Session {
     type Err = CursorError;
 
     fn from_str(text: &str) -> Result<Session, CursorError> {
-        let (id, seal) = text.split_at_checked(NUMBER_DIGITS).ok_or(CursorError)?;
-        match seal.len() {
-            NUMBER_DIGITS => Ok(Session { id: number(id)?, seal: number(seal)? }),
-            _ => Err(CursorError),
+        if text.len() != 4 * NUMBER_DIGITS || !text.is_ascii() {
+            return Err(CursorError);
         }
+        let part = |at: usize| number(&text[at * NUMBER_DIGITS..(at + 1) * NUMBER_DIGITS]);
+        let [incarnation, number, born, seal] = [part(0)?, part(1)?, part(2)?, part(3)?];
+        Ok(Session { incarnation: Incarnation(incarnation), number, born, seal })
     }
 }
 

@@ -201,7 +201,12 @@ fn v4_is_told_more() {
         path: &room,
         topic: "topic",
         name: &ann,
-        session: Session { id: 0xF00D, seal: 0xCAFE },
+        session: Session {
+            incarnation: Incarnation(0xBEEF),
+            number: 0xF00D,
+            born: 7,
+            seal: 0xCAFE,
+        },
         cursor: &cursor,
         present: &present,
         is_resumed: None,
@@ -209,12 +214,12 @@ fn v4_is_told_more() {
     };
     assert_eq!(
         v4(ServerFrame::Welcome(&welcome)),
-        r#"{"t":"welcome","m":{"f":"/my/path/__sys__","c":"abeef-1a"},"p":{"path":"/my/path","topic":"topic","name":"ann","session":"000000000000f00d000000000000cafe","users":["ann","bob"],"data":{"bob":[1]}}}"#
+        r#"{"t":"welcome","m":{"f":"/my/path/__sys__","c":"abeef-1a"},"p":{"path":"/my/path","topic":"topic","name":"ann","session":"000000000000beef000000000000f00d0000000000000007000000000000cafe","users":["ann","bob"],"data":{"bob":[1]}}}"#
     );
     let again = Welcome { is_resumed: Some(true), last_id: Some("7"), present: &[], ..welcome };
     assert_eq!(
         v4(ServerFrame::Welcome(&again)),
-        r#"{"t":"welcome","m":{"f":"/my/path/__sys__","c":"abeef-1a"},"p":{"path":"/my/path","topic":"topic","name":"ann","session":"000000000000f00d000000000000cafe","resumed":true,"last":7,"users":[],"data":{}}}"#
+        r#"{"t":"welcome","m":{"f":"/my/path/__sys__","c":"abeef-1a"},"p":{"path":"/my/path","topic":"topic","name":"ann","session":"000000000000beef000000000000f00d0000000000000007000000000000cafe","resumed":true,"last":7,"users":[],"data":{}}}"#
     );
     let told = |data| ServerFrame::PeerConnected { path: &room, name: &bob, data };
     assert_eq!(v4(told(None)), r#"{"t":"joined","m":{"f":"/my/path/bob"},"p":null}"#);
@@ -326,9 +331,10 @@ fn cursors() {
     assert!(entries(64).parse::<Cursor>().is_ok());
     assert!(entries(65).parse::<Cursor>().is_err());
     assert!(entries(1 << 16).parse::<Cursor>().is_err());
-    let session = Session { id: 7, seal: u64::MAX };
+    let incarnation = Incarnation(9);
+    let session = Session { incarnation, number: 7, born: 0, seal: u64::MAX };
     assert_eq!(session.to_string().parse(), Ok(session));
-    let whole = "1".repeat(32);
+    let whole = "1".repeat(64);
     assert!(whole.parse::<Session>().is_ok());
     let (short, long, signed) = (&whole[1..], format!("{whole}1"), format!("+{}", &whole[1..]));
     for text in ["", "7", short, &long, &signed, "é"] {

@@ -268,8 +268,8 @@ fn who_knows_anothers_session_neither_closes_nor_mutes_nor_hears_him() -> Result
         json!({ "token": token, "cursor": cursor }),
         json!({ "token": token, "session": session, "cursor": "aff-ff" }),
         json!({ "token": token, "session": session, "cursor": "a" }),
-        json!({ "token": token, "session": "0".repeat(32), "cursor": "a0-0" }),
-        json!({ "token": token, "session": "f".repeat(32) }),
+        json!({ "token": token, "session": "0".repeat(64), "cursor": "a0-0" }),
+        json!({ "token": token, "session": "f".repeat(64) }),
     ];
     let mut said = 0;
     for hello in stolen {
