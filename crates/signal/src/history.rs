@@ -172,9 +172,6 @@ impl History {
     /// Lets go of the oldest message; answers how many bytes fewer are held, 0 when there was none.
     pub(crate) fn pop(&mut self) -> usize {
         let Some(message) = self.messages.pop_front() else { return 0 };
-        if let Some(mark) = message.mark() {
-            self.published.remove(&mark);
-        }
         let offset = self.last - self.messages.len() as u64;
         if self.names_gone.len() + 2 > LOST_MAX {
             // Too many names to tell them apart: any of them may have missed it.
@@ -186,6 +183,7 @@ impl History {
             None => self.broadcasts_gone = offset,
         }
         if let Some(mark) = message.mark() {
+            self.published.remove(&mark);
             self.names_gone.entry(mark.from).or_default().from_it = offset;
         }
         let bytes = message.bytes();
@@ -193,7 +191,7 @@ impl History {
         bytes
     }
 
-    /// What a session has yet to hear. Unless it `knows_last`, what it said and has no answer to counts
+    /// What a session of this history has yet to hear. Unless it `knows_last`, what it said and has no answer to counts
     /// as missed when that is known no more: it would be said, and heard, again.
     pub(crate) fn since(
         &self,
@@ -204,10 +202,9 @@ impl History {
     ) -> Missed {
         let floor = self.last - self.messages.len() as u64;
         // A cursor is what its reader says it is; where a session began is sealed.
-        let born = if session.incarnation == self.incarnation { session.born } else { self.last };
         let read = cursor.offset(self.incarnation).filter(|read| *read <= self.last);
-        let read = read.map(|read| read.max(born));
-        let from = read.unwrap_or(born).max(floor);
+        let read = read.map(|read| read.max(session.born));
+        let from = read.unwrap_or(session.born).max(floor);
         let of_name = self.names_gone.get(name).copied().unwrap_or_default();
         let own = if knows_last { 0 } else { of_name.from_it };
         let gone = self.broadcasts_gone.max(of_name.to_it).max(own);
@@ -265,12 +262,11 @@ impl History {
         self.sessions.retain(|(of, session), _| of != name || staying.contains(&session.number));
         self.sent_away.insert(name.clone(), SentAway { made: self.made, staying });
         if self.sent_away.len() > LOST_MAX {
-            // The sessions of all that are older than the longest ago end with it.
-            let oldest = self.sent_away.iter().min_by_key(|(_, away)| away.made);
-            if let Some((name, made)) = oldest.map(|(name, away)| (name.clone(), away.made)) {
-                self.sent_away.remove(&name);
-                self.all_sent_away = self.all_sent_away.max(made);
-            }
+            // Every session that is older than the older half of these ends with them.
+            let mut made: Vec<_> = self.sent_away.values().map(|away| away.made).collect();
+            let (_, middle, _) = made.select_nth_unstable(LOST_MAX / 2);
+            self.all_sent_away = *middle;
+            self.sent_away.retain(|_, away| away.made > *middle);
         }
     }
 

@@ -47,9 +47,9 @@ pub struct Signal {
     /// The same rooms by address, in an order that listings can show.
     pub(crate) buckets: BTreeMap<Bucket, Tenant>,
     room_id_next: u64,
-    /// What incarnations and sessions are made of, so that no two of them are the same, and nobody
-    /// can tell one from another.
+    /// What incarnations are made of, so that no two of them are the same, of other neurons neither.
     nonce: u64,
+    /// Incarnations that were made.
     made: u64,
     sealer: Sealer,
     /// Names in all rooms.
@@ -228,8 +228,7 @@ pub struct Kicked {
 }
 
 impl Signal {
-    /// No rooms yet. `nonce` is random: what clients are given to come back with is made of it, and
-    /// sealed.
+    /// No rooms yet. `nonce` is random: incarnations are made of it. `sealer` seals sessions.
     pub fn new(limits: Limits, nonce: u64, sealer: Sealer) -> Signal {
         Signal {
             limits,
@@ -275,7 +274,7 @@ impl Signal {
         let id = self.enrol(&address);
         let is_first = generation == Generation::V4
             && self.rooms.get(&id).is_none_or(|room| room.history.is_none());
-        let history = is_first.then(|| Box::new(History::new(Incarnation(self.make()))));
+        let history = is_first.then(|| Box::new(History::new(self.make_incarnation())));
         let room = self.rooms.entry(id).or_insert_with(|| Room::new(address));
         if history.is_some() {
             self.histories += 1;
@@ -381,7 +380,13 @@ impl Signal {
     ) -> Kicked {
         let matching = self.sockets(bucket).filter(|view| matches(view));
         let sockets: Vec<_> = matching.map(|view| view.socket).collect();
-        self.close(now, &sockets, code, reason)
+        let seats = sockets.iter().filter_map(|socket| self.seats.get(socket));
+        let names: BTreeSet<_> = seats.map(|seat| (seat.room, seat.name.clone())).collect();
+        let closed = self.close(now, &sockets, code, reason);
+        for (room, name) in names {
+            self.send_away(room, &name);
+        }
+        closed
     }
 
     /// Lets go of what is too old to come back to. To be called when [`Signal::poll_timeout`] says.
@@ -436,15 +441,13 @@ impl Signal {
         tenant.rooms.get(&(address.path.clone(), address.topic.clone())).copied()
     }
 
-    /// A number that was not made before (but by a chance of one in 2⁶⁴), and that tells nothing of
-    /// the others: members may have one name, and whoever knows a session of it can end it. So this is
-    /// SipHash of the nonce, and not a mixing that can be turned around.
-    fn make(&mut self) -> u64 {
+    /// One that was not made before, but by a chance of one in 2⁶⁴.
+    fn make_incarnation(&mut self) -> Incarnation {
         self.made += 1;
         let mut hasher = DefaultHasher::new();
         hasher.write_u64(self.nonce);
         hasher.write_u64(self.made);
-        hasher.finish()
+        Incarnation(hasher.finish())
     }
 
     /// The session that a joiner comes back with, if that is his, and he was not sent away.
@@ -679,10 +682,6 @@ impl Signal {
         code: CloseCode,
         reason: &'static str,
     ) -> Kicked {
-        let closing: BTreeSet<_> = sockets.iter().copied().collect();
-        for socket in sockets {
-            self.send_away(*socket, &closing);
-        }
         let left: Vec<_> = sockets
             .iter()
             .filter_map(|socket| self.unseat(now, *socket, Departure::Closed))
@@ -701,17 +700,15 @@ impl Signal {
         }
     }
 
-    /// Sees to it that who is sent away does not hear what is said from here on, should his name come
-    /// back. His sockets that stay are those that are not among `closing`.
-    fn send_away(&mut self, socket: SocketId, closing: &BTreeSet<SocketId>) {
-        let Some(seat) = self.seats.get(&socket) else { return };
-        let Some(room) = self.rooms.get_mut(&seat.room) else { return };
-        let sockets = room.sockets_of(seat.name.as_str()).iter().map(|(socket, _)| socket);
-        let staying = sockets.filter(|socket| !closing.contains(*socket));
-        let sessions = staying.filter_map(|socket| self.seats.get(socket)?.session);
+    /// Sees to it that a name some of whose sockets were closed does not hear what is said from here on,
+    /// should it come back, but by those that stayed.
+    fn send_away(&mut self, id: RoomId, name: &Name) {
+        let Some(room) = self.rooms.get_mut(&id) else { return };
+        let staying = room.sockets_of(name.as_str()).iter();
+        let sessions = staying.filter_map(|(socket, _)| self.seats.get(socket)?.session);
         let staying = sessions.map(|session| session.number).collect();
         if let Some(history) = &mut room.history {
-            history.send_away(&seat.name, staying);
+            history.send_away(name, staying);
         }
     }
 
