@@ -27,6 +27,11 @@ const BACKOFF_MAX_MS = 10_000;
 const STABLE_MS = 5_000;
 /** Frames that wait while reconnecting; one more is refused by `send`. */
 const OUTBOX_MAX = 256;
+/** Tries in a row of a watch that the neuron cannot begin now, and how long apart the first are. */
+const WATCH_TRIES = 6;
+const WATCH_RETRY_MS = 1_000;
+/** What passes: to be asked again later. */
+const PASSING = ['overloaded', 'store_unavailable', 'store_degraded', 'internal'];
 /** Versions kept by a watch of what was deleted. */
 const DELETED_MAX = 1_000;
 /** Close codes after which trying again in the same way cannot help: not permitted, refused, removed, replaced. */
@@ -211,7 +216,8 @@ export class Api {
 
 /**
  * One name in one room, and the data of its account that its token opens. Reconnects by itself until
- * `close()`, 4401 (token refused) or 4403 (removed from the room), and hears what was said meanwhile.
+ * `close()`, 4401 (token refused), 4403 (removed from the room), 4409 (its session goes on elsewhere) or
+ * 1008 (what it came with is not taken), and hears what was said meanwhile.
  * @extends {Emitter<RoomEvents>}
  */
 export class Ganglion extends Emitter {
@@ -242,8 +248,8 @@ export class Ganglion extends Emitter {
   #heard = [];
   /** @type {Map<number, { resolve: (value: any) => void, reject: (error: ApiError) => void }>} */
   #asked = new Map();
-  /** Bytes of the longest frame of this connection that is not said again. */
-  #longestAsk = 0;
+  /** The longest frame of this connection that is not in `#unheard`. */
+  #longestAsk = { id: 0, bytes: 0 };
   /** @type {Map<number, Watch>} */
   #watches = new Map();
   #nextId = 1;
@@ -258,6 +264,8 @@ export class Ganglion extends Emitter {
   #retryTimer = 0;
   #pingTimer = 0;
   #replyTimer = 0;
+  /** When it rings. */
+  #replyBy = 0;
   #probe = () => this.#onNetworkChange();
 
   /** @param {{ url: Given<string>, token: Given<string>, name?: string, data?: any }} options */
@@ -314,9 +322,10 @@ export class Ganglion extends Emitter {
   }
 
   /**
-   * The same, and waits until the neuron has taken it: it is said once, whatever the network does. After
-   * an outage that is told when what the others said meanwhile has been; should the neuron have refused a
-   * frame just before the outage, that may be told as taken.
+   * The same, and waits until the neuron has taken it. After an outage that is told when what the others
+   * said meanwhile has been. It is said once, whatever the network does; but when the neuron was restarted,
+   * or this end was away for longer than it remembers (`gap` is told then), what was not answered is said
+   * again, and may be heard twice.
    * @param {string} op
    * @param {unknown} payload
    * @param {string} [to]
@@ -327,15 +336,32 @@ export class Ganglion extends Emitter {
     return this.#say(op, payload, to) ?? Promise.reject(new ApiError('unreachable'));
   }
 
-  /** Shows something beside this end's name; `null` takes it away. @param {any} data */
+  /**
+   * Shows something beside this end's name; `null` takes it away.
+   * @param {any} data
+   * @returns {Promise<void>} done when the neuron has taken it, or at once while there is no connection;
+   *   rejects with an {@link ApiError}, and what was shown before stays
+   */
   show(data) {
+    const before = this.#data;
     this.#data = data ?? null;
-    if (this.#joined) this.#tellData();
+    if (!this.#joined) return Promise.resolve();
+    const shown = this.#data;
+    const told = this.#tellData().catch((error) => {
+      if (error.code !== 'unreachable' && this.#data === shown) this.#data = before;
+      throw error;
+    });
+    // Whoever does not care need not say so.
+    told.catch(() => {});
+    return told;
   }
 
   #tellData() {
     this.#told = JSON.stringify(this.#data);
-    this.#sendOnce(`{"t":"presence","m":{},"p":${this.#told}}`);
+    const id = this.#nextId++;
+    const answer = this.#answer(id);
+    this.#sendOnce(id, `{"t":"presence","m":{"id":${id}},"p":${this.#told}}`);
+    return answer;
   }
 
   /**
@@ -350,8 +376,7 @@ export class Ganglion extends Emitter {
     const id = this.#nextId++;
     const answer = this.#answer(id);
     const frame = JSON.stringify({ t: verb, m: { id }, p: params });
-    this.#sendOnce(frame);
-    this.#expectFrame(REPLY_WAIT_MS);
+    this.#sendOnce(id, frame);
     return answer;
   }
 
@@ -365,10 +390,11 @@ export class Ganglion extends Emitter {
    */
   watch(path, listener, { k, refused = () => {} } = {}) {
     const id = this.#nextId++;
-    const watch = { path: `/${path.split('/').filter(Boolean).join('/')}`, k, listener, refused, values: new Map(), versions: new Map(), started: false };
+    const watch = { path: `/${path.split('/').filter(Boolean).join('/')}`, k, listener, refused, values: new Map(), versions: new Map(), started: false, tries: 0, timer: 0 };
     this.#watches.set(id, watch);
     if (this.#joined) this.#startWatch(id, watch);
     return () => {
+      clearTimeout(watch.timer);
       if (this.#watches.delete(id) && this.#joined) {
         const p = { watch: id };
         this.#socket?.send(JSON.stringify({ t: 'unwatch', m: { id: this.#nextId++ }, p }));
@@ -503,7 +529,8 @@ export class Ganglion extends Emitter {
     this.#present = new Map(p.users.map((/** @type {string} */ wire) => [nameOf(wire), wire]));
     this.#shown = new Map(Object.entries(p.data).map(([wire, data]) => [nameOf(wire), data]));
     this.#joined = true;
-    if (JSON.stringify(this.#data) !== this.#told) this.#tellData();
+    if (JSON.stringify(this.#data) !== this.#told) this.#tellData().catch(() => {});
+    for (const [id, code] of p.refused ?? []) this.#onReply(id, { s: 'error', v: code });
     if (p.last !== undefined) {
       const heard = this.#unheard.findIndex(({ id }) => id === p.last);
       this.#heard.push(...this.#unheard.splice(0, heard + 1).map(({ id }) => id));
@@ -511,16 +538,19 @@ export class Ganglion extends Emitter {
     // Its answer comes behind all that was missed.
     if (this.#heard.length) this.#ping();
     for (const { frame } of this.#unheard) this.#socket?.send(frame);
+    if (this.#unheard.length) this.#expectFrame(SAID_WAIT_MS);
     for (const [id, watch] of this.#watches) this.#startWatch(id, watch);
     this.#become('open');
     this.emit('peers', this.peers);
     if (isBack && !p.resumed) this.emit('gap', undefined);
   }
 
-  /** Sends what is not said again after an outage. @param {string} frame */
-  #sendOnce(frame) {
-    this.#longestAsk = Math.max(this.#longestAsk, bytesOf(frame));
+  /** Sends what is answered, and is not said again after an outage. @param {number} id @param {string} frame */
+  #sendOnce(id, frame) {
+    const bytes = bytesOf(frame);
+    if (bytes > this.#longestAsk.bytes) this.#longestAsk = { id, bytes };
     this.#socket?.send(frame);
+    this.#expectFrame(REPLY_WAIT_MS);
   }
 
   /**
@@ -529,11 +559,11 @@ export class Ganglion extends Emitter {
    */
   #dropLongest() {
     if (!this.#joined) return false;
-    let [longest, bytes] = [0, this.#longestAsk];
+    let { id: longest, bytes } = this.#longestAsk;
     for (const { id, frame } of this.#unheard) {
       if (bytesOf(frame) > bytes) [longest, bytes] = [id, bytesOf(frame)];
     }
-    if (longest) this.#onReply(longest, { s: 'error', v: 'too_large' });
+    this.#onReply(longest, { s: 'error', v: 'too_large' });
     return true;
   }
 
@@ -558,19 +588,31 @@ export class Ganglion extends Emitter {
 
   /** @param {number} id @param {Watch} watch */
   #startWatch(id, watch) {
+    clearTimeout(watch.timer);
     watch.started = false;
     this.#answer(id).then(({ entries }) => {
       if (this.#watches.get(id) !== watch) return;
       watch.values = new Map(entries.map((/** @type {any} */ each) => [each.k, each.v]));
       watch.versions = new Map(entries.map((/** @type {any} */ each) => [each.k, each._ver_]));
       watch.started = true;
+      watch.tries = 0;
       watch.listener(new Map(watch.values));
-    }, (error) => {
-      // It is asked for again on the next connection, unless it was refused.
-      if (error.code !== 'unreachable' && this.#watches.delete(id)) watch.refused(error);
-    });
+    }, (error) => this.#onWatchError(id, watch, error));
     const p = { path: watch.path, ...(watch.k !== undefined && { k: watch.k }) };
-    this.#sendOnce(JSON.stringify({ t: 'watch', m: { id }, p }));
+    this.#sendOnce(id, JSON.stringify({ t: 'watch', m: { id }, p }));
+  }
+
+  /** @param {number} id @param {Watch} watch @param {ApiError} error */
+  #onWatchError(id, watch, error) {
+    // Without a connection it is asked for again on the next.
+    if (error.code === 'unreachable' || this.#watches.get(id) !== watch) return;
+    if (PASSING.includes(error.code) && this.#joined && watch.tries < WATCH_TRIES) {
+      const ms = WATCH_RETRY_MS * 2 ** watch.tries++ * (0.5 + Math.random() / 2);
+      watch.timer = setTimeout(() => this.#startWatch(id, watch), ms);
+      return;
+    }
+    this.#watches.delete(id);
+    watch.refused(error);
   }
 
   /** @param {string} path @param {any} change */
@@ -595,10 +637,8 @@ export class Ganglion extends Emitter {
   #onWatchEnd(id, envelope) {
     const watch = this.#watches.get(id);
     if (!watch) return;
-    const error = new ApiError(String(envelope?.v), { status: 200 });
-    if (error.code === 'overloaded') return this.#startWatch(id, watch);
-    this.#watches.delete(id);
-    watch.refused(error);
+    watch.started = false;
+    this.#onWatchError(id, watch, new ApiError(String(envelope?.v), { status: 200 }));
   }
 
   /** @param {{ code: number, reason: string }} why @param {boolean} final */
@@ -609,7 +649,8 @@ export class Ganglion extends Emitter {
     this.#replyTimer = 0;
     this.#socket = null;
     this.#joined = false;
-    this.#longestAsk = 0;
+    this.#longestAsk = { id: 0, bytes: 0 };
+    for (const { timer } of this.#watches.values()) clearTimeout(timer);
     this.#tellHeard();
     // What is said again when this end is back is not answered yet; what was asked is.
     const waits = new Set(final ? [] : this.#unheard.map(({ id }) => id));
@@ -646,7 +687,10 @@ export class Ganglion extends Emitter {
 
   /** Any frame within this time proves the connection; silence ends it. @param {number} withinMs */
   #expectFrame(withinMs) {
-    if (this.#replyTimer) return;
+    const by = Date.now() + withinMs;
+    if (this.#replyTimer && this.#replyBy <= by) return;
+    clearTimeout(this.#replyTimer);
+    this.#replyBy = by;
     this.#replyTimer = setTimeout(() => {
       const socket = this.#socket;
       // Told at once: on a dead network the browser waits long for the closing handshake.
@@ -676,6 +720,7 @@ export class Ganglion extends Emitter {
  * @typedef {{
  *   path: string, k: string | undefined, listener: (entries: Entries) => void,
  *   refused: (error: ApiError) => void, values: Entries, versions: Map<string, string>, started: boolean,
+ *   tries: number, timer: number,
  * }} Watch
  */
 

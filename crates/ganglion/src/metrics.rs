@@ -283,6 +283,7 @@ impl Text {
             slow,
             idle,
             too_long,
+            broken,
             paced,
             text_pings,
             frames_out,
@@ -295,6 +296,7 @@ impl Text {
             ("socket_slow", "WebSockets cut because they did not keep up.", slow),
             ("socket_idle", "WebSockets closed after signal.idle.", idle),
             ("socket_too_long", "WebSockets closed over signal.message.", too_long),
+            ("socket_broken", "WebSockets closed for another breach of the protocol.", broken),
             (
                 "socket_paced",
                 "Times that a socket was not read from for signal.messages_per_second, or for a room that does not keep up with it.",
@@ -391,13 +393,14 @@ mod tests {
             slow: AtomicU64::new(3),
             idle: AtomicU64::new(4),
             too_long: AtomicU64::new(5),
-            paced: AtomicU64::new(6),
-            text_pings: AtomicU64::new(7),
-            frames_out: AtomicU64::new(8),
-            writes: AtomicU64::new(9),
+            broken: AtomicU64::new(6),
+            paced: AtomicU64::new(7),
+            text_pings: AtomicU64::new(8),
+            frames_out: AtomicU64::new(9),
+            writes: AtomicU64::new(10),
         };
         let mut text = Text::default();
         text.sockets(&counters);
-        assert_eq!(values(&text), (1..=9).collect::<Vec<u64>>());
+        assert_eq!(values(&text), (1..=10).collect::<Vec<u64>>());
     }
 }

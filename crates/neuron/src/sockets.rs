@@ -20,7 +20,7 @@ use signal::{
 use thiserror::Error;
 use wire::envelope::Fault;
 use wire::errors::Code;
-use wire::frames::{BadName, ClientFrame, FrameError, Generation, Name, SYSTEM_NAME, UserFrame};
+use wire::frames::{BadFrame, BadName, ClientFrame, Generation, Name, SYSTEM_NAME, UserFrame};
 use wire::names::{Key, Layer, NameError, Path};
 use wire::token::Grants;
 use wire::ws::CloseCode;
@@ -107,8 +107,8 @@ impl std::fmt::Debug for Switchboard {
 }
 
 impl Switchboard {
-    /// `neuron` is `<host>:<neuron>`; `nonce` is random, and `sealer` the system's. Of the bytes of histories each core has its
-    /// part, and of that a bucket half.
+    /// `neuron` is `<host>:<neuron>`; `nonce` is random, and `sealer` the system's. Of the bytes of
+    /// histories each core has its part, and of that an account half.
     pub fn new(
         neuron: Key,
         limits: Limits,
@@ -120,10 +120,10 @@ impl Switchboard {
     ) -> Switchboard {
         let history_bytes = limits.history_bytes / CORES;
         let limits =
-            Limits { history_bytes, history_bytes_per_bucket: history_bytes / 2, ..limits };
+            Limits { history_bytes, history_bytes_per_account: history_bytes / 2, ..limits };
         let core = |at| {
             let nonce = nonce.wrapping_add(at << (u64::BITS - CORES.ilog2()));
-            Mutex::new(Signal::new(limits.clone(), nonce, sealer.clone()))
+            Mutex::new(Signal::new(clock.instant(), limits.clone(), nonce, sealer.clone()))
         };
         Switchboard {
             cores: (0..CORES as u64).map(core).collect(),
@@ -170,7 +170,7 @@ impl Switchboard {
         &self,
         place: Place,
         socket: SocketId,
-        frame: Result<ClientFrame<'_>, FrameError>,
+        frame: Result<ClientFrame<'_>, BadFrame<'_>>,
     ) -> Crowd {
         self.work(place, |signal, now| signal.handle_frame(now, socket, frame)).1
     }

@@ -182,6 +182,14 @@ pub enum NotSeated {
     Token(Fault),
 }
 
+impl NotSeated {
+    /// Whether it is not he but the store that is at fault, for a moment.
+    pub fn is_passing(&self) -> bool {
+        let (NotSeated::Ruled(fault) | NotSeated::Token(fault)) = self;
+        fault.code.status() >= 500
+    }
+}
+
 impl From<Fault> for NotSeated {
     fn from(fault: Fault) -> NotSeated {
         NotSeated::Token(fault)

@@ -8,7 +8,7 @@ use std::borrow::Cow;
 
 use wire::envelope::Fault;
 use wire::errors::Code;
-use wire::frames::{self, UserFrame, percent_encode};
+use wire::frames::{self, Name, UserFrame};
 use wire::json::Json;
 
 use crate::logs::Level;
@@ -30,9 +30,8 @@ pub(crate) async fn call(services: &Services, call: &Call<'_>) -> Result<Answer,
         Method::Get => {
             let members = services.rooms.members(&room);
             if let Some(name) = call.params.text("k") {
-                let member = members
-                    .iter()
-                    .find(|member| member.name == name || member.name == percent_encode(&name));
+                let name = Name::meant(&name).map_err(|_| Code::NotFound)?;
+                let member = members.iter().find(|member| member.name == name.as_str());
                 let member = member.ok_or(Code::NotFound)?;
                 return Ok(Answer::json(row(services, &room, member).to_string()));
             }

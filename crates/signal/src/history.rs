@@ -4,7 +4,10 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use wire::errors::Code;
 use wire::frames::{Cursor, Incarnation, Name, Session};
+
+use crate::signal::Token;
 
 /// Bytes that a message costs beside its frame.
 const ENTRY_BYTES: usize = 192;
@@ -12,6 +15,9 @@ const ENTRY_BYTES: usize = 192;
 /// Names of one room that are known to be lost, sessions, names that were sent away, and names that a
 /// message was let go of for.
 const LOST_MAX: usize = 1_000;
+
+/// Frames of one session that are known to have been refused.
+const REFUSED_MAX: usize = 32;
 
 /// Sessions of one name that are known to be lost: as many as a name has sockets by default.
 const SESSIONS_PER_NAME_MAX: usize = 16;
@@ -28,16 +34,18 @@ pub(crate) struct History {
     bytes: usize,
     /// Those of the messages that came with an id.
     published: BTreeSet<Mark>,
-    /// Names that were lost, and when: what is said to them is kept for when they come back.
-    lost: BTreeMap<Name, Instant>,
+    /// Names that were lost: what is said to them is kept for when they come back.
+    lost: BTreeMap<Name, Lost>,
     /// Sessions that were lost, so that they need not say again what was heard.
     sessions: BTreeMap<(Name, Session), LostSession>,
     /// Sessions that were begun.
     made: u64,
     /// Names that were sent away.
     sent_away: BTreeMap<Name, SentAway>,
-    /// The last session that was begun before everybody was sent away.
+    /// The last session that was begun before everybody was sent away,
     all_sent_away: u64,
+    /// but for these.
+    staying: BTreeSet<u64>,
     /// The newest broadcast that was let go of.
     broadcasts_gone: u64,
     /// What else was let go of, by whom it concerns.
@@ -62,12 +70,30 @@ pub(crate) struct Message {
     pub(crate) to: Option<Name>,
 }
 
+/// A name that may come back.
+#[derive(Debug)]
+pub(crate) struct Lost {
+    at: Instant,
+    /// What its last socket came with.
+    pub(crate) token: Option<Token>,
+}
+
 /// A session that may come back.
 #[derive(Debug)]
 struct LostSession {
     at: Instant,
-    /// The id of the last frame that had one, as JSON text.
-    last_id: Box<str>,
+    said: Option<Box<Said>>,
+}
+
+/// What came of the frames of a session that had ids, which are JSON text.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Said {
+    /// The last that was heard.
+    last_id: Option<Box<str>>,
+    /// Those that were refused a moment ago.
+    refused: VecDeque<(Instant, Box<str>, Code)>,
+    /// Whether more were than are known: then of none it is told whether it was heard.
+    is_unsure: bool,
 }
 
 /// Which sessions of a name that was sent away are over.
@@ -105,6 +131,39 @@ pub(crate) struct Missed {
     pub(crate) is_whole: bool,
 }
 
+impl Said {
+    /// Notes that a frame was heard.
+    pub(crate) fn hear(&mut self, id: &str) {
+        if !self.is_unsure {
+            self.last_id = Some(id.into());
+        }
+    }
+
+    /// Notes that a frame was refused. Who has waited for an answer for `lasts` has given up.
+    pub(crate) fn refuse(&mut self, now: Instant, lasts: Duration, id: &str, code: Code) {
+        while self.refused.front().is_some_and(|(at, ..)| *at + lasts <= now) {
+            self.refused.pop_front();
+        }
+        if self.refused.len() < REFUSED_MAX {
+            self.refused.push_back((now, id.into(), code));
+        } else {
+            *self = Said { is_unsure: true, ..Said::default() };
+        }
+    }
+
+    pub(crate) fn last_id(&self) -> Option<&str> {
+        self.last_id.as_deref()
+    }
+
+    pub(crate) fn refused(&self) -> Vec<(&str, Code)> {
+        self.refused.iter().map(|(_, id, code)| (&**id, *code)).collect()
+    }
+
+    pub(crate) fn is_unsure(&self) -> bool {
+        self.is_unsure
+    }
+}
+
 impl Message {
     fn bytes(&self) -> usize {
         ENTRY_BYTES + self.frame.len()
@@ -134,6 +193,7 @@ impl History {
             sent_away: BTreeMap::new(),
             made: 0,
             all_sent_away: 0,
+            staying: BTreeSet::new(),
             broadcasts_gone: 0,
             names_gone: BTreeMap::new(),
             idle_since: None,
@@ -157,21 +217,18 @@ impl History {
         self.published.contains(&mark)
     }
 
-    /// Adds a message; answers how many bytes more are held.
-    pub(crate) fn push(&mut self, message: Message) -> usize {
+    pub(crate) fn push(&mut self, message: Message) {
         self.last += 1;
         if let Some(mark) = message.mark() {
             self.published.insert(mark);
         }
-        let bytes = message.bytes();
-        self.bytes += bytes;
+        self.bytes += message.bytes();
         self.messages.push_back(message);
-        bytes
     }
 
-    /// Lets go of the oldest message; answers how many bytes fewer are held, 0 when there was none.
-    pub(crate) fn pop(&mut self) -> usize {
-        let Some(message) = self.messages.pop_front() else { return 0 };
+    /// Lets go of the oldest message; answers whether there was one.
+    pub(crate) fn pop(&mut self) -> bool {
+        let Some(message) = self.messages.pop_front() else { return false };
         let offset = self.last - self.messages.len() as u64;
         if self.names_gone.len() + 2 > LOST_MAX {
             // Too many names to tell them apart: any of them may have missed it.
@@ -186,13 +243,12 @@ impl History {
             self.published.remove(&mark);
             self.names_gone.entry(mark.from).or_default().from_it = offset;
         }
-        let bytes = message.bytes();
-        self.bytes -= bytes;
-        bytes
+        self.bytes -= message.bytes();
+        true
     }
 
-    /// What a session of this history has yet to hear. Unless it `knows_last`, what it said and has no answer to counts
-    /// as missed when that is known no more: it would be said, and heard, again.
+    /// What a session of this history has yet to hear. Unless it `knows_last`, what it said and has no
+    /// answer to counts as missed when that is known no more: it would be said, and heard, again.
     pub(crate) fn since(
         &self,
         cursor: &Cursor,
@@ -219,12 +275,12 @@ impl History {
     }
 
     /// Notes that a name was lost. Answers how many others had to be forgotten for it.
-    pub(crate) fn lose(&mut self, name: Name, now: Instant) -> usize {
-        self.lost.insert(name, now);
+    pub(crate) fn lose(&mut self, name: Name, token: Option<Token>, at: Instant) -> usize {
+        self.lost.insert(name, Lost { at, token });
         if self.lost.len() <= LOST_MAX {
             return 0;
         }
-        let oldest = self.lost.iter().min_by_key(|(_, at)| **at).map(|(name, _)| name.clone());
+        let oldest = self.lost.iter().min_by_key(|(_, lost)| lost.at).map(|(name, _)| name.clone());
         oldest.and_then(|name| self.lost.remove(&name)).map_or(0, |_| 1)
     }
 
@@ -233,13 +289,13 @@ impl History {
         self.lost.remove(name);
     }
 
-    /// Notes what was the last that a session said. Answers how many others had to be forgotten for
+    /// Notes that a session was lost, and what it said. Answers how many others had to be forgotten for
     /// it: of a name that has too many the oldest, else the oldest of all.
     pub(crate) fn lose_session(
         &mut self,
         name: Name,
         session: Session,
-        last_id: Box<str>,
+        said: Option<Box<Said>>,
         at: Instant,
     ) -> usize {
         let of_name = self.sessions.range(of(&name));
@@ -252,30 +308,45 @@ impl History {
             false => None,
         };
         let oldest = oldest.map(|(key, _)| key.clone());
-        self.sessions.insert((name, session), LostSession { at, last_id });
+        self.sessions.insert((name, session), LostSession { at, said });
         oldest.and_then(|key| self.sessions.remove(&key)).map_or(0, |_| 1)
     }
 
-    /// Sees to it that no session that a name has had goes on, but for some that stay.
-    pub(crate) fn send_away(&mut self, name: &Name, staying: Vec<u64>) {
-        self.lost.remove(name);
-        self.sessions.retain(|(of, session), _| of != name || staying.contains(&session.number));
-        self.sent_away.insert(name.clone(), SentAway { made: self.made, staying });
-        if self.sent_away.len() > LOST_MAX {
-            // Every session that is older than the older half of these ends with them.
-            let mut made: Vec<_> = self.sent_away.values().map(|away| away.made).collect();
-            let (_, middle, _) = made.select_nth_unstable(LOST_MAX / 2);
-            self.all_sent_away = *middle;
-            self.sent_away.retain(|_, away| away.made > *middle);
+    /// Sees to it that no session that a name has had goes on, but for some that stay. Answers with the
+    /// name as it was lost, if it was.
+    pub(crate) fn send_away(&mut self, name: &Name, staying: Vec<u64>) -> Option<Lost> {
+        let of_name = self.sessions.range(of(name)).map(|(key, _)| key);
+        let ended = of_name.filter(|(_, session)| !staying.contains(&session.number));
+        for key in ended.cloned().collect::<Vec<_>>() {
+            self.sessions.remove(&key);
         }
+        self.sent_away.insert(name.clone(), SentAway { made: self.made, staying });
+        self.lost.remove(name)
     }
 
-    /// The same for all names.
-    pub(crate) fn send_all_away(&mut self) {
-        self.lost.clear();
+    /// The same for all names. Answers with those that were lost.
+    pub(crate) fn send_all_away(&mut self) -> impl Iterator<Item = Lost> + use<> {
         self.sessions.clear();
         self.sent_away.clear();
+        self.staying.clear();
         self.all_sent_away = self.made;
+        std::mem::take(&mut self.lost).into_values()
+    }
+
+    /// Whether too many names were sent away to tell them apart for ever: then it is to be told of
+    /// those who are here ([`History::settle`]).
+    pub(crate) fn is_unsettled(&self) -> bool {
+        self.sent_away.len() > LOST_MAX
+    }
+
+    /// Notes, in place of who was sent away, who was not: the sessions that are open, and those that were
+    /// lost and may come back.
+    pub(crate) fn settle(&mut self, mut open: BTreeSet<u64>) {
+        let lost = self.sessions.keys().filter(|(name, session)| self.may_go_on(name, *session));
+        open.extend(lost.map(|(_, session)| session.number));
+        self.staying = open;
+        self.all_sent_away = self.made;
+        self.sent_away.clear();
     }
 
     /// Begins a session: which it is of this history, and what is not for it.
@@ -289,7 +360,7 @@ impl History {
         let goes_on =
             |away: &SentAway| session.number > away.made || away.staying.contains(&session.number);
         session.incarnation == self.incarnation
-            && session.number > self.all_sent_away
+            && (session.number > self.all_sent_away || self.staying.contains(&session.number))
             && self.sent_away.get(name).is_none_or(goes_on)
     }
 
@@ -298,28 +369,30 @@ impl History {
         self.all_sent_away > 0 || self.sent_away.contains_key(name)
     }
 
-    /// What was the last that a session said that has come back.
-    pub(crate) fn find_session(&mut self, name: &Name, session: Session) -> Option<Box<str>> {
-        self.sessions.remove(&(name.clone(), session)).map(|lost| lost.last_id)
+    /// What a session said that has come back; `None` when it is not known.
+    pub(crate) fn find_session(
+        &mut self,
+        name: &Name,
+        session: Session,
+    ) -> Option<Option<Box<Said>>> {
+        self.sessions.remove(&(name.clone(), session)).map(|lost| lost.said)
     }
 
     /// The name, if it was lost.
-    pub(crate) fn lost(&self, name: &str) -> Option<&Name> {
+    pub(crate) fn lost(&self, name: &Name) -> Option<&Name> {
         self.lost.get_key_value(name).map(|(name, _)| name)
     }
 
-    /// Lets go of the messages that are older than `lasts`; answers how many bytes fewer are held.
-    pub(crate) fn expire(&mut self, now: Instant, lasts: Duration) -> usize {
-        let mut freed = 0;
+    /// Lets go of the messages that are older than `lasts`.
+    pub(crate) fn expire(&mut self, now: Instant, lasts: Duration) {
         while self.messages.front().is_some_and(|message| message.at + lasts <= now) {
-            freed += self.pop();
+            self.pop();
         }
-        freed
     }
 
     /// Forgets who was lost longer ago than that.
     pub(crate) fn expire_lost(&mut self, now: Instant, lasts: Duration) {
-        self.lost.retain(|_, at| *at + lasts > now);
+        self.lost.retain(|_, lost| lost.at + lasts > now);
         self.sessions.retain(|_, lost| lost.at + lasts > now);
     }
 
@@ -331,7 +404,7 @@ impl History {
     /// When something of it will be too old.
     pub(crate) fn expires(&self, lasts: Duration) -> Option<Instant> {
         let oldest = self.messages.front().map(|message| message.at);
-        let lost = self.lost.values().min().copied();
+        let lost = self.lost.values().map(|lost| lost.at).min();
         let session = self.sessions.values().map(|lost| lost.at).min();
         [oldest, lost, session, self.idle_since].into_iter().flatten().min().map(|at| at + lasts)
     }

@@ -33,7 +33,7 @@
 //!     coming: Coming::default(),
 //! };
 //! let sealer = Sealer::new(|_, _, session| session[1] ^ 0x5EA1);
-//! let mut signal = Signal::new(Limits::default(), 1, sealer);
+//! let mut signal = Signal::new(now, Limits::default(), 1, sealer);
 //! signal.join(now, SocketId(1), join("ann"))?;
 //! signal.join(now, SocketId(2), join("bob"))?;
 //! signal.handle_text(now, SocketId(1), r#"{"t":"u","m":{"o":"message"},"p":{"msg":"hi"}}"#);
@@ -49,6 +49,7 @@
 
 mod grants;
 mod history;
+mod holdings;
 mod ids;
 mod limits;
 mod listing;

@@ -20,10 +20,10 @@ pub struct Limits {
     pub history_lasts: Duration,
     /// Messages kept of one room for that.
     pub history_messages: usize,
-    /// Bytes of them, all rooms of one bucket together. A room that is to hold more lets go of its own
-    /// oldest messages, and so it does for the bound below.
-    pub history_bytes_per_bucket: usize,
-    /// Bytes of them, all buckets together.
+    /// Bytes of them, all rooms of one account and its sub-accounts together. When there would be more,
+    /// the room that holds most lets go of its oldest messages.
+    pub history_bytes_per_account: usize,
+    /// Bytes of them, all accounts together. When there would be more, it is the account that holds most.
     pub history_bytes: usize,
 }
 
@@ -38,7 +38,7 @@ impl Default for Limits {
             data_bytes: 1 << 10,
             history_lasts: Duration::from_secs(120),
             history_messages: 1_000,
-            history_bytes_per_bucket: 4 << 20,
+            history_bytes_per_account: 4 << 20,
             history_bytes: 128 << 20,
         }
     }

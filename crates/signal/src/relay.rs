@@ -3,9 +3,12 @@
 use std::sync::Arc;
 use std::time::Instant;
 
+use kv4::Bucket;
 use wire::envelope::{self, Fault};
 use wire::errors::Code;
-use wire::frames::{ClientFrame, Cursor, FrameError, Generation, Id, Name, ServerFrame, UserFrame};
+use wire::frames::{
+    BadFrame, ClientFrame, Cursor, FrameError, Generation, Id, Name, ServerFrame, UserFrame,
+};
 use wire::token::Grants;
 
 use crate::history::Message;
@@ -58,7 +61,7 @@ impl Signal {
         &mut self,
         now: Instant,
         socket: SocketId,
-        frame: Result<ClientFrame<'_>, FrameError>,
+        frame: Result<ClientFrame<'_>, BadFrame<'_>>,
     ) {
         if !self.seats.contains_key(&socket) {
             return;
@@ -81,13 +84,13 @@ impl Signal {
                 let fault = Fault::with(Code::NotAllowed, "there is no data here");
                 self.refuse(socket, Some(id), &fault);
             }
-            Err(FrameError::SystemOp) => {
+            Err(BadFrame { id, error: FrameError::SystemOp }) => {
                 self.counters.system_ops += 1;
-                self.refuse(socket, None, &Fault::new(FrameError::SystemOp.code()));
+                self.refuse_said(now, socket, id, &Fault::new(FrameError::SystemOp.code()));
             }
-            Err(error) => {
+            Err(BadFrame { id, error }) => {
                 self.counters.bad_frames += 1;
-                self.refuse(socket, None, &Fault::with(error.code(), error.to_string()));
+                self.refuse_said(now, socket, id, &Fault::with(error.code(), error.to_string()));
             }
         }
     }
@@ -129,7 +132,7 @@ impl Signal {
         let needed = if frame.to.is_some() { Grants::SEND } else { Grants::PUBLISH };
         if !seat.grants.contains(needed) {
             self.counters.ungranted += 1;
-            return self.refuse(socket, frame.id, &Fault::new(Code::NotAllowed));
+            return self.refuse_said(now, socket, frame.id, &Fault::new(Code::NotAllowed));
         }
         let sender = Sender {
             room: seat.room,
@@ -142,11 +145,11 @@ impl Signal {
         if self.is_repeated(socket, frame.id) {
             return;
         }
-        if let Some((id, seat)) = frame.id.zip(self.seats.get_mut(&socket)) {
-            seat.last_id = Some(id.as_str().into());
-        }
         match (self.relay(now, &sender, frame), frame.id) {
             (Ok(relayed), Some(id)) => {
+                if let Some(seat) = self.seats.get_mut(&socket) {
+                    seat.said.get_or_insert_default().hear(id.as_str());
+                }
                 let envelope = envelope::ok("null");
                 self.reply(socket, id, relayed.cursor.as_ref(), &envelope);
             }
@@ -155,7 +158,7 @@ impl Signal {
                 self.counters.unknown_peers += 1;
                 if tells {
                     let fault = Fault::with(Code::NotFound, "nobody of that name is here");
-                    self.refuse(socket, id, &fault);
+                    self.refuse_said(now, socket, id, &fault);
                 }
             }
         }
@@ -243,33 +246,46 @@ impl Signal {
         }
     }
 
-    /// Keeps a message for those who were lost, and lets go of the room's oldest for its sake.
+    /// Keeps a message for those who were lost.
     fn keep(&mut self, now: Instant, id: RoomId, message: Message) {
+        let limits = &self.limits;
         let Some(room) = self.rooms.get_mut(&id) else { return };
         let Some(history) = room.history.as_mut() else { return };
-        let Some(tenant) = self.buckets.get_mut(&room.address.bucket) else { return };
-        let before = history.len();
-        let freed = history.expire(now, self.limits.history_lasts);
-        let mut held = history.len();
-        self.history_messages -= before - held;
-        let added = history.push(message);
-        held += 1;
-        self.history_messages += 1;
-        let mut of_bucket = tenant.history_bytes - freed + added;
-        let mut of_all = self.history_bytes - freed + added;
-        let limits = &self.limits;
-        while held > 0
-            && (held > limits.history_messages
-                || of_bucket > limits.history_bytes_per_bucket
-                || of_all > limits.history_bytes)
-        {
-            let bytes = history.pop();
-            (of_bucket, of_all, held) = (of_bucket - bytes, of_all - bytes, held - 1);
+        let (held, bytes) = (history.len(), history.bytes());
+        history.expire(now, limits.history_lasts);
+        history.push(message);
+        while history.len() > limits.history_messages {
+            history.pop();
+            self.counters.history_cut += 1;
+        }
+        self.history_messages = self.history_messages + history.len() - held;
+        self.holdings.change(&room.owner, id, bytes, history.bytes());
+        let owner = room.owner.clone();
+        self.let_go(&owner);
+        self.arrange(id);
+    }
+
+    /// Lets go of the oldest messages of whoever holds most, for the bounds of bytes.
+    fn let_go(&mut self, owner: &Bucket) {
+        loop {
+            let heaviest = match &self.holdings {
+                holdings if holdings.bytes_of(owner) > self.limits.history_bytes_per_account => {
+                    holdings.heaviest_of(owner)
+                }
+                holdings if holdings.bytes() > self.limits.history_bytes => holdings.heaviest(),
+                _ => return,
+            };
+            let room = heaviest.and_then(|id| Some((id, self.rooms.get_mut(&id)?)));
+            let Some((id, room)) = room else { return };
+            let Some(history) = room.history.as_mut() else { return };
+            let bytes = history.bytes();
+            if !history.pop() {
+                return;
+            }
+            self.holdings.change(&room.owner, id, bytes, history.bytes());
             self.history_messages -= 1;
             self.counters.history_cut += 1;
         }
-        (tenant.history_bytes, self.history_bytes) = (of_bucket, of_all);
-        self.arrange(id);
     }
 
     fn set_presence(&mut self, socket: SocketId, id: Option<Id<'_>>, data: &str) {
@@ -307,6 +323,15 @@ impl Signal {
 
     fn reply(&mut self, socket: SocketId, id: Id<'_>, cursor: Option<&Cursor>, envelope: &str) {
         self.send(socket, &ServerFrame::Reply { id, cursor, ver: None, envelope });
+    }
+
+    /// The same of what it said to others, which is known when it comes back without the answer.
+    fn refuse_said(&mut self, now: Instant, socket: SocketId, id: Option<Id<'_>>, fault: &Fault) {
+        if let Some((id, seat)) = id.zip(self.seats.get_mut(&socket)) {
+            let lasts = self.limits.history_lasts;
+            seat.said.get_or_insert_default().refuse(now, lasts, id.as_str(), fault.code);
+        }
+        self.refuse(socket, id, fault);
     }
 
     /// Tells a socket what was wrong with its frame: in its own answer, if it has an id.

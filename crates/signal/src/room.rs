@@ -5,7 +5,7 @@ use std::fmt;
 use std::sync::Arc;
 
 use kv4::Bucket;
-use wire::frames::{Generation, Name, Present, percent_encode};
+use wire::frames::{Generation, Name, Present};
 use wire::names::{NameError, Path};
 
 use crate::history::History;
@@ -62,6 +62,8 @@ pub struct Address {
 #[derive(Debug)]
 pub(crate) struct Room {
     pub(crate) address: Arc<Address>,
+    /// The account that it is of, in whose share it holds what was said.
+    pub(crate) owner: Bucket,
     /// No name is without a socket.
     members: BTreeMap<Name, Member>,
     /// How many sockets of each generation `members` holds.
@@ -98,6 +100,7 @@ pub(crate) enum Presence {
 impl Room {
     pub(crate) fn new(address: Address) -> Room {
         Room {
+            owner: address.bucket.top(),
             address: Arc::new(address),
             members: BTreeMap::new(),
             sockets: [0; 3],
@@ -182,22 +185,22 @@ impl Room {
         self.members.get(name).map_or(&[], |member| &member.sockets)
     }
 
-    /// The member that `to` means: a name as frames spell it, the same below the room's path, or
-    /// an identity that is not yet percent-encoded. The first spelling that is present counts; where
-    /// none is, one that was lost and may come back.
-    pub(crate) fn resolve(&self, to: &str) -> Option<&Name> {
-        let present = |name: &str| self.members.get_key_value(name).map(|(name, _)| name);
-        let lost = |name: &str| self.history.as_ref()?.lost(name);
-        self.spelled(to, present).or_else(|| self.spelled(to, lost))
+    /// The name that `to` means, present or not: a name as frames spell it, the same below the room's
+    /// path, or an identity that is not yet percent-encoded. Who else is here makes no difference to it.
+    pub(crate) fn named(&self, to: &str) -> Option<Name> {
+        let path = &self.address.path;
+        let below = to.strip_prefix(path.as_str()).and_then(|rest| match path.is_root() {
+            true => Some(rest),
+            false => rest.strip_prefix('/'),
+        });
+        Name::meant(below.unwrap_or(to)).ok()
     }
 
-    fn spelled<'a>(&self, to: &str, find: impl Fn(&str) -> Option<&'a Name>) -> Option<&'a Name> {
-        let below = || {
-            let rest = to.strip_prefix(self.address.path.as_str())?;
-            let rest = rest.strip_prefix('/').or(self.address.path.is_root().then_some(rest))?;
-            find(rest).or_else(|| find(&percent_encode(rest)))
-        };
-        find(to).or_else(below).or_else(|| find(&percent_encode(to)))
+    /// The same, if it is present, or was lost and may come back.
+    pub(crate) fn resolve(&self, to: &str) -> Option<&Name> {
+        let name = self.named(to)?;
+        let present = self.members.get_key_value(&name).map(|(name, _)| name);
+        present.or_else(|| self.history.as_ref()?.lost(&name))
     }
 
     /// Every socket of a generation once.

@@ -16,7 +16,8 @@ use wire::names::{Ident, PATH_BYTES_MAX, Path};
 use wire::token::Grants;
 use wire::ws::CloseCode;
 
-use crate::history::{History, Missed};
+use crate::history::{History, Lost, Missed, Said};
+use crate::holdings::Holdings;
 use crate::ids::{IdMap, RoomId, SocketId};
 use crate::limits::{Counters, Limits, Stats};
 use crate::listing::SocketView;
@@ -56,11 +57,11 @@ pub struct Signal {
     names: usize,
     /// Rooms whose histories are to be looked at, and when.
     due: BTreeSet<(Instant, RoomId)>,
-    /// When the first socket came.
-    began: Option<Instant>,
+    /// When the neuron did.
+    began: Instant,
     histories: usize,
     /// Bytes and messages of all histories.
-    pub(crate) history_bytes: usize,
+    pub(crate) holdings: Holdings,
     pub(crate) history_messages: usize,
     pub(crate) outputs: VecDeque<Output>,
     pub(crate) counters: Counters,
@@ -102,8 +103,6 @@ pub(crate) struct Tenant {
     pub(crate) rooms: BTreeMap<(Path, Topic), RoomId>,
     /// Sockets in all of `rooms`.
     pub(crate) sockets: usize,
-    /// Bytes of the histories of all of `rooms`.
-    pub(crate) history_bytes: usize,
     /// Those of `rooms` that nobody is in, and since when.
     deserted: BTreeSet<(Instant, RoomId)>,
 }
@@ -118,8 +117,8 @@ pub(crate) struct Seat {
     pub(crate) generation: Generation,
     /// Of v4 only.
     pub(crate) session: Option<Session>,
-    /// The id of the last frame that had one, as JSON text.
-    pub(crate) last_id: Option<Box<str>>,
+    /// What it said with an id.
+    pub(crate) said: Option<Box<Said>>,
     pub(crate) grants: Grants,
     /// What `grants` were when it joined: rules take away, and give back.
     pub(crate) granted: Grants,
@@ -228,8 +227,9 @@ pub struct Kicked {
 }
 
 impl Signal {
-    /// No rooms yet. `nonce` is random: incarnations are made of it. `sealer` seals sessions.
-    pub fn new(limits: Limits, nonce: u64, sealer: Sealer) -> Signal {
+    /// No rooms yet. `nonce` is random: incarnations are made of it. `sealer` seals sessions; those of
+    /// an earlier neuron are known for [`Limits::history_lasts`] from `now`.
+    pub fn new(now: Instant, limits: Limits, nonce: u64, sealer: Sealer) -> Signal {
         Signal {
             limits,
             seats: IdMap::default(),
@@ -241,9 +241,9 @@ impl Signal {
             sealer,
             names: 0,
             due: BTreeSet::new(),
-            began: None,
+            began: now,
             histories: 0,
-            history_bytes: 0,
+            holdings: Holdings::default(),
             history_messages: 0,
             outputs: VecDeque::new(),
             counters: Counters::default(),
@@ -270,6 +270,7 @@ impl Signal {
             // What was said before somebody came is not for him: a cursor alone opens nothing.
             cursor: coming.cursor.as_ref().filter(|_| known.is_some()),
             is_back: coming.cursor.is_some() || coming.session.is_some(),
+            is_known: false,
         };
         let id = self.enrol(&address);
         let is_first = generation == Generation::V4
@@ -312,7 +313,7 @@ impl Signal {
                 service: join.service,
                 generation,
                 session,
-                last_id: None,
+                said: None,
                 grants: join.grants,
                 granted: join.grants,
                 token: join.token,
@@ -323,7 +324,7 @@ impl Signal {
         if let Some(replaced) = replaced {
             self.replace(now, replaced);
         }
-        self.recall(socket);
+        let was = Was { is_known: self.recall(socket), ..was };
         self.welcome(socket, &was);
         self.announce(id, &name, socket, presence, has_news);
         self.arrange(id);
@@ -338,35 +339,42 @@ impl Signal {
         }
     }
 
-    /// Removes one member from a room, in any spelling of its name, or everyone. The sockets are
-    /// closed with [`CloseCode::KICKED`], and whoever stays is told.
+    /// Removes one member from a room, in any spelling of its name, or everyone, those too who were lost
+    /// and may come back. The sockets are closed with [`CloseCode::KICKED`], and whoever stays is told.
     pub fn kick(&mut self, now: Instant, address: &Address, name: Option<&str>) -> Kicked {
         let Some((id, room)) =
             self.room_id(address).and_then(|id| Some((id, self.rooms.get(&id)?)))
         else {
             return Kicked::default();
         };
-        let resolved = name.and_then(|name| room.resolve(name).cloned());
-        let sockets: Vec<_> = match name {
+        let named = match name {
+            None => None,
+            Some(name) => match room.named(name) {
+                Some(name) => Some(name),
+                None => return Kicked::default(),
+            },
+        };
+        let sockets: Vec<_> = match &named {
             None => room.members().flat_map(|(_, member)| member.sockets()).collect(),
-            Some(_) => {
-                let sockets =
-                    resolved.as_ref().map_or(&[][..], |name| room.sockets_of(name.as_str()));
-                sockets.iter().map(|(socket, _)| *socket).collect()
+            Some(name) => {
+                room.sockets_of(name.as_str()).iter().map(|(socket, _)| *socket).collect()
             }
         };
         let history = self.rooms.get_mut(&id).and_then(|room| room.history.as_mut());
-        match (history, name) {
-            (None, _) => {}
-            (Some(history), None) => history.send_all_away(),
-            // Who has lost his sockets is sent away as well.
+        let lost: Vec<Lost> = match (history, &named) {
+            (None, _) => Vec::new(),
+            (Some(history), None) => history.send_all_away().collect(),
             (Some(history), Some(name)) => {
-                if let Some(name) = resolved.or_else(|| Name::encode(name).ok()) {
-                    history.send_away(&name, Vec::new());
-                }
+                history.send_away(name, Vec::new()).into_iter().collect()
             }
-        }
-        self.close(now, &sockets, CloseCode::KICKED, "kicked")
+        };
+        let mut kicked = self.close(now, &sockets, CloseCode::KICKED, "kicked");
+        self.settle(id);
+        kicked.names += lost.len();
+        kicked.tokens.extend(lost.iter().filter_map(|lost| lost.token));
+        kicked.tokens.sort_unstable();
+        kicked.tokens.dedup();
+        kicked
     }
 
     /// Closes every socket of a bucket that `matches`, for rules that change under open sockets.
@@ -383,8 +391,11 @@ impl Signal {
         let seats = sockets.iter().filter_map(|socket| self.seats.get(socket));
         let names: BTreeSet<_> = seats.map(|seat| (seat.room, seat.name.clone())).collect();
         let closed = self.close(now, &sockets, code, reason);
-        for (room, name) in names {
-            self.send_away(room, &name);
+        for (room, name) in &names {
+            self.send_away(*room, name);
+        }
+        for room in names.into_iter().map(|(room, _)| room).collect::<BTreeSet<_>>() {
+            self.settle(room);
         }
         closed
     }
@@ -398,10 +409,11 @@ impl Signal {
             let Some(history) = &mut room.history else { continue };
             history.due = None;
             let (before, is_over) = (history.len(), history.is_over(now, lasts));
-            let freed = history.expire(now, lasts);
+            let bytes = history.bytes();
+            history.expire(now, lasts);
             history.expire_lost(now, lasts);
             self.history_messages -= before - history.len();
-            self.free(id, freed);
+            self.holdings.change(&room.owner, id, bytes, history.bytes());
             if is_over {
                 self.forget_history(id);
             } else {
@@ -430,7 +442,7 @@ impl Signal {
             sockets: self.seats.len(),
             histories: self.histories,
             history_messages: self.history_messages,
-            history_bytes: self.history_bytes,
+            history_bytes: self.holdings.bytes(),
             counters: self.counters.clone(),
         }
     }
@@ -452,10 +464,10 @@ impl Signal {
 
     /// The session that a joiner comes back with, if that is his, and he was not sent away.
     ///
-    /// For as long after the first socket as one that was lost may come back, that may be one of an
-    /// earlier neuron: nobody knows any more who was sent away there.
-    fn known_session(&mut self, now: Instant, join: &Join) -> Option<Known> {
-        let is_new = now < *self.began.get_or_insert(now) + self.limits.history_lasts;
+    /// For as long after the start as one that was lost may come back, that may be one of an earlier
+    /// neuron: nobody knows any more who was sent away there.
+    fn known_session(&self, now: Instant, join: &Join) -> Option<Known> {
+        let is_new = now < self.began + self.limits.history_lasts;
         let session = join.coming.session.filter(|_| join.generation == Generation::V4)?;
         let Session { incarnation, number, born, .. } = session;
         let sealed = self.sealer.session(&join.address, &join.name, incarnation, (number, born));
@@ -539,14 +551,17 @@ impl Signal {
         id
     }
 
-    /// Takes over what is known of a session that has come back.
-    fn recall(&mut self, socket: SocketId) {
-        let Some(seat) = self.seats.get_mut(&socket) else { return };
+    /// Takes over what is known of a session that has come back; answers whether what it said is.
+    fn recall(&mut self, socket: SocketId) -> bool {
+        let Some(seat) = self.seats.get_mut(&socket) else { return false };
         let history = self.rooms.get_mut(&seat.room).and_then(|room| room.history.as_mut());
-        if let Some((history, session)) = history.zip(seat.session) {
-            history.find(&seat.name);
-            seat.last_id = history.find_session(&seat.name, session);
-        }
+        let Some((history, session)) = history.zip(seat.session) else { return false };
+        history.find(&seat.name);
+        let found = history.find_session(&seat.name, session);
+        let is_known =
+            found.as_ref().is_some_and(|said| said.as_ref().is_none_or(|said| !said.is_unsure()));
+        seat.said = found.flatten();
+        is_known
     }
 
     /// What a joiner is sent before anything else.
@@ -562,13 +577,14 @@ impl Signal {
             return;
         };
         let missed = match was.cursor {
-            Some(cursor) => history.since(cursor, name, session, seat.last_id.is_some()),
+            Some(cursor) => history.since(cursor, name, session, was.is_known),
             None => Missed { frames: Vec::new(), cursor: history.cursor(), is_whole: false },
         };
         let is_resumed = was.is_back.then_some(missed.is_whole);
         self.counters.resumed += u64::from(is_resumed == Some(true));
         self.counters.unresumed += u64::from(is_resumed == Some(false));
         let present: Vec<Present<'_>> = room.present().collect();
+        let refused = seat.said.as_ref().map_or_else(Vec::new, |said| said.refused());
         let welcome = Welcome {
             path,
             topic: room.address.topic.as_str(),
@@ -577,7 +593,8 @@ impl Signal {
             cursor: &missed.cursor,
             present: &present,
             is_resumed,
-            last_id: seat.last_id.as_deref(),
+            last_id: seat.said.as_ref().and_then(|said| said.last_id()),
+            refused: &refused,
         };
         let mut frames = vec![ServerFrame::Welcome(&welcome).to_ws(Generation::V4)];
         frames.extend(missed.frames);
@@ -621,10 +638,11 @@ impl Signal {
             if departure == Departure::Lost {
                 let mut forgotten = 0;
                 if presence == Presence::Changed {
-                    forgotten += history.lose(seat.name.clone(), now);
+                    forgotten += history.lose(seat.name.clone(), seat.token, now);
                 }
-                if let Some((session, last_id)) = seat.session.zip(seat.last_id.clone()) {
-                    forgotten += history.lose_session(seat.name.clone(), session, last_id, now);
+                if let Some(session) = seat.session {
+                    let said = seat.said.clone();
+                    forgotten += history.lose_session(seat.name.clone(), session, said, now);
                 }
                 self.counters.lost_cut += forgotten as u64;
             }
@@ -712,6 +730,20 @@ impl Signal {
         }
     }
 
+    /// Sees to it that a room's history does not grow by all who were ever sent away.
+    fn settle(&mut self, id: RoomId) {
+        let Some(room) = self.rooms.get_mut(&id) else { return };
+        if !room.history.as_ref().is_some_and(|history| history.is_unsettled()) {
+            return;
+        }
+        let sockets = room.members().flat_map(|(_, member)| member.sockets());
+        let sessions = sockets.filter_map(|socket| self.seats.get(&socket)?.session);
+        let open = sessions.map(|session| session.number).collect();
+        if let Some(history) = &mut room.history {
+            history.settle(open);
+        }
+    }
+
     /// Hands a frame to everyone in a room but one, as each of some generations reads it.
     pub(crate) fn broadcast(
         &mut self,
@@ -771,26 +803,17 @@ impl Signal {
         }
     }
 
-    /// Counts bytes of a room's history that are held no longer.
-    pub(crate) fn free(&mut self, id: RoomId, bytes: usize) {
-        self.history_bytes -= bytes;
-        let bucket = self.rooms.get(&id).map(|room| &room.address.bucket);
-        if let Some(tenant) = bucket.and_then(|bucket| self.buckets.get_mut(bucket)) {
-            tenant.history_bytes -= bytes;
-        }
-    }
-
     /// Lets go of what might have been come back to, and of the room if nobody is in it.
     fn forget_history(&mut self, id: RoomId) {
         let Some(room) = self.rooms.get_mut(&id) else { return };
         let Some(history) = room.history.take() else { return };
         let (is_empty, address) = (room.is_empty(), Arc::clone(&room.address));
+        self.holdings.change(&room.owner, id, history.bytes(), 0);
         self.histories -= 1;
         self.history_messages -= history.len();
         if let Some(due) = history.due {
             self.due.remove(&(due, id));
         }
-        self.free(id, history.bytes());
         if !is_empty {
             return;
         }
@@ -827,6 +850,8 @@ struct Was<'a> {
     /// What he read, as far as it is his to say.
     cursor: Option<&'a Cursor>,
     is_back: bool,
+    /// Whether it is known what he said that he may have had no answer to.
+    is_known: bool,
 }
 
 /// A socket that has just been taken out of its room.

@@ -315,7 +315,7 @@ pub fn fuzz_asks(bytes: &[u8]) {
 /// A room of one socket of each generation, which say the lines of an input in turn: whatever those are,
 /// what each hears is a frame of its generation from its true sender, and nothing is left of it.
 pub fn fuzz_signal(bytes: &[u8]) {
-    let mut signal = Signal::new(rooms(), 1, crate::sealer());
+    let mut signal = Signal::new(*BEGINNING, rooms(), 1, crate::sealer());
     let mut now = *BEGINNING;
     for (socket, (name, generation)) in (0..).zip(SPEAKERS) {
         signal
@@ -331,7 +331,7 @@ pub fn fuzz_signal(bytes: &[u8]) {
         heard(&mut signal, Some((speaker, line)));
         let stats = signal.stats();
         assert!(stats.history_messages <= rooms().history_messages, "{stats:?}");
-        assert!(stats.history_bytes <= rooms().history_bytes_per_bucket, "{stats:?}");
+        assert!(stats.history_bytes <= rooms().history_bytes_per_account, "{stats:?}");
         assert_eq!((stats.sockets, stats.names), (SPEAKERS.len(), SPEAKERS.len()));
     }
     for socket in 0..SPEAKERS.len() as u64 {
@@ -355,7 +355,7 @@ fn rooms() -> Limits {
         data_bytes: 40,
         history_lasts: Duration::from_secs(5),
         history_messages: 5,
-        history_bytes_per_bucket: 2_000,
+        history_bytes_per_account: 2_000,
         ..Limits::default()
     }
 }
@@ -476,7 +476,7 @@ fn fuzz_frame(generation: Generation, text: &str) {
         }
         Ok(_) => return,
         Err(error) => {
-            let fault = Fault::with(error.code(), error.to_string());
+            let fault = Fault::with(error.error.code(), error.to_string());
             return check_frame(&ServerFrame::Error { fault: &fault });
         }
     };

@@ -88,14 +88,21 @@ impl Decoder {
     }
 }
 
-/// A text after its length.
+/// What comes before a text of so many bytes.
 ///
 /// # Panics
 /// If the text is 4 GiB long or longer.
+pub fn header(text_bytes: usize) -> [u8; LENGTH_BYTES] {
+    u32::try_from(text_bytes).expect("a text is far shorter than 4 GiB").to_be_bytes()
+}
+
+/// A text after its length.
+///
+/// # Panics
+/// As [`header`].
 pub fn frame(text: &[u8]) -> Bytes {
-    let length = u32::try_from(text.len()).expect("a text is far shorter than 4 GiB");
     let mut frame = BytesMut::with_capacity(LENGTH_BYTES + text.len());
-    frame.extend_from_slice(&length.to_be_bytes());
+    frame.extend_from_slice(&header(text.len()));
     frame.extend_from_slice(text);
     frame.freeze()
 }

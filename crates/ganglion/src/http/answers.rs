@@ -160,6 +160,22 @@ pub(super) fn counted_piece(
     Some(Bytes::from_owner(Counted { bytes, connection, _counted: Some(counted) }))
 }
 
+/// Bytes that go over a transport of their own, counted as those of whoever called last until they are
+/// dropped; `None` when there is no room for them.
+pub(crate) fn counted_alone(bytes: &Bytes, spender: &Spender) -> Option<Bytes> {
+    struct Alone(Bytes, #[expect(dead_code, reason = "counts until it is dropped")] AnswerBytes);
+    impl AsRef<[u8]> for Alone {
+        fn as_ref(&self) -> &[u8] {
+            &self.0
+        }
+    }
+    if bytes.len() <= SMALL_BYTES {
+        return Some(bytes.clone());
+    }
+    let counted = spender.answer(0, bytes.len(), false)?;
+    Some(Bytes::from_owner(Alone(bytes.clone(), counted)))
+}
+
 impl Whole {
     /// The next piece of it.
     pub(super) fn next(&mut self) -> Option<Bytes> {

@@ -7,7 +7,7 @@
 //! its client has taken it ([`answers`]); a watch has an answer that goes on ([`feeds`]). Not here: what a request means (`neuron`), and WebSockets
 //! after their handshake (`sockets`).
 
-mod answers;
+pub(crate) mod answers;
 mod bodies;
 mod connection;
 mod feeds;

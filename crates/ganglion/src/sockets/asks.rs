@@ -5,7 +5,6 @@
 //! here: what a request means (`neuron::asking`).
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -73,10 +72,19 @@ struct Feed {
     path: Path,
     queue: Arc<Queue>,
     queue_bytes_max: usize,
-    /// What comes before the reply; none from then on.
-    held: Mutex<Option<Vec<Bytes>>>,
-    /// Whether the client has been told that nothing more comes.
-    is_over: AtomicBool,
+    told: Mutex<Telling>,
+}
+
+/// Whether the client is told of changes.
+enum Telling {
+    /// The reply that the watch begins with has to come before these, which may be all there is.
+    Held {
+        frames: Vec<Bytes>,
+        is_over: bool,
+    },
+    Open,
+    /// Nothing more comes: the client was told so, or asked for it.
+    Over,
 }
 
 impl Asks {
@@ -205,8 +213,7 @@ impl Asks {
                 path: path.clone(),
                 queue: self.queue.clone(),
                 queue_bytes_max: self.queue_bytes_max(),
-                held: Mutex::new(Some(Vec::new())),
-                is_over: AtomicBool::new(false),
+                told: Mutex::new(Telling::Held { frames: Vec::new(), is_over: false }),
             });
             made = Some(feed.clone());
             feed
@@ -249,18 +256,17 @@ impl Asks {
         let params = params.map_err(|error| Fault::with(Code::BadRequest, error.to_string()))?;
         let id = params.json("watch");
         let id = id.ok_or_else(|| Fault::with(Code::BadRequest, "`watch` is the watch's id"))?;
-        let watching = self.state().watches.remove(id.as_str());
-        match watching {
-            Some(_) => Ok(Reply { envelope: envelope::ok("null"), ver: None }),
-            None => Err(Code::NotFound.into()),
-        }
+        let watching = self.state().watches.remove(id.as_str()).ok_or(Code::NotFound)?;
+        // Who looks whether it may go on has a hold of it still.
+        watching.feed.stop();
+        Ok(Reply { envelope: envelope::ok("null"), ver: None })
     }
 
     /// Forgets the watches that the neuron has ended: their ids may be used again.
     fn forget_ended(&self) {
         let ended: Vec<_> = {
             let watches = &mut self.state().watches;
-            let is_over = |watching: &Watching| watching.feed.is_over.load(Relaxed);
+            let is_over = |watching: &Watching| watching.feed.is_over();
             let ids = watches.iter().filter(|(_, watching)| is_over(watching));
             let ids: Vec<_> = ids.map(|(id, _)| id.clone()).collect();
             ids.iter().filter_map(|id| watches.remove(id)).collect()
@@ -331,31 +337,45 @@ fn frame(id: &str, reply: &Reply) -> Option<Bytes> {
 impl Feed {
     /// Lets through what came before the reply, which is queued by now, and what comes from here on.
     fn begin(&self) {
-        let mut held = self.held();
-        for frame in held.take().into_iter().flatten() {
+        let mut told = self.telling();
+        let Telling::Held { frames, is_over } = &mut *told else { return };
+        for frame in frames.drain(..) {
             self.queue.push(frame, self.queue_bytes_max);
         }
+        *told = if *is_over { Telling::Over } else { Telling::Open };
     }
 
+    /// The last that the client is told of it.
     fn end(&self, fault: &Fault) {
-        self.is_over.store(true, Relaxed);
         if let Ok(id) = Id::of_json(&self.id) {
             self.push(frames::watch_ended(id, &self.path, &envelope::error(fault)));
         }
-    }
-
-    fn push(&self, frame: Bytes) {
-        let mut held = self.held();
-        match &mut *held {
-            Some(held) => held.push(frame),
-            None => {
-                self.queue.push(frame, self.queue_bytes_max);
-            }
+        match &mut *self.telling() {
+            Telling::Held { is_over, .. } => *is_over = true,
+            told => *told = Telling::Over,
         }
     }
 
-    fn held(&self) -> MutexGuard<'_, Option<Vec<Bytes>>> {
-        self.held.lock().unwrap_or_else(PoisonError::into_inner)
+    fn stop(&self) {
+        *self.telling() = Telling::Over;
+    }
+
+    fn is_over(&self) -> bool {
+        matches!(*self.telling(), Telling::Held { is_over: true, .. } | Telling::Over)
+    }
+
+    fn push(&self, frame: Bytes) {
+        match &mut *self.telling() {
+            Telling::Held { frames, is_over: false } => frames.push(frame),
+            Telling::Open => {
+                self.queue.push(frame, self.queue_bytes_max);
+            }
+            Telling::Held { .. } | Telling::Over => {}
+        }
+    }
+
+    fn telling(&self) -> MutexGuard<'_, Telling> {
+        self.told.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 

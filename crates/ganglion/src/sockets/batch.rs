@@ -21,8 +21,12 @@ const WRITE_BYTES_PER_S: u64 = 32 << 10;
 
 /// Frames that are being written.
 pub(super) struct Batch {
+    /// Frames, each in so many `pieces`.
     pub(super) frames: VecDeque<Bytes>,
-    /// Whether the first frame was written in part: nothing but its rest may follow.
+    pieces: usize,
+    /// Pieces of the first frame that were written, and whether the next was in part: nothing but the
+    /// frame's rest may follow.
+    written: usize,
     is_split: bool,
     /// Whether the transport may still hold what it took.
     is_unflushed: bool,
@@ -31,9 +35,15 @@ pub(super) struct Batch {
 }
 
 impl Batch {
-    pub(super) fn new() -> Batch {
-        let frames = VecDeque::new();
-        Batch { frames, is_split: false, is_unflushed: false, deadline: Instant::now() }
+    pub(super) fn new(pieces: usize) -> Batch {
+        Batch {
+            frames: VecDeque::new(),
+            pieces,
+            written: 0,
+            is_split: false,
+            is_unflushed: false,
+            deadline: Instant::now(),
+        }
     }
 
     pub(super) fn begin(&mut self, frames: VecDeque<Bytes>) {
@@ -53,7 +63,8 @@ impl Batch {
 
     /// Drops every frame of which nothing was written.
     pub(super) fn give_up(&mut self) {
-        self.frames.truncate(usize::from(self.is_split));
+        let has_begun = self.is_split || self.written > 0;
+        self.frames.truncate(if has_begun { self.pieces - self.written } else { 0 });
     }
 
     /// Writes once, or flushes when everything is written.
@@ -89,7 +100,11 @@ impl Batch {
             written -= frame.len();
             self.is_split = false;
             self.frames.pop_front();
-            counters.frames_out.fetch_add(1, Ordering::Relaxed);
+            self.written += 1;
+            if self.written == self.pieces {
+                self.written = 0;
+                counters.frames_out.fetch_add(1, Ordering::Relaxed);
+            }
         }
         if self.frames.is_empty() {
             // An idle socket holds no room for frames.
@@ -142,12 +157,18 @@ mod tests {
     /// A close that began inside a frame would be read as a part of it.
     #[test]
     fn a_batch_that_is_given_up_ends_between_frames() {
-        let frames = || VecDeque::from([&b"abc"[..], b"def", b"ghi"].map(Bytes::from_static));
-        for (steps, taken) in [(0, ""), (1, "abc"), (2, "abcdef"), (3, "abcdef"), (4, "abcdefghi")]
+        let whole = [&b"abc"[..], b"def", b"ghi"].map(Bytes::from_static);
+        let pieces = [&b"a"[..], b"bc", b"def", b"", b"gh", b"i"].map(Bytes::from_static);
+        let takings = ["", "abc", "abcdef", "abcdef", "abcdefghi"];
+        let frames = [(1, whole.to_vec()), (2, pieces.to_vec())];
+        for ((steps, taken), (pieces, frames)) in takings
+            .into_iter()
+            .enumerate()
+            .flat_map(|taking| frames.clone().map(|frames| (taking, frames)))
         {
             let mut io = Drip { taken: Vec::new(), at_a_time: 2 };
-            let mut batch = Batch::new();
-            batch.begin(frames());
+            let mut batch = Batch::new(pieces);
+            batch.begin(frames.into());
             let mut context = Context::from_waker(std::task::Waker::noop());
             let counters = Counters::default();
             let mut write = |batch: &mut Batch| {
@@ -161,7 +182,7 @@ mod tests {
             while !batch.is_done() {
                 write(&mut batch);
             }
-            assert_eq!(io.taken, taken.as_bytes(), "after {steps} writes");
+            assert_eq!(io.taken, taken.as_bytes(), "{pieces} pieces, after {steps} writes");
         }
     }
 }

@@ -63,7 +63,7 @@ impl Framing {
         }))
     }
 
-    /// The last frame.
+    /// The last frame, as a queue has it.
     pub(super) fn close(&self, code: CloseCode, reason: &str) -> Bytes {
         match self {
             Framing::Lengths(_) => {
@@ -71,20 +71,33 @@ impl Framing {
                     format!(r#"{{"t":"close","m":{{}},"p":{{"code":{},"reason":"#, code.0);
                 push_string(&mut text, reason);
                 text.push_str("}}");
-                lengths::frame(text.as_bytes())
+                ws::text_frame(&text)
             }
             Framing::WebSocket(_) => ws::close_frame(code, reason),
         }
     }
 
-    /// What waits in a queue, which is WebSocket frames, as this transport has it. A ping, which holds
-    /// nothing, is a sign of life.
-    pub(super) fn outgoing(&self, mut frames: VecDeque<Bytes>) -> VecDeque<Bytes> {
-        if let Framing::Lengths(_) = self {
-            for frame in &mut frames {
-                *frame = lengths::frame(&ws::payload(frame));
+    /// What waits in a queue, which is WebSocket frames, as this transport has it: each of them in
+    /// [`Framing::pieces`], since what it holds may wait for many sockets. A ping, which holds nothing, is
+    /// a sign of life.
+    pub(super) fn outgoing(&self, frames: VecDeque<Bytes>) -> VecDeque<Bytes> {
+        match self {
+            Framing::WebSocket(_) => frames,
+            Framing::Lengths(_) => {
+                let payloads = frames.iter().map(ws::payload);
+                let pieces = payloads.flat_map(|payload| {
+                    [Bytes::copy_from_slice(&lengths::header(payload.len())), payload]
+                });
+                pieces.collect()
             }
         }
-        frames
+    }
+
+    /// In how many pieces each frame goes out.
+    pub(super) fn pieces(&self) -> usize {
+        match self {
+            Framing::WebSocket(_) => 1,
+            Framing::Lengths(_) => 2,
+        }
     }
 }

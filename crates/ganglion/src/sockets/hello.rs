@@ -3,7 +3,7 @@
 use signal::Coming;
 use wire::envelope::Fault;
 use wire::errors::Code;
-use wire::frames::{ClientFrame, Generation, Hello};
+use wire::frames::{BadFrame, ClientFrame, Generation, Hello};
 
 /// Who comes, and what with.
 #[derive(Debug)]
@@ -30,7 +30,9 @@ impl Greeting {
         let hello = match ClientFrame::parse(Generation::V4, text) {
             Ok(ClientFrame::Hello(hello)) => hello,
             Ok(_) => return Err(bad("the first frame is `hello`")),
-            Err(error) => return Err(Fault::with(error.code(), error.to_string())),
+            Err(BadFrame { error, .. }) => {
+                return Err(Fault::with(error.code(), error.to_string()));
+            }
         };
         let Hello { token, ident, secret, path, join, data, session, cursor } = hello;
         let owned = std::borrow::Cow::into_owned;

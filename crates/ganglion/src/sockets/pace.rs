@@ -41,7 +41,7 @@ impl Pace {
         self.said_until = self.said_until.max(now) + self.each * messages;
         let allowed = now + Duration::from_secs(BURST_S.into());
         if !self.each.is_zero() && self.said_until > allowed {
-            self.paused_until = Some(now + (self.said_until - allowed));
+            self.pause(now + (self.said_until - allowed));
         }
         self.paused_until.is_some()
     }
@@ -95,6 +95,18 @@ mod tests {
         assert!(pace.spend(50, until), "as much again is too much at once");
         pace.look(until + Duration::from_millis(500));
         assert!(!pace.spend(50, until + Duration::from_secs(2)), "but not after a while");
+    }
+
+    /// Else the pause for those who do not keep up would end with the short one.
+    #[test]
+    fn a_pause_is_not_cut_short_by_another() {
+        let mut pace = Pace::new(100);
+        let now = Instant::now();
+        pace.spend(1_000, now);
+        let until = now + Duration::from_secs(2);
+        pace.pause(until);
+        assert!(pace.spend(1, now));
+        assert_eq!(pace.paused_until(), Some(until));
     }
 
     #[test]

@@ -24,7 +24,7 @@ use tokio::time::Instant;
 use tokio_rustls::server::TlsStream;
 use wire::envelope::{self, Fault};
 use wire::errors::Code;
-use wire::frames::{self, ClientFrame, FrameError, Generation, Id, ServerFrame};
+use wire::frames::{self, BadFrame, ClientFrame, Generation, Id, ServerFrame};
 use wire::names::Path;
 use wire::token::Grants;
 use wire::ws::{self, CloseCode, ProtocolError};
@@ -38,7 +38,7 @@ use super::table::{Closing, Counters, Queue};
 use super::upgrade::{
     Admitted, Arrival, admit, not_seated, permit_origin, refusal, refuse_while_draining, verify,
 };
-use crate::http::{Paced, Shared};
+use crate::http::{Paced, Shared, answers};
 use crate::listen::Entered;
 use crate::turns::Spender;
 
@@ -226,8 +226,8 @@ impl Socket<()> {
             generation,
             seat: None,
             queue,
+            batch: Batch::new(framing.pieces()),
             framing,
-            batch: Batch::new(),
             heard: Instant::now(),
             pace: Pace::new(shared.config.signal.messages_per_second),
             spender: Spender::new(shared.turns.clone(), address),
@@ -307,17 +307,26 @@ impl<IO: Transport> Socket<IO> {
         let sockets = &shared.neuron.sockets;
         let joined = sockets.join(self.id, &verified, &room, joiner);
         let place = joined.map_err(|refusal| (refusal.close_code(), refusal.to_string()))?;
+        let account = verified.bucket.top();
+        self.spender.charge_to(account.clone());
+        if !self.queue.count_begun(|frame| answers::counted_alone(frame, &self.spender)) {
+            sockets.leave(place, self.id, Departure::Lost);
+            drop(self.queue.take());
+            let why = "too many bytes of answers to this account, or to all, were not taken yet";
+            return Err((CloseCode::TRY_AGAIN_LATER, why.to_owned()));
+        }
         // A revocation or a rule that came since the token was looked at has found no socket to close.
         let still = token::recheck(services, &verified, &room, address, self.id.0).await;
         if let Err(why) = still {
-            sockets.leave(place, self.id, Departure::Closed);
+            // A store that is away for a moment ends no session.
+            let departure = if why.is_passing() { Departure::Lost } else { Departure::Closed };
+            sockets.leave(place, self.id, departure);
             // Who is not to be here does not hear who is.
             drop(self.queue.take());
             return Err(not_seated(&why));
         }
         self.seat = Some(Seat { place, token: verified.claims.id });
-        self.spender.charge_to(verified.bucket.top());
-        services.graces.connected(verified.claims.id, services.now_s());
+        services.graces.connected(verified.claims.id, &account, services.now_s());
         if self.generation == Generation::V4 {
             self.opener = Some(Box::new((verified, room.path)));
         }
@@ -579,13 +588,13 @@ impl<IO: Transport> Socket<IO> {
             End::Slow => Some((CloseCode::TRY_AGAIN_LATER, "too slow".to_owned())),
         };
         if let Some((code, reason)) = told {
-            let mut waiting = self.framing.outgoing(self.queue.take());
+            let mut waiting = self.queue.take();
             if is_slow {
                 self.batch.give_up();
                 waiting.clear();
             }
-            self.batch.frames.append(&mut waiting);
-            self.batch.frames.push_back(self.framing.close(code, &reason));
+            waiting.push_back(self.framing.close(code, &reason));
+            self.batch.frames.append(&mut self.framing.outgoing(waiting));
             let is_closed = tokio::time::timeout(CLOSE_TIME, self.close()).await.is_ok();
             if is_slow && !is_closed {
                 // The kernel would keep what it has for the peer for as long as that takes a byte
@@ -694,7 +703,7 @@ async fn stopped(queue: &Queue) -> End {
 }
 
 /// What is answered to one who is in no room and says something to it.
-fn outside(frame: Result<ClientFrame<'_>, FrameError>) -> Option<Bytes> {
+fn outside(frame: Result<ClientFrame<'_>, BadFrame<'_>>) -> Option<Bytes> {
     let no_room = || Fault::with(Code::NotAllowed, "this socket is in no room");
     let (id, fault) = match frame {
         Ok(ClientFrame::Ping { ts }) => {
@@ -706,7 +715,7 @@ fn outside(frame: Result<ClientFrame<'_>, FrameError>) -> Option<Bytes> {
             (None, Fault::with(Code::BadRequest, "`hello` comes first, and once"))
         }
         Ok(_) => return None,
-        Err(error) => (None, Fault::with(error.code(), error.to_string())),
+        Err(BadFrame { id, error }) => (id, Fault::with(error.code(), error.to_string())),
     };
     let envelope = envelope::error(&fault);
     let frame = match id {
@@ -729,7 +738,8 @@ fn count_end(end: &End, counters: &Counters) {
         End::Broken(ProtocolError::MessageTooLong | ProtocolError::TooManyFragments) => {
             &counters.too_long
         }
-        End::Broken(_) | End::Close(..) | End::Closed(_) | End::Gone => return,
+        End::Broken(_) => &counters.broken,
+        End::Close(..) | End::Closed(_) | End::Gone => return,
     };
     counter.fetch_add(1, Ordering::Relaxed);
 }

@@ -40,6 +40,8 @@ pub(crate) struct Counters {
     pub(crate) idle: AtomicU64,
     /// Closed because of a message over `signal.message`, or in more frames than a decoder takes.
     pub(crate) too_long: AtomicU64,
+    /// Closed because of another breach of the protocol.
+    pub(crate) broken: AtomicU64,
     /// Times that a socket was not read from, since it had sent too much.
     pub(crate) paced: AtomicU64,
     pub(crate) text_pings: AtomicU64,
@@ -58,7 +60,8 @@ pub(super) struct Queue {
 struct Waiting {
     frames: VecDeque<Bytes>,
     /// Bytes of `frames`, but for those that the socket began with: who is in the room, which is as
-    /// long as the room is full, and what was missed, without which nobody can join.
+    /// long as the room is full, and what was missed, without which nobody can join. The first are
+    /// counted as an answer to the account.
     bytes: usize,
     /// Set once: nothing is queued after it.
     close: Option<Closing>,
@@ -174,6 +177,17 @@ impl Queue {
         }
         drop(waiting);
         self.wake.notify_one();
+    }
+
+    /// Replaces the frame that the socket began with; `false` when there is no room for it.
+    pub(super) fn count_begun(&self, count: impl FnOnce(&Bytes) -> Option<Bytes>) -> bool {
+        let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
+        let Some(first) = waiting.frames.front_mut() else { return true };
+        match count(first) {
+            Some(counted) => *first = counted,
+            None => return false,
+        }
+        true
     }
 
     /// A frame that finds the queue full cuts the socket. Answers how full it is otherwise.

@@ -418,7 +418,7 @@ async fn a_token_is_looked_at_again_with_each_request() {
     let short = token("ann", 10).await;
     assert_eq!(read(&short).await, "ok");
     let verified = stage.verified(&short).await;
-    stage.neuron.services.graces.connected(verified.claims.id, BEGINNING_S);
+    stage.neuron.services.graces.connected(verified.claims.id, &verified.bucket.top(), BEGINNING_S);
     stage.clock.advance_s(8);
     assert_eq!(read(&short).await, "ok");
     stage.clock.advance_s(2);

@@ -299,7 +299,7 @@ fn compare(signal: &Signal, model: &Model) {
 proptest! {
     #[test]
     fn everyone_sees_what_the_model_says(steps in prop::collection::vec(step(), 0..120)) {
-        let mut signal = Signal::new(limits(), 1, sealer());
+        let mut signal = Signal::new(crate::now(), limits(), 1, sealer());
         let mut model = Model::default();
         for (number, step) in steps.iter().enumerate() {
             let expected = run(step, number, &mut signal, &mut model);

@@ -10,7 +10,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
-use serde_json::Value;
+use serde_json::{Value, json};
 use signal::{Coming, Departure, Join, Limits, Output, Signal, SocketId};
 use wire::frames::{Cursor, Generation, Incarnation, Session};
 use wire::ws::CloseCode;
@@ -26,7 +26,7 @@ fn limits() -> Limits {
     Limits {
         history_lasts: LASTS,
         history_messages: 12,
-        history_bytes_per_bucket: 4_000,
+        history_bytes_per_account: 4_000,
         ..Limits::default()
     }
 }
@@ -124,7 +124,7 @@ struct Stage {
 impl Stage {
     fn new() -> Stage {
         Stage {
-            signal: Signal::new(limits(), 7, sealer()),
+            signal: Signal::new(crate::now(), limits(), 7, sealer()),
             now: crate::now(),
             clients: CLIENTS.iter().map(|_| Client::default()).collect(),
             sockets: BTreeMap::new(),
@@ -398,7 +398,7 @@ impl Stage {
         let stats = self.signal.stats();
         assert_eq!((stats.names, stats.sockets), (names.len(), self.sockets.len()));
         assert_eq!(stats.rooms, usize::from(!names.is_empty()));
-        assert!(stats.history_bytes <= limits().history_bytes_per_bucket, "{stats:?}");
+        assert!(stats.history_bytes <= limits().history_bytes_per_account, "{stats:?}");
         assert!(stats.history_messages <= limits().history_messages, "{stats:?}");
     }
 
@@ -462,7 +462,7 @@ fn frames(signal: &mut Signal, socket: u64) -> Vec<Value> {
 
 #[test]
 fn what_stands_beside_a_name_is_told_to_those_who_know_of_it() {
-    let mut signal = Signal::new(limits(), 1, sealer());
+    let mut signal = Signal::new(crate::now(), limits(), 1, sealer());
     let now = crate::now();
     let data = |text: &str| Some(Arc::from(text));
     let come = |signal: &mut Signal, name: &str, socket: u64, with: Option<Arc<str>>| {
@@ -500,7 +500,7 @@ fn what_stands_beside_a_name_is_told_to_those_who_know_of_it() {
 
 #[test]
 fn a_message_counts_once_however_often_it_is_sent() {
-    let mut signal = Signal::new(limits(), 1, sealer());
+    let mut signal = Signal::new(crate::now(), limits(), 1, sealer());
     let now = crate::now();
     for (socket, name) in [(1, "ann"), (2, "bob"), (3, "ann")] {
         signal.join(now, SocketId(socket), v4(name, socket, Coming::default())).expect("joins");
@@ -528,7 +528,7 @@ fn a_message_counts_once_however_often_it_is_sent() {
 /// What the server alone writes cannot be written by a client, of whatever generation.
 #[test]
 fn nobody_forges_a_cursor() {
-    let mut signal = Signal::new(limits(), 1, sealer());
+    let mut signal = Signal::new(crate::now(), limits(), 1, sealer());
     let now = crate::now();
     signal.join(now, SocketId(1), v4("ann", 1, Coming::default())).expect("joins");
     signal.join(now, SocketId(2), join(PATH, "old", 2)).expect("joins");
@@ -550,7 +550,7 @@ fn nobody_forges_a_cursor() {
 #[test]
 fn a_deserted_room_makes_way() {
     let limits = Limits { rooms_per_bucket: 2, ..limits() };
-    let mut signal = Signal::new(limits, 1, sealer());
+    let mut signal = Signal::new(crate::now(), limits, 1, sealer());
     let mut now = crate::now();
     let mut kept = Vec::new();
     for (socket, path) in [(1, "/a"), (2, "/b")] {
@@ -581,7 +581,7 @@ fn a_deserted_room_makes_way() {
 /// Whoever was sent away, and whoever was never there, does not hear what was said without him.
 #[test]
 fn what_was_said_before_somebody_came_is_not_told_to_him() {
-    let mut signal = Signal::new(limits(), 1, sealer());
+    let mut signal = Signal::new(crate::now(), limits(), 1, sealer());
     let now = crate::now();
     let say = |signal: &mut Signal, text: &str| {
         let frame = format!(r#"{{"t":"u","m":{{"o":"m"}},"p":"{text}"}}"#);
@@ -683,8 +683,7 @@ fn a_socket_that_stays_keeps_its_session() {
     assert_eq!((&welcome["resumed"], heard.len()), (&Value::Bool(false), 0));
 }
 
-/// So many are sent away that not all are remembered: then those who came before the first of them are
-/// newcomers too, and nobody else.
+/// So many are sent away that not all are remembered, but those who were not are.
 #[test]
 fn however_many_are_sent_away_none_goes_on() {
     let mut meeting = Meeting::new();
@@ -703,8 +702,182 @@ fn however_many_are_sent_away_none_goes_on() {
     for (name, coming) in kept.into_iter().step_by(50) {
         assert_eq!(meeting.come(&name, coming).2["resumed"], false, "{name}");
     }
-    assert_eq!(meeting.come("early", of_early).2["resumed"], false);
+    assert_eq!(meeting.come("early", of_early).2["resumed"], true);
     assert_eq!(meeting.come("late", of_late).2["resumed"], true);
+}
+
+/// A rule that closes many sockets at once leaves those alone whom it does not concern, whether they are
+/// here or will be back.
+#[test]
+fn who_stays_when_many_are_sent_away_at_once_goes_on() {
+    let mut meeting = Meeting::new();
+    let (away, of_away, ..) = meeting.come("away", Coming::default());
+    meeting.lose(away);
+    let (here, of_here, ..) = meeting.come("here", Coming::default());
+    let mut gone = Vec::new();
+    for number in 0..1_100 {
+        let name = format!("n{number}");
+        gone.push((name.clone(), meeting.come(&name, Coming::default()).1));
+    }
+    let bucket = address(PATH).bucket;
+    let kicked =
+        meeting.signal.close_where(meeting.now, &bucket, CloseCode::KICKED, "rule", |view| {
+            view.name.as_str().starts_with('n')
+        });
+    assert_eq!(kicked.names, 1_100);
+    crate::drain(&mut meeting.signal);
+    meeting.lose(here);
+    let (host, ..) = meeting.come("host", Coming::default());
+    meeting.say(host, 1, "");
+    for (name, coming) in [("away", of_away), ("here", of_here)] {
+        let (_, _, welcome, heard) = meeting.come(name, coming);
+        assert_eq!((&welcome["resumed"], heard.len()), (&Value::Bool(true), 1), "{name}");
+    }
+    for (name, coming) in gone.into_iter().step_by(50) {
+        let (_, _, welcome, heard) = meeting.come(&name, coming);
+        assert_eq!((&welcome["resumed"], heard.len()), (&Value::Bool(false), 0), "{name}");
+    }
+}
+
+/// Whoever calls himself by how frames spell another's name neither hears what is said to that one, nor
+/// is sent away in his place.
+#[test]
+fn nobody_stands_in_for_a_name_that_was_lost() {
+    for shield in ["ann%20lee", "/my/path/ann lee", "ann%2520lee"] {
+        let mut meeting = Meeting::new();
+        let (host, ..) = meeting.come("host", Coming::default());
+        let (ann, of_ann, ..) = meeting.come("ann lee", Coming::default());
+        let (mallory, ..) = meeting.come(shield, Coming::default());
+        meeting.lose(ann);
+        for to in ["ann%20lee", "ann lee", "/room/ann%20lee", "/room/ann lee"] {
+            let to = to.replace("/room", PATH);
+            let frame = format!(r#"{{"t":"u","m":{{"id":1{},"t":"{to}"}},"p":1}}"#, to.len());
+            meeting.signal.handle_text(meeting.now, host, &frame);
+            let seen = crate::drain(&mut meeting.signal);
+            assert_eq!(seen.of(mallory.0).len(), 0, "{to}");
+        }
+        let (ann, of_ann, welcome, heard) = meeting.come("ann lee", of_ann);
+        assert_eq!((&welcome["resumed"], heard.len()), (&Value::Bool(true), 4), "{shield}");
+        meeting.lose(ann);
+        let kicked = meeting.signal.kick(meeting.now, &address(PATH), Some("ann%20lee"));
+        assert_eq!((kicked.names, kicked.sockets, kicked.tokens.len()), (1, 0, 1), "{shield}");
+        crate::drain(&mut meeting.signal);
+        meeting.say(host, 5, "");
+        let (_, _, welcome, heard) = meeting.come("ann lee", of_ann);
+        assert_eq!((&welcome["resumed"], heard.len()), (&Value::Bool(false), 0), "{shield}");
+    }
+}
+
+/// Else what nobody got would be taken for said.
+#[test]
+fn what_was_refused_is_told_to_who_was_cut_before_the_answer() {
+    let mut meeting = Meeting::new();
+    let (ann, of_ann, ..) = meeting.come("ann", Coming::default());
+    meeting.say(ann, 1, "");
+    meeting.say(ann, 2, r#","t":"nobody""#);
+    meeting.say(ann, 3, "");
+    meeting.lose(ann);
+    let (ann, of_ann, welcome, _) = meeting.come("ann", of_ann);
+    assert_eq!((&welcome["last"], &welcome["resumed"]), (&json!(3), &json!(true)));
+    assert_eq!(welcome["refused"], json!([[2, "not_found"]]));
+    // The first of a session may be one.
+    meeting.lose(ann);
+    let (bob, of_bob, ..) = meeting.come("bob", Coming::default());
+    meeting.say(bob, 1, r#","o":"peers""#);
+    meeting.lose(bob);
+    let (bob, of_bob, welcome, _) = meeting.come("bob", of_bob);
+    assert_eq!(
+        (&welcome["last"], &welcome["refused"]),
+        (&Value::Null, &json!([[1, "not_allowed"]]))
+    );
+    // So many that not all are known: then of none it is told that it was heard.
+    for id in 2..40 {
+        meeting.say(bob, id, r#","t":"nobody""#);
+    }
+    meeting.say(bob, 40, "");
+    meeting.lose(bob);
+    let (.., welcome, _) = meeting.come("bob", of_bob);
+    assert_eq!(welcome["last"], Value::Null);
+    // They are forgotten when nobody waits for an answer any more.
+    let (ann, of_ann, ..) = meeting.come("ann", of_ann);
+    for id in 10..60 {
+        meeting.say(ann, id, r#","t":"nobody""#);
+        meeting.pass(LASTS / 20);
+    }
+    meeting.say(ann, 60, "");
+    meeting.lose(ann);
+    let (.., welcome, _) = meeting.come("ann", of_ann);
+    assert_eq!(welcome["last"], json!(60));
+    assert_eq!(welcome["refused"].as_array().map(Vec::len), Some(20));
+}
+
+/// Two sockets of one name are two sessions: what one said is no gap of the other.
+#[test]
+fn what_another_socket_of_its_name_said_is_no_gap_of_a_session() {
+    let mut meeting = Meeting::new();
+    let (silent, of_silent, ..) = meeting.come("ann", Coming::default());
+    let (loud, ..) = meeting.come("ann", Coming::default());
+    let (_bob, ..) = meeting.come("bob", Coming::default());
+    meeting.lose(silent);
+    for id in 1..=60 {
+        meeting.say(loud, id, r#","t":"bob""#);
+    }
+    let (_, _, welcome, heard) = meeting.come("ann", of_silent);
+    assert_eq!((&welcome["resumed"], heard.len()), (&Value::Bool(true), 0));
+}
+
+/// Who says much lets go of his own, and not of what others have said, however little room is left.
+#[test]
+fn who_holds_most_lets_go_first() {
+    let limits = Limits {
+        history_messages: 1_000,
+        history_bytes_per_account: 60_000,
+        history_bytes: 100_000,
+        ..limits()
+    };
+    let mut signal = Signal::new(crate::now(), limits, 1, sealer());
+    let now = crate::now();
+    let places = ["kv4_$loud_data", "kv4_$rude)sub_data", "kv4_$rude)other_data", "kv4_$ann_data"];
+    let mut sockets = Vec::new();
+    let mut kept = Vec::new();
+    for (at, bucket) in places.iter().enumerate() {
+        for (name, socket) in [("speaker", at as u64 * 2 + 1), ("other", at as u64 * 2 + 2)] {
+            let mut join = v4(name, socket, Coming::default());
+            join.address.bucket = kv4::Bucket::from_stored(bucket);
+            signal.join(now, SocketId(socket), join.clone()).expect("joins");
+            let welcome = frames(&mut signal, socket).remove(0);
+            kept.push((socket, join, welcome));
+        }
+        sockets.push(SocketId(at as u64 * 2 + 1));
+    }
+    let say = |signal: &mut Signal, socket: SocketId, bytes: usize| {
+        let frame = format!(r#"{{"t":"u","m":{{"o":"o"}},"p":"{}"}}"#, "x".repeat(bytes));
+        signal.handle_text(now, socket, &frame);
+        crate::drain(signal);
+        let stats = signal.stats();
+        assert!(stats.history_bytes <= 100_000, "{stats:?}");
+    };
+    // One account, by its sub-accounts, and another fill all there is.
+    for _ in 0..40 {
+        for socket in &sockets[..3] {
+            say(&mut signal, *socket, 2_000);
+        }
+    }
+    let (socket, mut join, welcome) = kept.pop().expect("ann's other");
+    signal.leave(now, SocketId(socket), Departure::Lost);
+    say(&mut signal, sockets[3], 1_000);
+    for socket in &sockets[..3] {
+        say(&mut signal, *socket, 2_000);
+    }
+    join.coming = Coming {
+        data: None,
+        session: welcome["p"]["session"].as_str().map(|text| text.parse().expect("one")),
+        cursor: welcome["m"]["c"].as_str().map(|text| text.parse().expect("one")),
+    };
+    crate::drain(&mut signal);
+    signal.join(now, SocketId(99), join).expect("joins");
+    let heard = frames(&mut signal, 99);
+    assert_eq!((&heard[0]["p"]["resumed"], heard.len()), (&Value::Bool(true), 2));
 }
 
 /// A room whose time a test moves, and members who come back to it.
@@ -718,9 +891,10 @@ impl Meeting {
     fn new() -> Meeting {
         let (now, limits) = (
             crate::now(),
-            Limits { history_messages: 40, history_bytes_per_bucket: 1 << 20, ..limits() },
+            Limits { history_messages: 40, history_bytes_per_account: 1 << 20, ..limits() },
         );
-        let mut meeting = Meeting { signal: Signal::new(limits, 1, sealer()), now, next: 1 };
+        let mut meeting =
+            Meeting { signal: Signal::new(crate::now(), limits, 1, sealer()), now, next: 1 };
         // Somebody stays, so that the room does; and time enough has passed since the start.
         meeting.come("host", Coming::default());
         meeting.pass(LASTS);

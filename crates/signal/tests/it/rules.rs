@@ -16,7 +16,7 @@ const PATH: &str = "/my/path";
 const NOT_ALLOWED: &str = r#"{"t":"e","m":{},"p":{"v":"not_allowed","s":"error"}}"#;
 
 fn signal() -> Signal {
-    Signal::new(Limits::default(), 1, sealer())
+    Signal::new(now(), Limits::default(), 1, sealer())
 }
 
 /// A room in which each name sits on the socket of its place, from 1.
@@ -349,7 +349,7 @@ fn limits_refuse_the_next_and_count_it() {
         sockets_per_name: 2,
         ..Limits::default()
     };
-    let mut signal = Signal::new(limits, 1, sealer());
+    let mut signal = Signal::new(now(), limits, 1, sealer());
     let mut try_join = |path: &str, name: &str, socket: u64| {
         signal.join(now(), SocketId(socket), join(path, name, socket)).err()
     };

@@ -146,6 +146,21 @@ pub enum FrameError {
     UnknownKind(&'static str),
 }
 
+/// A text that is no frame to relay, and by what id its sender knows it, where that can be read.
+#[derive(Clone, Debug, Eq, Error, PartialEq)]
+#[error("{error}")]
+pub struct BadFrame<'a> {
+    /// Of v4 only.
+    pub id: Option<Id<'a>>,
+    pub error: FrameError,
+}
+
+impl From<FrameError> for BadFrame<'_> {
+    fn from(error: FrameError) -> Self {
+        BadFrame { id: None, error }
+    }
+}
+
 /// What each generation sends.
 const KINDS_V1: &str = "a frame has an `eventName`";
 const KINDS_V2: &str = "`t` is none of `u`, `ping`, `tm`";
@@ -173,13 +188,13 @@ impl<'a> ClientFrame<'a> {
     ///
     /// # Errors
     /// Text that is not one of the generation's frames, and operations that only the server may send.
-    pub fn parse(generation: Generation, text: &'a str) -> Result<ClientFrame<'a>, FrameError> {
+    pub fn parse(generation: Generation, text: &'a str) -> Result<ClientFrame<'a>, BadFrame<'a>> {
         if text == "ping" {
             return Ok(ClientFrame::TextPing);
         }
         match generation {
-            Generation::V1 => ClientFrame::of_v1(read(text)?),
-            Generation::V2 => ClientFrame::of_v2(read(text)?),
+            Generation::V1 => Ok(ClientFrame::of_v1(read(text)?)?),
+            Generation::V2 => Ok(ClientFrame::of_v2(read(text)?)?),
             Generation::V4 => ClientFrame::of_v4(read(text)?),
         }
     }
@@ -209,7 +224,7 @@ impl<'a> ClientFrame<'a> {
         }
     }
 
-    fn of_v4(mut envelope: Envelope<'a>) -> Result<ClientFrame<'a>, FrameError> {
+    fn of_v4(mut envelope: Envelope<'a>) -> Result<ClientFrame<'a>, BadFrame<'a>> {
         // What the server writes into every frame of this generation is nobody else's to write.
         let id = match &mut envelope.meta {
             None => None,
@@ -219,6 +234,12 @@ impl<'a> ClientFrame<'a> {
                 id.map(Id::of_json).transpose()?
             }
         };
+        let read = ClientFrame::of_kind(envelope, id);
+        read.map_err(|error| BadFrame { id, error })
+    }
+
+    /// A frame of v4, whose id has been read.
+    fn of_kind(envelope: Envelope<'a>, id: Option<Id<'a>>) -> Result<ClientFrame<'a>, FrameError> {
         let params = envelope.payload.unwrap_or("null");
         match envelope.kind.as_deref() {
             Some("u") => {

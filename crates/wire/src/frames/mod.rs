@@ -10,7 +10,7 @@ mod cursor;
 mod name;
 mod server;
 
-pub use client::{ClientFrame, FrameError, Hello, ID_BYTES_MAX, Id, UserFrame, Verb};
+pub use client::{BadFrame, ClientFrame, FrameError, Hello, ID_BYTES_MAX, Id, UserFrame, Verb};
 pub use cursor::{Cursor, CursorError, Incarnation, Session};
 pub use name::{BadName, NAME_BYTES_MAX, Name, percent_encode};
 pub use server::{Present, ServerFrame, Welcome, admitted, watch_ended, watched};

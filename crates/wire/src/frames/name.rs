@@ -40,6 +40,19 @@ impl Name {
         Ok(Name(Arc::from(name)))
     }
 
+    /// The name that a text means which is either a name, as frames spell it, or an identity that is
+    /// not percent-encoded. A text of nothing but what names are made of is a name, so that what a list
+    /// shows means the one who is shown, whoever else calls himself that.
+    ///
+    /// # Errors
+    /// As [`Name::encode`].
+    pub fn meant(text: &str) -> Result<Name, BadName> {
+        match percent_decode(text) {
+            Some(identity) => Name::encode(&identity),
+            None => Name::encode(text),
+        }
+    }
+
     pub fn as_str(&self) -> &str {
         &self.0
     }
@@ -63,9 +76,34 @@ impl fmt::Display for Name {
     }
 }
 
+/// What was percent-encoded; `None` for a text that holds anything that an encoder, here or in a browser,
+/// would not have left.
+fn percent_decode(text: &str) -> Option<Cow<'_, str>> {
+    if text.bytes().all(is_plain) {
+        return Some(Cow::Borrowed(text));
+    }
+    let mut decoded = Vec::with_capacity(text.len());
+    let mut bytes = text.bytes();
+    while let Some(byte) = bytes.next() {
+        match byte {
+            b'%' => {
+                let mut digit = || char::from(bytes.next()?).to_digit(16);
+                let (high, low) = (digit()?, digit()?);
+                decoded.push((high << 4 | low) as u8);
+            }
+            byte if is_plain(byte) || b"!'()*".contains(&byte) => decoded.push(byte),
+            _ => return None,
+        }
+    }
+    String::from_utf8(decoded).ok().map(Cow::Owned)
+}
+
+fn is_plain(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"._~-".contains(&byte)
+}
+
 /// The spelling of `identity` in which a [`Name`] keeps it.
 pub fn percent_encode(identity: &str) -> Cow<'_, str> {
-    let is_plain = |byte: u8| byte.is_ascii_alphanumeric() || b"._~-".contains(&byte);
     if identity.bytes().all(is_plain) {
         return Cow::Borrowed(identity);
     }

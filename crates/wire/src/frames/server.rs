@@ -7,6 +7,7 @@ use bytes::Bytes;
 use super::{Cursor, Generation, Id, Name, PEER_CONNECTED, PEER_REMOVED, PEERS, SYSTEM_NAME};
 use super::{Session, UserFrame};
 use crate::envelope::{self, Fault};
+use crate::errors::Code;
 use crate::json::push_string;
 use crate::names::{Ident, Path};
 use crate::ws;
@@ -79,8 +80,10 @@ pub struct Welcome<'a> {
     /// none.
     pub is_resumed: Option<bool>,
     /// The id of the last frame of a user that was heard of the session, as JSON text: those before it
-    /// were too, and those after it were not.
+    /// were too, but for those that were refused, and those after it were not.
     pub last_id: Option<&'a str>,
+    /// Ids of the last frames of the session that were refused, as JSON text, and why.
+    pub refused: &'a [(&'a str, Code)],
 }
 
 /// One who is present.
@@ -247,6 +250,14 @@ impl Welcome<'_> {
         }
         if let Some(last_id) = self.last_id {
             let _ = write!(out, r#","last":{last_id}"#);
+        }
+        let mut before = r#","refused":["#;
+        for (id, code) in self.refused {
+            let _ = write!(out, r#"{before}[{id},"{}"]"#, code.as_str());
+            before = ",";
+        }
+        if !self.refused.is_empty() {
+            out.push(']');
         }
         out.push_str(r#","users":["#);
         for (at, member) in self.present.iter().enumerate() {

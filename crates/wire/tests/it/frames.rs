@@ -4,8 +4,8 @@ use proptest::prelude::*;
 use wire::envelope::Fault;
 use wire::errors::Code;
 use wire::frames::{
-    ClientFrame, Cursor, FrameError, Generation, Hello, ID_BYTES_MAX, Incarnation, NAME_BYTES_MAX,
-    Name, Present, ServerFrame, Session, UserFrame, Verb, Welcome, watched,
+    ClientFrame, Cursor, FrameError, Generation, Hello, ID_BYTES_MAX, Id, Incarnation,
+    NAME_BYTES_MAX, Name, Present, ServerFrame, Session, UserFrame, Verb, Welcome, watched,
 };
 use wire::names::Path;
 
@@ -31,7 +31,7 @@ fn written_for(generation: Generation, frame: ServerFrame<'_>) -> String {
 }
 
 fn parse(text: &str) -> Result<ClientFrame<'_>, FrameError> {
-    ClientFrame::parse(Generation::V2, text)
+    ClientFrame::parse(Generation::V2, text).map_err(|bad| bad.error)
 }
 
 fn user(text: &str) -> UserFrame<'_> {
@@ -180,7 +180,7 @@ fn v1_has_words_of_its_own() {
         r#"{"type":"a\"b","userid":"ann","message":{"targetUserId":null,"data":"hi"}}"#
     );
 
-    let parse = |text| ClientFrame::parse(Generation::V1, text);
+    let parse = |text| ClientFrame::parse(Generation::V1, text).map_err(|bad| bad.error);
     assert!(matches!(parse("{}"), Ok(ClientFrame::Heartbeat)));
     assert!(matches!(parse("ping"), Ok(ClientFrame::TextPing)));
     assert!(matches!(parse(r#"{"eventName":"peers"}"#), Err(FrameError::SystemOp)));
@@ -211,15 +211,22 @@ fn v4_is_told_more() {
         present: &present,
         is_resumed: None,
         last_id: None,
+        refused: &[],
     };
     assert_eq!(
         v4(ServerFrame::Welcome(&welcome)),
         r#"{"t":"welcome","m":{"f":"/my/path/__sys__","c":"abeef-1a"},"p":{"path":"/my/path","topic":"topic","name":"ann","session":"000000000000beef000000000000f00d0000000000000007000000000000cafe","users":["ann","bob"],"data":{"bob":[1]}}}"#
     );
-    let again = Welcome { is_resumed: Some(true), last_id: Some("7"), present: &[], ..welcome };
+    let again = Welcome {
+        is_resumed: Some(true),
+        last_id: Some("7"),
+        refused: &[("6", Code::NotFound), (r#""a""#, Code::NotAllowed)],
+        present: &[],
+        ..welcome
+    };
     assert_eq!(
         v4(ServerFrame::Welcome(&again)),
-        r#"{"t":"welcome","m":{"f":"/my/path/__sys__","c":"abeef-1a"},"p":{"path":"/my/path","topic":"topic","name":"ann","session":"000000000000beef000000000000f00d0000000000000007000000000000cafe","resumed":true,"last":7,"users":[],"data":{}}}"#
+        r#"{"t":"welcome","m":{"f":"/my/path/__sys__","c":"abeef-1a"},"p":{"path":"/my/path","topic":"topic","name":"ann","session":"000000000000beef000000000000f00d0000000000000007000000000000cafe","resumed":true,"last":7,"refused":[[6,"not_found"],["a","not_allowed"]],"users":[],"data":{}}}"#
     );
     let told = |data| ServerFrame::PeerConnected { path: &room, name: &bob, data };
     assert_eq!(v4(told(None)), r#"{"t":"joined","m":{"f":"/my/path/bob"},"p":null}"#);
@@ -271,7 +278,7 @@ fn v4_is_told_more() {
 #[test]
 fn v4_says_more() {
     fn parse(text: &str) -> Result<ClientFrame<'_>, FrameError> {
-        ClientFrame::parse(Generation::V4, text)
+        ClientFrame::parse(Generation::V4, text).map_err(|bad| bad.error)
     }
     let hello = r#"{"t":"hello","p":{"token":"t","path":"/a","join":false,"data":[1],"session":"f","cursor":"a"}}"#;
     let Ok(ClientFrame::Hello(hello)) = parse(hello) else { panic!("a hello") };
@@ -311,6 +318,52 @@ fn v4_says_more() {
     for text in [r#"{"t":"tm"}"#, r#"{"t":"welcome"}"#, r#"{"x":1}"#] {
         assert!(matches!(parse(text), Err(FrameError::UnknownKind(_))), "{text}");
     }
+}
+
+/// Or whoever waits for an answer waits for ever.
+#[test]
+fn a_frame_that_is_refused_is_known_by_its_id() {
+    for (text, error) in [
+        (r#"{"t":"u","m":{"id":7,"o":"peers"}}"#, FrameError::SystemOp),
+        (r#"{"t":"u","m":{"o":"peers","id":7}}"#, FrameError::SystemOp),
+    ] {
+        let bad = ClientFrame::parse(Generation::V4, text).expect_err("a bad frame");
+        assert_eq!((bad.id.map(Id::as_str), bad.error), (Some("7"), error), "{text}");
+    }
+    let bad = ClientFrame::parse(Generation::V4, r#"{"t":"shout","m":{"id":"x"}}"#);
+    assert_eq!(bad.expect_err("a bad frame").id.map(Id::as_str), Some(r#""x""#));
+    for text in [r#"{"t":"u","m":{"id":[],"o":"x"}}"#, r#"{"t":"u","#, r#"{"t":"u"}"#] {
+        let bad = ClientFrame::parse(Generation::V4, text).expect_err("a bad frame");
+        assert_eq!(bad.id, None, "{text}");
+    }
+}
+
+/// Whoever calls himself by how another is spelled is not meant by that.
+#[test]
+fn a_text_means_one_name() {
+    for (text, meant) in [
+        ("ann", Some("ann")),
+        ("ann lee", Some("ann%20lee")),
+        ("ann%20lee", Some("ann%20lee")),
+        ("ann%2520lee", Some("ann%2520lee")),
+        ("it's%20ann", Some("it%27s%20ann")),
+        ("50% off", Some("50%25%20off")),
+        ("100%", Some("100%25")),
+        ("%4", Some("%254")),
+        ("%zz", Some("%25zz")),
+        ("%ff", Some("%25ff")),
+        ("%c3%a4", Some("%C3%A4")),
+        ("ä", Some("%C3%A4")),
+        ("%61nn", Some("ann")),
+        ("a/b", Some("a%2Fb")),
+        ("", None),
+        ("__sys__", None),
+        ("%5F_sys__", None),
+    ] {
+        assert_eq!(Name::meant(text).ok().as_ref().map(Name::as_str), meant, "{text}");
+    }
+    let long = "x".repeat(NAME_BYTES_MAX);
+    assert!(Name::meant(&long).is_ok() && Name::meant(&format!("{long}x")).is_err());
 }
 
 #[test]
@@ -482,7 +535,7 @@ proptest! {
 fn what_is_told_of_a_bad_text_is_short() {
     let complaint = |bytes: usize| {
         let text = format!(r#"{{"t":"hello","p":{{"join":"{}"}}}}"#, "x".repeat(bytes));
-        match ClientFrame::parse(Generation::V4, &text) {
+        match ClientFrame::parse(Generation::V4, &text).map_err(|bad| bad.error) {
             Err(FrameError::Syntax(why)) => why,
             other => panic!("{other:?}"),
         }
