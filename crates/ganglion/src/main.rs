@@ -50,9 +50,11 @@ enum Verb {
     Delete(Ask),
     /// Make a token for a path: `ganglion token /my/path --k chatter`.
     Token(TokenArguments),
-    /// Be in a room: what is typed goes to everybody there, and after `@name ` to one.
+    /// Be in a room: what is typed goes to everybody there, and after `@name ` to one; a space in the
+    /// name is `%20`.
     Chat(ChatArguments),
-    /// Follow data: what is at a path, and every change, a line of JSON each: `ganglion watch /my/path`.
+    /// Follow data: what is at a path, and every change, a line of JSON each: `ganglion watch /my/path`,
+    /// or of another service `ganglion watch /_conf/my/path`.
     Watch(WatchArguments),
     /// Named neurons and credentials for the verbs above.
     #[command(subcommand)]
@@ -124,6 +126,19 @@ struct TokenArguments {
     /// Lifetime in seconds; 0 for ever.
     #[arg(long)]
     expire: Option<u64>,
+    /// What its holder may do, such as `subscribe,read,watch`: of publish, subscribe, send, watch,
+    /// moderate, relay, read and write. Left out it is what a member of a room needs.
+    #[arg(long)]
+    grants: Option<String>,
+}
+
+impl TokenArguments {
+    /// The call that makes the token.
+    fn ask(self) -> Ask {
+        let TokenArguments { place, path, k, expire, grants } = self;
+        let body = serde_json::json!({ "k": k, "expire": expire, "grants": grants }).to_string();
+        Ask { place, path: format!("/_token/{}", path.trim_start_matches('/')), body: Some(body) }
+    }
 }
 
 #[derive(Debug, clap::Args)]
@@ -132,7 +147,7 @@ struct ChatArguments {
     place: Where,
     /// The room's path, such as /my/path.
     path: String,
-    /// The name to have there.
+    /// The name to have there; an empty one is made up.
     #[arg(long, env = "USER")]
     name: String,
 }
@@ -141,7 +156,7 @@ struct ChatArguments {
 struct WatchArguments {
     #[command(flatten)]
     place: Where,
-    /// The path below `_data`, such as /my/path.
+    /// The path, such as /my/path of `_data`, or with its service, such as /_conf/my/path.
     path: String,
     /// One key of it; all of them when left out.
     #[arg(long)]
@@ -224,9 +239,8 @@ fn warn(text: &str) {
     eprintln!("ganglion: warning: {text}");
 }
 
-#[allow(clippy::print_stdout)]
 fn print(text: &str) {
-    println!("{}", text.trim_end());
+    client::print(text.trim_end());
 }
 
 /// A body as it is named: standard input, a file, or itself.
@@ -258,12 +272,7 @@ fn run(verb: Verb) -> Result<()> {
         Verb::Put(arguments) => ask(arguments, "PUT"),
         Verb::Post(arguments) => ask(arguments, "POST"),
         Verb::Delete(arguments) => ask(arguments, "DELETE"),
-        Verb::Token(arguments) => {
-            let TokenArguments { place, path, k, expire } = arguments;
-            let body = serde_json::json!({ "k": k, "expire": expire }).to_string();
-            let path = format!("/_token/{}", path.trim_start_matches('/'));
-            ask(Ask { place, path, body: Some(body) }, "PUT")
-        }
+        Verb::Token(arguments) => ask(arguments.ask(), "PUT"),
         Verb::Chat(ChatArguments { place, path, name }) => {
             runtime()?.block_on(client::chat(&place, &path, &name))
         }
@@ -325,6 +334,7 @@ fn config_verb(verb: ConfigVerb) -> Result<()> {
     match verb {
         ConfigVerb::Check { config } => {
             let (config, file) = load(config.as_deref(), false)?;
+            config.check_places()?;
             for warning in check::check(&config, file.as_deref(), file.is_none())? {
                 warn(&warning);
             }
@@ -427,6 +437,24 @@ mod tests {
     #[test]
     fn every_verb_and_argument_says_what_it_is() {
         check_help(&Arguments::command());
+    }
+
+    #[test]
+    fn a_token_is_asked_for_with_what_is_said_of_it() {
+        let ask = |more: &[&str]| {
+            let arguments = ["ganglion", "token"].iter().chain(more);
+            match Arguments::try_parse_from(arguments).expect("arguments").verb {
+                Some(Verb::Token(arguments)) => arguments.ask(),
+                verb => panic!("{verb:?}"),
+            }
+        };
+        let whole = ask(&["my/path", "--k", "a", "--grants", "subscribe,read", "--expire", "9"]);
+        assert_eq!(whole.path, "/_token/my/path");
+        let body = r#"{"expire":9,"grants":"subscribe,read","k":"a"}"#;
+        assert_eq!(whole.body.as_deref(), Some(body));
+        let bare = ask(&[]);
+        assert_eq!(bare.path, "/_token/");
+        assert_eq!(bare.body.as_deref(), Some(r#"{"expire":null,"grants":null,"k":null}"#));
     }
 
     #[test]

@@ -16,7 +16,7 @@ use super::exchange::{self, Stream};
 const HEAD_BYTES_MAX: usize = 16 << 10;
 const MESSAGE_BYTES_MAX: usize = 256 << 20;
 /// How long a connection may take to be one, and to be ended.
-const OPEN_TIME: Duration = Duration::from_secs(10);
+pub(super) const OPEN_TIME: Duration = Duration::from_secs(10);
 const CLOSE_TIME: Duration = Duration::from_secs(2);
 /// How often a neuron is told that this end is there.
 pub(super) const PING_EVERY: Duration = Duration::from_secs(20);
@@ -26,12 +26,16 @@ const SILENCE_MAX: Duration = Duration::from_secs(50);
 pub(super) const UNREADABLE: &str = "?";
 /// Waits between attempts.
 const BACKOFF_FIRST: Duration = Duration::from_millis(80);
-const BACKOFF_MAX: Duration = Duration::from_secs(10);
+pub(super) const BACKOFF_MAX: Duration = Duration::from_secs(10);
 
-/// One open socket.
+/// One open socket. What it says is owed first, and written while the next frame is waited for.
 pub(super) struct Link {
     io: Stream,
     decoder: Decoder,
+    /// Frames that are owed, and how many of their bytes are written: whoever drops a write half-way goes
+    /// on with it later.
+    owed: Vec<u8>,
+    written: usize,
     /// Read, and not yet taken by the decoder.
     unread: Vec<u8>,
     /// When anything came.
@@ -50,7 +54,7 @@ impl Link {
     pub(super) async fn open(context: &Context, hello: &Value) -> Result<Link> {
         let opening = tokio::time::timeout(OPEN_TIME, Link::upgrade(context)).await;
         let mut link = opening.with_context(|| format!("{}: no answer", context.url))??;
-        link.send(&serde_json::json!({ "t": "hello", "p": hello })).await?;
+        link.send(&serde_json::json!({ "t": "hello", "p": hello }))?;
         Ok(link)
     }
 
@@ -79,33 +83,64 @@ impl Link {
             let head = String::from_utf8_lossy(&read);
             bail!("{}: no signalling there: {}", context.url, head.lines().next().unwrap_or(""));
         }
-        let decoder = Decoder::client(MESSAGE_BYTES_MAX);
-        Ok(Link { io, decoder, unread, heard: Instant::now() })
+        Ok(Link::over(io, unread))
     }
 
-    pub(super) async fn send(&mut self, frame: &Value) -> Result<()> {
-        self.write(Opcode::Text, frame.to_string().as_bytes()).await
+    /// A socket over a connection of which so much is read already.
+    fn over(io: Stream, unread: Vec<u8>) -> Link {
+        let decoder = Decoder::client(MESSAGE_BYTES_MAX);
+        Link { io, decoder, owed: Vec::new(), written: 0, unread, heard: Instant::now() }
+    }
+
+    /// Says a frame; [`Link::next`] writes it.
+    pub(super) fn send(&mut self, frame: &Value) -> Result<()> {
+        self.owe(Opcode::Text, frame.to_string().as_bytes())
     }
 
     /// Says that this end is there, and asks whether the other is.
     ///
     /// # Errors
-    /// Nothing has come for long, or the connection is cut.
-    pub(super) async fn ping(&mut self) -> Result<()> {
+    /// Nothing has come for long.
+    pub(super) fn ping(&mut self) -> Result<()> {
         ensure!(self.heard.elapsed() < SILENCE_MAX, "nothing comes any more");
-        self.write(Opcode::Ping, b"").await
+        self.owe(Opcode::Ping, b"")
     }
 
-    async fn write(&mut self, opcode: Opcode, payload: &[u8]) -> Result<()> {
+    fn owe(&mut self, opcode: Opcode, payload: &[u8]) -> Result<()> {
         let mut key = [0; 4];
         aws_lc_rs::rand::fill(&mut key)?;
-        self.io.write_all(&ws::masked_frame(true, opcode, payload, key)).await?;
-        Ok(self.io.flush().await?)
+        self.owed.extend_from_slice(&ws::masked_frame(true, opcode, payload, key));
+        Ok(())
     }
 
-    /// The next frame, or the end. Nothing is lost when this is dropped before it is done.
+    /// Writes what is owed. Nothing is lost or written twice when this is dropped before it is done.
+    async fn flush(&mut self) -> Result<()> {
+        if self.owed.is_empty() {
+            return Ok(());
+        }
+        while self.written < self.owed.len() {
+            let count = self.io.write(&self.owed[self.written..]).await?;
+            ensure!(count > 0, "the connection was cut");
+            self.written += count;
+        }
+        self.io.flush().await?;
+        self.forgive();
+        Ok(())
+    }
+
+    fn forgive(&mut self) {
+        self.owed = Vec::new();
+        self.written = 0;
+    }
+
+    /// The next frame, or the end, once what is owed is written. Nothing is lost when this is dropped
+    /// before it is done.
     pub(super) async fn next(&mut self) -> Result<Event> {
         loop {
+            if self.flush().await.is_err() {
+                // What the other end said before it hung up is there still, and tells why.
+                self.forgive();
+            }
             let pong = match self.decoder.next_message()? {
                 Some(Message::Text(text)) => {
                     let frame = serde_json::from_str(text).or_else(|_| unreadable(text));
@@ -121,7 +156,7 @@ impl Link {
                 None => None,
             };
             if let Some(payload) = pong {
-                self.write(Opcode::Pong, &payload).await?;
+                self.owe(Opcode::Pong, &payload)?;
                 continue;
             }
             if self.unread.is_empty() {
@@ -138,7 +173,7 @@ impl Link {
     pub(super) async fn leave(mut self) {
         let goodbye = async {
             let payload = ws::close_payload(CloseCode::NORMAL, "");
-            self.write(Opcode::Close, &payload).await?;
+            self.owe(Opcode::Close, &payload)?;
             while !matches!(self.next().await?, Event::Closed(..)) {}
             anyhow::Ok(())
         };
@@ -188,4 +223,58 @@ pub(super) fn is_final(code: CloseCode) -> bool {
             | CloseCode::POLICY
             | CloseCode::TOO_LONG
     )
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Bytes that the connection of a test takes at once: fewer than any frame has.
+    const WINDOW: usize = 4;
+
+    /// `select!` drops what has not won, and the next frame is waited for anew.
+    #[tokio::test(start_paused = true)]
+    async fn what_is_owed_is_written_whole_however_often_a_wait_is_dropped() {
+        let (near, mut far) = tokio::io::duplex(WINDOW);
+        let payload = [7; ws::CONTROL_BYTES_MAX];
+        let mut link = Link::over(Box::new(near), ws::ping_frame(&payload).to_vec());
+        let mut decoder = Decoder::new(MESSAGE_BYTES_MAX);
+        let (mut has_said, mut is_answered) = (false, false);
+        loop {
+            let wait = tokio::time::timeout(Duration::from_millis(1), link.next()).await;
+            wait.expect_err("nothing is said to it after the ping");
+            if !has_said {
+                has_said = true;
+                link.send(&Value::from("text")).expect("owed");
+            }
+            let mut some = [0; WINDOW];
+            let count = far.read(&mut some).await.expect("some of it");
+            assert_eq!(decoder.push(&some[..count]), count);
+            match decoder.next_message().expect("frames, one behind the other") {
+                None => {}
+                Some(Message::Pong(pong)) => {
+                    assert_eq!(pong, payload);
+                    is_answered = true;
+                }
+                Some(message) => {
+                    assert_eq!(message, Message::Text("\"text\""));
+                    assert!(is_answered, "the pong is owed first");
+                    return;
+                }
+            }
+        }
+    }
+
+    /// Whoever is closed on while he writes is told why.
+    #[tokio::test]
+    async fn a_close_is_read_by_who_cannot_write_any_more() {
+        let (near, mut far) = tokio::io::duplex(WINDOW << 4);
+        let close = ws::close_frame(CloseCode::TOO_LONG, "");
+        far.write_all(&close).await.expect("there is room");
+        drop(far);
+        let mut link = Link::over(Box::new(near), Vec::new());
+        link.send(&Value::from("long")).expect("owed");
+        let event = link.next().await.expect("what was said before");
+        assert!(matches!(event, Event::Closed(CloseCode::TOO_LONG, _)), "{event:?}");
+    }
 }

@@ -2,12 +2,13 @@
 //!
 //! A context is an address and credentials; `--url` and `--user` stand in for one. [`contexts`] keeps
 //! them, [`exchange`](mod@exchange) is one request over http or https and its answer, [`link`] a
-//! signalling socket.
+//! signalling socket, [`print`](mod@print) what is printed.
 
 mod chat;
 mod contexts;
 mod exchange;
 mod link;
+mod print;
 mod watch;
 
 use std::path::PathBuf;
@@ -17,6 +18,7 @@ use anyhow::{Context as _, Result, bail};
 use self::contexts::Context;
 pub(crate) use self::contexts::{ContextVerb, context};
 use self::exchange::exchange;
+pub(crate) use self::print::print;
 
 /// How a call names its context.
 #[derive(Clone, Debug, clap::Args)]

@@ -1,8 +1,11 @@
 //! What no neuron could run with, refused by the key's name.
 
 use std::net::SocketAddr;
+use std::os::unix::ffi::OsStrExt as _;
+use std::os::unix::fs::FileTypeExt as _;
+use std::path::Path;
 
-use anyhow::{Result, bail};
+use anyhow::{Context as _, Result, bail};
 use tracing_subscriber::EnvFilter;
 use tracing_subscriber::filter::LevelFilter;
 
@@ -13,6 +16,8 @@ use crate::listen::plain::Place;
 const HEADERS_BYTES_MIN: usize = 8 << 10;
 /// With less, the services could not read their own rows; half of it is what one path may have.
 const VIEWS_BYTES_MIN: usize = 128 << 10;
+/// Longest path that a Unix socket is bound to; the system ends it with a zero in 108 bytes (unix(7)).
+const SOCKET_PATH_BYTES_MAX: usize = 107;
 
 impl Config {
     /// Refuses, by the key's name, what no neuron could run with. What stands in the files that are
@@ -84,6 +89,13 @@ impl Config {
         if !(limits.share > 0.0 && limits.share <= 1.0) {
             bail!("limits.share is above 0 and at most 1, not {}", limits.share);
         }
+        if signal.presence.0 > signal.message.0 {
+            bail!(
+                "signal.presence is at most signal.message, in which it comes: {} bytes, not {}",
+                signal.message.0,
+                signal.presence.0
+            );
+        }
         let frame_bytes = signal.message.0.saturating_add(signal::ENVELOPE_BYTES_MAX);
         if signal.queue.0 < frame_bytes {
             bail!(
@@ -108,11 +120,21 @@ impl Config {
             );
         }
         for place in &self.listen.tcp {
-            if Place::parse(place).is_none() {
-                bail!(
+            match Place::parse(place) {
+                None => bail!(
                     "listen.tcp: `{place}` is neither such as 127.0.0.1:4008 nor such as \
                      unix:/run/ganglion/signal.sock"
-                );
+                ),
+                Some(Place::Unix(path)) => {
+                    let length = path.as_os_str().as_bytes().len();
+                    if length > SOCKET_PATH_BYTES_MAX {
+                        bail!(
+                            "listen.tcp: `{place}`: a socket's path has at most \
+                             {SOCKET_PATH_BYTES_MAX} bytes, not {length}"
+                        );
+                    }
+                }
+                Some(Place::Tcp(_)) => {}
             }
         }
         for proxy in &self.listen.trusted_proxies {
@@ -127,6 +149,33 @@ impl Config {
             bail!("listen.https needs tls.cert and tls.key, or tls.self_signed");
         }
         Ok(())
+    }
+
+    /// Refuses places of Unix sockets where `serve` could not make one.
+    pub(crate) fn check_places(&self) -> Result<()> {
+        for place in &self.listen.tcp {
+            if let Some(Place::Unix(path)) = Place::parse(place) {
+                check_socket(&path).with_context(|| format!("listen.tcp: `{place}`"))?;
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Refuses a path at which no socket can be made. One that is there was left, or is in use by the
+/// neuron that this configuration is of.
+fn check_socket(path: &Path) -> Result<()> {
+    if let Some(folder) = path.parent() {
+        let found = std::fs::metadata(folder);
+        let found = found.with_context(|| format!("its folder {}", folder.display()))?;
+        if !found.is_dir() {
+            bail!("{} is not a folder", folder.display());
+        }
+    }
+    match path.symlink_metadata() {
+        Ok(found) if !found.file_type().is_socket() => bail!("there is something else"),
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => Err(error.into()),
+        _ => Ok(()),
     }
 }
 
@@ -223,6 +272,8 @@ mod tests {
             ("[listen]\nhttp = []", "listen.http"),
             ("[signal]\nmessage = \"0\"", "signal.message"),
             ("[signal]\nping_after = \"2m\"", "signal.ping_after"),
+            ("[signal]\npresence = \"65537\"", "signal.presence"),
+            ("[signal]\nmessage = \"1023\"", "signal.presence"),
             ("[signal]\nurls = [\"http://a.example/ws\"]", "signal.urls"),
             ("[signal]\nurls = [\"wss://a.example/ws/\"]", "signal.urls"),
             ("[signal]\nurls = [\"wss://\"]", "signal.urls"),
@@ -249,6 +300,7 @@ mod tests {
             "[views]\nbytes = \"128KiB\"\nnode = \"64KiB\"",
             "[listen]\nhttp = []\nhttps = [\"127.0.0.1:0\"]\n[tls]\nself_signed = true",
             "[signal]\nurls = [\"ws://a.example\", \"wss://a.example/ws\"]",
+            "[signal]\npresence = \"64KiB\"",
             "[listen]\nhttp = [\"127.0.0.1:0\", \"127.0.0.1:0\", \"127.0.0.1:1\", \"[::]:1\"]",
         ] {
             typed(table_of(text))?.check().with_context(|| text.to_owned())?;
@@ -257,10 +309,49 @@ mod tests {
     }
 
     #[test]
+    fn the_path_of_a_socket_is_one_that_it_can_be_bound_to() -> Result<()> {
+        let folder = tempfile::TempDir::new()?;
+        let at = |path: &Path| -> Result<Config> {
+            let mut config = Config::default();
+            config.listen.tcp = vec![Place::Unix(path.to_owned()).to_string()];
+            config.check()?;
+            Ok(config)
+        };
+        let long = |bytes: usize| {
+            let name = "s".repeat(bytes - folder.path().as_os_str().len() - 1);
+            folder.path().join(name)
+        };
+        let longest = long(SOCKET_PATH_BYTES_MAX);
+        at(&longest)?.check_places()?;
+        drop(std::os::unix::net::UnixListener::bind(&longest)?);
+        at(&longest)?.check_places().context("one that was left")?;
+        let too_long = long(SOCKET_PATH_BYTES_MAX + 1);
+        std::os::unix::net::UnixListener::bind(&too_long).expect_err("the system says so too");
+        let error = at(&too_long).expect_err("a byte too many").to_string();
+        assert!(error.starts_with("listen.tcp: ") && error.contains("107 bytes"), "{error}");
+
+        let file = folder.path().join("file");
+        std::fs::write(&file, "precious")?;
+        let link = folder.path().join("link");
+        std::os::unix::fs::symlink(&longest, &link)?;
+        for (path, why) in [
+            (file.clone(), "there is something else"),
+            (link, "there is something else"),
+            (file.join("s.sock"), "is not a folder"),
+            (folder.path().join("none/s.sock"), "its folder"),
+        ] {
+            let error = at(&path)?.check_places().expect_err(why);
+            let error = format!("{error:#}");
+            assert!(error.starts_with("listen.tcp: ") && error.contains(why), "{error}");
+        }
+        Ok(())
+    }
+
+    #[test]
     fn a_queue_holds_the_longest_message_with_its_envelope() -> Result<()> {
         let mut config = Config::default();
-        config.signal.message = Size(1000);
-        config.signal.queue = Size(1000 + signal::ENVELOPE_BYTES_MAX);
+        config.signal.message = Size(2000);
+        config.signal.queue = Size(2000 + signal::ENVELOPE_BYTES_MAX);
         config.check()?;
         config.signal.queue.0 -= 1;
         let error = config.check().expect_err("a frame of which nobody could be sent").to_string();
