@@ -480,7 +480,7 @@ export class Ganglion extends Emitter {
       this.#tellHeard();
     }
     if (typeof frame?.m !== 'object') return;
-    const { f = '', o, t, c, id, path, watch } = frame.m;
+    const { f = '', o, t, c, id, path, watch, service } = frame.m;
     const wire = String(f).slice(String(f).lastIndexOf('/') + 1);
     const from = nameOf(wire);
     switch (frame.t) {
@@ -510,7 +510,7 @@ export class Ganglion extends Emitter {
         this.#onReply(id, frame.p);
         break;
       case 'w':
-        this.#onChange(path, frame.p);
+        if (service === undefined) this.#onChange(path, frame.p);
         break;
       case 'end':
         this.#onWatchEnd(watch, frame.p);

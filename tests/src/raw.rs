@@ -2,10 +2,11 @@
 //! (RFC 6455 §5.2).
 
 use std::io::{ErrorKind, Read as _, Write as _};
-use std::net::{Shutdown, TcpStream};
+use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail, ensure};
+use socket2::{Domain, Socket, Type};
 
 /// How long what must come may take.
 const DEADLINE: Duration = Duration::from_secs(20);
@@ -29,9 +30,24 @@ pub struct Raw {
 impl Raw {
     /// Connects to a URL such as `ws://127.0.0.1:4006/ws/v2/<token>`.
     pub fn connect(url: &str) -> Result<Raw> {
+        Raw::over(url, |authority| Ok(TcpStream::connect(authority)?))
+    }
+
+    /// The same by a socket for which the kernel keeps as little unread as it can.
+    pub fn connect_narrow(url: &str) -> Result<Raw> {
+        Raw::over(url, |authority| {
+            let address: SocketAddr = authority.parse()?;
+            let socket = Socket::new(Domain::for_address(address), Type::STREAM, None)?;
+            socket.set_recv_buffer_size(4 << 10)?;
+            socket.connect(&address.into())?;
+            Ok(socket.into())
+        })
+    }
+
+    fn over(url: &str, connect: impl FnOnce(&str) -> Result<TcpStream>) -> Result<Raw> {
         let rest = url.strip_prefix("ws://").context("the URL is not ws://")?;
         let (authority, path) = rest.split_once('/').context("the URL has no path")?;
-        let stream = TcpStream::connect(authority)?;
+        let stream = connect(authority)?;
         stream.set_nodelay(true)?;
         stream.set_read_timeout(Some(DEADLINE))?;
         stream.set_write_timeout(Some(DEADLINE))?;

@@ -294,7 +294,10 @@ function closeProblem(code, reason, wasIn) {
     if (wasIn) return 'You were removed from this room by its rule of who may be there, which no longer names you. Ask someone in the room to open it, then join again.';
     return 'This room is closed to you: its rule of who may be there does not name you. Ask someone in the room to open it, or pick another room.';
   }
-  return code === 0 ? apiProblem(new ApiError(reason)) : '';
+  if (code === 0) return apiProblem(new ApiError(reason));
+  if (code === 1000) return '';
+  if (code === 4409) return 'You are in this room by another tab or window, which this one made way for.';
+  return `The neuron did not let you in: ${reason || `code ${code}`}. Join again, perhaps by another name.`;
 }
 
 function apiProblem(error) {

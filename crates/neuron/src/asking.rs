@@ -7,6 +7,7 @@
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use services::Service;
 use services::sessions::{Login, Session};
 use services::watch::Sink;
 use wire::envelope::{self, Fault};
@@ -143,6 +144,10 @@ impl Asker {
 fn asked(asker: &Asker, verb: Verb, text: &str) -> Result<Asked, Fault> {
     let params = Params::read("", text.as_bytes());
     let params = params.map_err(|error| Fault::with(Code::BadRequest, error.to_string()))?;
+    let service = params.text("service").unwrap_or(SERVICE.into());
+    if Service::of_prefix(&format!("_{service}")).is_none() {
+        return Err(Fault::with(Code::BadName, "there is no such service"));
+    }
     let names_key = KEYS.iter().any(|name| params.has(name));
     let (method, query) = match verb {
         Verb::Delete if names_key => ("DELETE", ""),
@@ -160,7 +165,6 @@ fn asked(asker: &Asker, verb: Verb, text: &str) -> Result<Asked, Fault> {
         Some(path) => Path::parse(&path)?,
         None => asker.path.clone(),
     };
-    let service = params.text("service").unwrap_or(SERVICE.into());
     let mut path = format!("/_{}", percent_encode(&service));
     for segment in at.segments() {
         path.push('/');

@@ -722,7 +722,11 @@ pub(crate) async fn tell<Turn, T>(
         true => None,
         false => {
             let entered = services.writing.enter(&login.caller().bucket);
-            if look_again(services, request, login).await.is_err() {
+            // A store that is away for a moment says nothing of the caller; what is counted of one who is
+            // gone is not written.
+            if let Err(fault) = look_again(services, request, login).await
+                && fault.code.status() < 500
+            {
                 return;
             }
             Some(entered)

@@ -12,6 +12,7 @@ use services::sessions::Login;
 use services::watch::{self, Guard, Sink, Start};
 use services::{Call, Method, Service, access};
 use wire::envelope::Fault;
+use wire::errors::Code;
 use wire::names::Path;
 use wire::params::Params;
 
@@ -44,15 +45,17 @@ pub struct Opened {
     _guard: Guard,
 }
 
-/// Whether a request asks for a stream of events, of what can be watched.
+/// Whether a request asks for a stream of events: in so many words, or by what it accepts of what can be
+/// watched.
 pub fn wants_events(request: &Request<'_>) -> bool {
     let accepts = request.accept.is_some_and(|accept| accept.contains(EVENTS));
-    let asks = || request.query.split('&').any(|param| param == "watch=sse");
+    let asks = || request.query.split('&').any(|param| param.starts_with("watch="));
     let is_watchable = || match Target::of(request.path) {
         Some(Target::Service(service, _)) => watch::is_watchable(service),
         _ => false,
     };
-    request.method == "GET" && (accepts || asks()) && is_watchable()
+    let is_service = || matches!(Target::of(request.path), Some(Target::Service(..)));
+    request.method == "GET" && (accepts && is_watchable() || asks() && is_service())
 }
 
 impl Neuron {
@@ -68,7 +71,7 @@ impl Neuron {
     ) -> Result<Opening, Box<Response>> {
         let services = &self.services;
         let Some(Target::Service(service, rest)) = Target::of(request.path) else {
-            let fault = Fault::new(wire::errors::Code::NotFound);
+            let fault = Fault::new(Code::NotFound);
             return Err(Box::new(refuse(&fault, true)));
         };
         let real_status = wants_problem(request.accept);
@@ -82,6 +85,9 @@ impl Neuron {
             let caller = admitted.login.caller();
             look_again(services, request, &admitted.login).await?;
             let call = call(request, caller, &path, &admitted.params);
+            if call.params.text("watch").is_some_and(|kind| kind != "sse") {
+                return Err(Fault::with(Code::BadRequest, "`watch` is `sse`, or left out"));
+            }
             let (start, guard) = watch::open(services, service, &call, sink).await?;
             // What ended the account in between has ended what was open by then.
             look_again(services, request, &admitted.login).await?;

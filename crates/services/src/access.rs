@@ -61,7 +61,7 @@ pub async fn decide(services: &Services, service: Service, call: &Call<'_>) -> R
 
 /// Decides a live watch of what a call would read: when it begins, and again when rules or the caller's
 /// login may have changed. An account may watch what it may read. Who holds a token may watch `_data`
-/// where grant and rule of `watch` let him; he need not be one who may read.
+/// where grant and rule of `watch` let him; whom a rule of `read` leaves out is told nothing either.
 ///
 /// # Errors
 /// As [`decide`].
@@ -76,7 +76,8 @@ pub async fn decide_watch(
     if service != Service::Data {
         return refuse(NO_USERS);
     }
-    decide_data(services, &caller.bucket, claims, (Grants::WATCH, Act::Watch), path).await
+    decide_data(services, &caller.bucket, claims, (Grants::WATCH, Act::Watch), path).await?;
+    decide_rule(services, &caller.bucket, claims, Act::Read, path).await
 }
 
 /// Decides a call of somebody who holds a token: he has the data of its path and what is below it, and
@@ -129,6 +130,16 @@ async fn decide_data(
         return refuse(format!("the token is for {scope} and what is below it"));
     }
     require(claims, grant)?;
+    decide_rule(services, bucket, claims, act, path).await
+}
+
+async fn decide_rule(
+    services: &Services,
+    bucket: &Bucket,
+    claims: &Claims,
+    act: Act,
+    path: &Path,
+) -> Result<(), Fault> {
     let rules = services.path_rules.of(&services.kv, bucket).await.map_err(store_fault)?;
     match rules.permit(act, path, &claims.identity) {
         true => Ok(()),

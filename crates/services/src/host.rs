@@ -16,6 +16,10 @@ pub(crate) fn call(services: &Services, call: &Call<'_>) -> Result<Answer, Fault
         _ => None,
     };
     match call.params.text("type").or(of_path).as_deref() {
+        Some("signal") if call.authority.is_empty() && services.identity.signal_urls.is_empty() => {
+            let why = "a socket has no address to name: set `signal.urls`, or ask by HTTP";
+            Err(Fault::with(Code::NoService, why))
+        }
         Some("signal") => Ok(Answer::text(&signal_url(services, call.authority, call.is_tls))),
         Some("turn") => Err(Fault::with(Code::NoService, "no neuron relays yet")),
         Some(_) => Err(Code::UnrecognizedTypeParam.into()),

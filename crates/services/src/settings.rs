@@ -95,7 +95,8 @@ pub const KNOWN: [Known; 11] = [
     },
     Known {
         name: "watch",
-        doc: "Who may watch `_data` live with a token that grants `watch`; the value is as of `join`.",
+        doc: "Who may watch `_data` live with a token that grants `watch`; the value is as of `join`. \
+              Whom a rule of `read` leaves out may not either.",
         of_root: false,
         check: path_rules::is_legal,
     },

@@ -12,7 +12,9 @@ use wire::frames::{self, Name, UserFrame};
 use wire::json::Json;
 
 use crate::logs::Level;
-use crate::{Answer, Call, Closing, Member, Method, RoomRef, Services, entries, namespace, token};
+use crate::{
+    Answer, Call, Closing, Member, Method, Published, RoomRef, Services, entries, namespace, token,
+};
 
 /// The operation of what is said without one.
 const OP: &str = "message";
@@ -67,7 +69,7 @@ pub(crate) async fn call(services: &Services, call: &Call<'_>) -> Result<Answer,
             });
             Ok(Answer::number(kicked.members as u64))
         }
-        Method::Post => publish(services, call, &room),
+        Method::Post => publish(services, call, &room).await,
         Method::Put => Err(Fault::with(
             Code::MethodNotFound,
             "a subscription is made by connecting with a token",
@@ -77,7 +79,7 @@ pub(crate) async fn call(services: &Services, call: &Call<'_>) -> Result<Answer,
 
 /// Says `v` to a room, or to `t` alone. An account says it as anybody, by `k`, since it makes tokens for
 /// anybody, or as the server; who has a token says it as himself.
-fn publish(services: &Services, call: &Call<'_>, room: &RoomRef) -> Result<Answer, Fault> {
+async fn publish(services: &Services, call: &Call<'_>, room: &RoomRef) -> Result<Answer, Fault> {
     let text = |name| call.params.text(name).filter(|text| !text.is_empty());
     let from = match (call.caller.user(), text("k")) {
         (Some(user), Some(name)) if name != user.identity => {
@@ -90,7 +92,7 @@ fn publish(services: &Services, call: &Call<'_>, room: &RoomRef) -> Result<Answe
     if frames::is_system_op(&op) {
         return Err(Fault::with(Code::NotAllowed, "only the server says who is present"));
     }
-    let payload = call.params.json("v").unwrap_or_else(Json::null);
+    let payload = call.params.json("v").ok_or(Code::ValueMissing)?;
     let frame = UserFrame {
         id: None,
         to: text("t"),
@@ -99,6 +101,11 @@ fn publish(services: &Services, call: &Call<'_>, room: &RoomRef) -> Result<Answe
         payload: payload.as_str(),
     };
     let published = services.rooms.publish(room, from.as_deref(), &frame)?;
+    if published == Published::default()
+        && namespace::resolve(services, &room.bucket, &call.path).await?.is_none()
+    {
+        return Err(Code::NoNamespace.into());
+    }
     let cursor = published.cursor.map_or_else(Json::null, |cursor| Json::string(&cursor));
     Ok(Answer::json(format!(
         "{{\"receivers\":{},\"cursor\":{}}}",

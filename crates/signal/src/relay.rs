@@ -86,7 +86,8 @@ impl Signal {
             }
             Err(BadFrame { id, error: FrameError::SystemOp }) => {
                 self.counters.system_ops += 1;
-                self.refuse_said(now, socket, id, &Fault::new(FrameError::SystemOp.code()));
+                let error = FrameError::SystemOp;
+                self.refuse_said(now, socket, id, &Fault::with(error.code(), error.to_string()));
             }
             Err(BadFrame { id, error }) => {
                 self.counters.bad_frames += 1;
@@ -132,7 +133,8 @@ impl Signal {
         let needed = if frame.to.is_some() { Grants::SEND } else { Grants::PUBLISH };
         if !seat.grants.contains(needed) {
             self.counters.ungranted += 1;
-            return self.refuse_said(now, socket, frame.id, &Fault::new(Code::NotAllowed));
+            let fault = unpermitted(needed);
+            return self.refuse_said(now, socket, frame.id, &fault);
         }
         let sender = Sender {
             room: seat.room,
@@ -293,7 +295,7 @@ impl Signal {
         // What everybody sees of a member is said to everybody.
         if !seat.grants.contains(Grants::PUBLISH) {
             self.counters.ungranted += 1;
-            return self.refuse(socket, id, &Fault::new(Code::NotAllowed));
+            return self.refuse(socket, id, &unpermitted(Grants::PUBLISH));
         }
         if data.len() > self.limits.data_bytes {
             self.counters.refused_data += 1;
@@ -341,4 +343,12 @@ impl Signal {
             None => self.send(socket, &ServerFrame::Error { fault }),
         }
     }
+}
+
+/// What one is told who may not speak.
+fn unpermitted(needed: Grants) -> Fault {
+    let names: Vec<_> = needed.names().collect();
+    let names = names.join("`, `");
+    let why = format!("the token, or a `send` rule of the path, does not permit to `{names}`");
+    Fault::with(Code::NotAllowed, why)
 }

@@ -311,6 +311,7 @@ impl CloseCode {
     /// The neuron drains, or the page was left.
     pub const GOING_AWAY: CloseCode = CloseCode(1001);
     pub const PROTOCOL: CloseCode = CloseCode(1002);
+    pub const UNSUPPORTED_DATA: CloseCode = CloseCode(1003);
     /// Stands for a close without a code; never on the wire.
     pub const NO_STATUS: CloseCode = CloseCode(1005);
     pub const INVALID_DATA: CloseCode = CloseCode(1007);

@@ -2,6 +2,7 @@
 
 use anyhow::{Context as _, Result};
 use serde_json::{Value, json};
+use tests::feed::Feed;
 use tests::socket::Client;
 
 use super::{Stage, wait_until};
@@ -233,6 +234,84 @@ fn a_watch_ends_when_a_rule_takes_it_away() -> Result<()> {
     stage.ok("DELETE", "/_conf/my/path?k=watch", None)?;
     let start = value(&ann.ask("watch", &json!(1), &json!({ "k": "x" }))?)?;
     assert_eq!(start["entries"][0]["v"], 1);
+    Ok(())
+}
+
+/// Once a rule or a revocation is answered, nothing that is written after it is told, by whatever way the
+/// watch goes.
+#[test]
+fn what_is_written_after_a_rule_is_not_told_to_whom_it_leaves_out() -> Result<()> {
+    let stage = Stage::new()?;
+    let conf = |rule: &str, users: Value| {
+        stage.ok("PUT", "/_conf/my/path", Some(&json!({ "k": rule, "v": users })))
+    };
+    let write =
+        |value: u64| stage.ok("PUT", "/_data/my/path", Some(&json!({ "k": "x", "v": value })));
+    let open = |token: &str| {
+        let path = format!("/_data/my/path?k=x&watch=sse&token={token}");
+        Feed::open(&format!("{}{path}", stage.neuron.url()), &[])
+    };
+    for (round, rule) in ["watch", "read", "watch", "read"].into_iter().enumerate() {
+        let path = format!("/my/path?k=ann{round}&expire=600&grants=subscribe,watch");
+        let token = stage.token(&path)?;
+        let mut inside = Client::greet(&stage.base()?, &json!({ "token": token }))?;
+        let outside = json!({ "token": token, "join": false });
+        let mut outside = Client::greet(&stage.base()?, &outside)?;
+        for client in [&mut inside, &mut outside] {
+            assert_eq!(client.frame()?["t"], "welcome");
+            assert_eq!(client.ask("watch", &json!(1), &json!({ "k": "x" }))?["p"]["s"], "ok");
+        }
+        let mut feed = open(&token)?;
+        feed.expect("start")?;
+        write(1)?;
+        for client in [&mut inside, &mut outside] {
+            assert_eq!(client.frame()?["p"]["v"], 1);
+        }
+        feed.expect("change")?;
+        // What changes for others changes nothing here, and is no pause either.
+        conf(rule, json!([format!("ann{round}")]))?;
+        write(2)?;
+        for client in [&mut inside, &mut outside] {
+            assert_eq!(client.frame()?["p"]["v"], 2);
+        }
+        feed.expect("change")?;
+        conf(rule, json!(["bob"]))?;
+        write(3)?;
+        for client in [&mut inside, &mut outside] {
+            let ended = client.frame()?;
+            assert_eq!((&ended["t"], &ended["p"]["v"]), (&json!("end"), &json!("not_allowed")));
+        }
+        feed.expect("end")?;
+        stage.ok("DELETE", &format!("/_conf/my/path?k={rule}"), None)?;
+        // The same of a token that is taken back.
+        assert_eq!(outside.ask("watch", &json!(1), &json!({ "k": "x" }))?["p"]["s"], "ok");
+        let mut feed = open(&token)?;
+        feed.expect("start")?;
+        stage.ok("DELETE", &format!("/_token/my/path?k=ann{round}"), None)?;
+        write(4)?;
+        let ended = outside.frame()?;
+        assert_eq!((&ended["t"], &ended["p"]["v"]), (&json!("end"), &json!("unauthorized")));
+        feed.expect("end")?;
+    }
+    Ok(())
+}
+
+/// Two services have paths of the same names.
+#[test]
+fn a_change_says_of_which_service_it_is() -> Result<()> {
+    let stage = Stage::new()?;
+    let mut account = account(&stage)?;
+    for (id, service) in [(1, "data"), (2, "conf")] {
+        let watch = json!({ "service": service, "path": "/my/path" });
+        assert_eq!(account.ask("watch", &json!(id), &watch)?["p"]["s"], "ok");
+    }
+    stage.ok("PUT", "/_conf/my/path", Some(&json!({ "k": "join", "v": "*" })))?;
+    assert_eq!(account.frame()?["m"], json!({ "path": "/my/path", "service": "conf" }));
+    stage.ok("PUT", "/_data/my/path", Some(&json!({ "k": "join", "v": 1 })))?;
+    assert_eq!(account.frame()?["m"], json!({ "path": "/my/path" }));
+    let host =
+        account.ask("get", &json!(3), &json!({ "service": "host", "k": "x", "type": "signal" }))?;
+    assert_eq!(host["p"]["v"], "no_service", "a socket has no address to name: {host}");
     Ok(())
 }
 

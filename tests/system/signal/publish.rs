@@ -40,8 +40,18 @@ fn a_back_end_speaks_to_a_room() -> Result<()> {
         (json!({ "o": "peer_removed", "k": "ann", "v": 1 }), "not_allowed"),
         (json!({ "k": "__sys__", "v": 1 }), "bad_name"),
         (json!({ "t": "zoe", "v": 1 }), "not_found"),
+        (json!({ "value": 1 }), "value_missing"),
     ] {
         assert_eq!(post(body.clone())?["v"], code, "{body}");
+    }
+
+    let ask = |method: &str, path: &str, body: Option<&Value>| {
+        curl::json(method, &stage.neuron.url(), path, &stage.credentials, body)
+    };
+    assert_eq!(ask("POST", "/_subs/no/room", Some(&json!({ "v": 1 })))?["v"], "no_namespace");
+    for query in ["watch=see", "watch=sse"] {
+        let answer = ask("GET", &format!("/_subs/my/path?{query}"), None)?;
+        assert_eq!(answer["v"], "bad_request", "{query}");
     }
 
     // Once for each key, and not lost on one who was cut off.

@@ -18,6 +18,7 @@ use http::StatusCode;
 use http::header::{self, HeaderName, HeaderValue};
 use neuron::requests::{Admission as _, Payer};
 use neuron::watching::{self, EVENTS, Opened, Opening};
+use services::Services;
 use services::watch::{self, Ended, Full, Sink, Told};
 use tokio::time::{Instant, Sleep};
 use wire::envelope::{self, Fault};
@@ -78,6 +79,9 @@ struct Queue {
     bytes_max: usize,
     spender: Arc<Spender>,
     untaken: Arc<Untaken>,
+    services: Arc<Services>,
+    /// What [`watch::proofs`] was as of what was told last.
+    proofs: AtomicU64,
 }
 
 #[derive(Debug, Default)]
@@ -102,17 +106,20 @@ impl Queue {
         self.change(|waiting| waiting.must_check = true);
     }
 
-    fn next(&self, context: &Context<'_>) -> Next {
+    /// What comes next; while it `is_checking` whether it may, only that there is nothing.
+    fn next(&self, is_checking: bool, context: &Context<'_>) -> Next {
         let mut waiting = self.waiting();
-        if let Some(event) = waiting.events.pop_front() {
+        if !is_checking && std::mem::take(&mut waiting.must_check) {
+            return Next::Check;
+        }
+        if !is_checking && let Some(event) = waiting.events.pop_front() {
             waiting.bytes -= event.len();
             return Next::Event(event);
         }
-        if let Some(why) = waiting.end {
+        if let Some(why) = waiting.end
+            && waiting.events.is_empty()
+        {
             return Next::End(why);
-        }
-        if std::mem::take(&mut waiting.must_check) {
-            return Next::Check;
         }
         if waiting.waker.as_ref().is_none_or(|waker| !waker.will_wake(context.waker())) {
             waiting.waker = Some(context.waker().clone());
@@ -144,7 +151,11 @@ impl Sink for Queue {
             return Err(Full);
         }
         let event = counted_piece(event.clone(), &self.spender, &self.untaken).ok_or(Full)?;
+        let proofs = watch::proofs(&self.services);
+        let has_changed = self.proofs.swap(proofs, Ordering::Relaxed) != proofs;
         self.change(|waiting| {
+            // Whoever was left out before this was said does not hear it.
+            waiting.must_check |= has_changed;
             waiting.bytes += event.len();
             waiting.events.push_back(event);
         });
@@ -219,7 +230,7 @@ impl Feed {
                     continue;
                 }
             }
-            match self.queue.next(context) {
+            match self.queue.next(self.checking.is_some(), context) {
                 Next::Event(event) => self.pass(event),
                 Next::End(Ended::Stopping) => self.end(None),
                 Next::End(why) => self.end(Some(&watch::ended(why))),
@@ -283,6 +294,8 @@ impl Connection {
             bytes_max: shared.config.signal.queue.0,
             spender: asker.spender.clone(),
             untaken: self.pace.untaken().clone(),
+            services: shared.neuron.services.clone(),
+            proofs: AtomicU64::new(watch::proofs(&shared.neuron.services)),
         });
         let opened = {
             let request = self.request(&parts, b"", &asker);
@@ -449,6 +462,8 @@ mod tests {
             bytes_max,
             spender: Spender::new(stage.shared.turns.clone(), address(1)),
             untaken: Arc::default(),
+            services: stage.shared.neuron.services.clone(),
+            proofs: AtomicU64::default(),
         };
         let bytes = change.event().len();
         let (exact, less) = (queue(2 * bytes), queue(2 * bytes - 1));

@@ -18,6 +18,10 @@ use crate::turns::{Spender, customer};
 
 /// Connections that the kernel holds for a listener.
 const BACKLOG: i32 = 4096;
+/// Bytes that the kernel takes for a client before it can send them. Else it keeps megabytes for each who
+/// reads nothing, which no bound of ours would count, and whoever is slow is found out late.
+#[cfg(target_os = "linux")]
+const UNSENT_BYTES: u32 = 64 << 10;
 /// Pause after the process has run out of file descriptors.
 const EXHAUSTED_PAUSE: Duration = Duration::from_millis(50);
 /// How long a TLS handshake may take.
@@ -146,9 +150,17 @@ pub(crate) async fn accept(listener: TcpListener, kind: Kind, shared: Arc<Shared
     }
 }
 
+/// Sets what holds for every connection.
+fn set_up(stream: &TcpStream) -> std::io::Result<()> {
+    stream.set_nodelay(true)?;
+    #[cfg(target_os = "linux")]
+    socket2::SockRef::from(stream).set_tcp_notsent_lowat(UNSENT_BYTES)?;
+    Ok(())
+}
+
 async fn serve(stream: TcpStream, entered: Entered, kind: Kind, shared: Arc<Shared>) {
     let peer = entered.address();
-    if let Err(error) = stream.set_nodelay(true) {
+    if let Err(error) = set_up(&stream) {
         tracing::debug!(%peer, %error, "connection gone");
         return;
     }

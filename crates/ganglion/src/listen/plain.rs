@@ -116,7 +116,7 @@ impl Plain {
         match self {
             Plain::Tcp(listener) => {
                 let (stream, peer) = listener.accept().await?;
-                stream.set_nodelay(true)?;
+                super::set_up(&stream)?;
                 Ok((Stream::Tcp(stream), peer.ip().to_canonical()))
             }
             Plain::Unix(listener, _) => {

@@ -5,13 +5,16 @@
 //! here: what a request means (`neuron::asking`).
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::Duration;
 
 use bytes::Bytes;
 use neuron::asking::{Asker, Reply};
 use neuron::watching::Opened;
+use services::Services;
 use services::watch::{self, Ended, Full, Sink, Told};
+use tokio::runtime::Handle;
 use wire::envelope::{self, Fault};
 use wire::errors::Code;
 use wire::frames::{self, Generation, Id, ServerFrame, Verb};
@@ -36,6 +39,8 @@ pub(super) struct Asks {
     spender: Arc<Spender>,
     queue: Arc<Queue>,
     state: Mutex<State>,
+    /// Where what it begins runs: a change is told from anywhere.
+    runtime: Handle,
 }
 
 #[derive(Default)]
@@ -72,14 +77,20 @@ struct Feed {
     path: Path,
     queue: Arc<Queue>,
     queue_bytes_max: usize,
+    asks: Weak<Asks>,
+    services: Arc<Services>,
+    /// What [`watch::proofs`] was as of what was told last.
+    proofs: AtomicU64,
     told: Mutex<Telling>,
 }
 
 /// Whether the client is told of changes.
 enum Telling {
-    /// The reply that the watch begins with has to come before these, which may be all there is.
+    /// These wait for the reply that the watch begins with, or until it is known that its owner may have
+    /// them; they may be all there is.
     Held {
         frames: Vec<Bytes>,
+        bytes: usize,
         is_over: bool,
     },
     Open,
@@ -94,7 +105,8 @@ impl Asks {
         spender: Arc<Spender>,
         queue: Arc<Queue>,
     ) -> Arc<Asks> {
-        Arc::new(Asks { shared, asker, spender, queue, state: Mutex::default() })
+        let runtime = Handle::current();
+        Arc::new(Asks { shared, asker, spender, queue, state: Mutex::default(), runtime })
     }
 
     /// Takes a request; it is answered after those before it.
@@ -110,7 +122,7 @@ impl Asks {
         }
         drop(state);
         let asks = self.clone();
-        tokio::spawn(async move {
+        self.runtime.spawn(async move {
             let spender = asks.spender.clone();
             spender.metered(asks.run()).await;
         });
@@ -121,8 +133,9 @@ impl Asks {
         self.state().waiting.len()
     }
 
-    /// To be called every second or so: has the watches looked at when their owner may be none any
-    /// more, beside the requests, which their owner may make slow.
+    /// Has the watches looked at when their owner may be none any more, beside the requests, which their
+    /// owner may make slow. To be called every second or so, and before a change is told since which that
+    /// may be.
     pub(super) fn look(self: &Arc<Self>) {
         let proofs = watch::proofs(&self.shared.neuron.services);
         let mut state = self.state();
@@ -132,10 +145,23 @@ impl Asks {
         (state.is_checking, state.proofs) = (true, proofs);
         drop(state);
         let asks = self.clone();
-        tokio::spawn(async move {
-            asks.spender.metered(asks.check()).await;
-            asks.state().is_checking = false;
+        self.runtime.spawn(async move {
+            let spender = asks.spender.clone();
+            spender.metered(asks.check_until_settled()).await;
         });
+    }
+
+    /// Looks until nothing has changed meanwhile.
+    async fn check_until_settled(&self) {
+        loop {
+            self.check().await;
+            let proofs = watch::proofs(&self.shared.neuron.services);
+            let mut state = self.state();
+            if std::mem::replace(&mut state.proofs, proofs) == proofs {
+                state.is_checking = false;
+                return;
+            }
+        }
     }
 
     /// Ends the watches, and drops what was not begun.
@@ -150,7 +176,7 @@ impl Asks {
     }
 
     /// Carries out what waits until there is no more.
-    async fn run(&self) {
+    async fn run(self: &Arc<Self>) {
         loop {
             let ask = {
                 let mut state = self.state();
@@ -168,7 +194,7 @@ impl Asks {
         }
     }
 
-    async fn carry_out(&self, id: &str, verb: Verb, params: &str) {
+    async fn carry_out(self: &Arc<Self>, id: &str, verb: Verb, params: &str) {
         while !self.queue.has_room(self.queue_bytes_max() / 2) {
             if self.state().is_over {
                 return;
@@ -190,7 +216,7 @@ impl Asks {
         }
     }
 
-    async fn watch(&self, id: &str, params: &str) {
+    async fn watch(self: &Arc<Self>, id: &str, params: &str) {
         let watches_max = self.shared.config.signal.watches_per_socket;
         self.forget_ended();
         let refused = match &self.state().watches {
@@ -207,13 +233,18 @@ impl Asks {
             return self.answer(id, &Reply::of(&fault));
         }
         let mut made = None;
+        let services = &self.shared.neuron.services;
+        let proofs = watch::proofs(services);
         let sink = |path: &Path| -> Arc<dyn Sink> {
             let feed = Arc::new(Feed {
                 id: id.into(),
                 path: path.clone(),
                 queue: self.queue.clone(),
                 queue_bytes_max: self.queue_bytes_max(),
-                told: Mutex::new(Telling::Held { frames: Vec::new(), is_over: false }),
+                asks: Arc::downgrade(self),
+                services: services.clone(),
+                proofs: AtomicU64::new(proofs),
+                told: Mutex::new(Telling::held()),
             });
             made = Some(feed.clone());
             feed
@@ -230,10 +261,10 @@ impl Asks {
             drop(opened);
             return self.answer(id, &reply);
         }
-        if self.keep(id, opened, feed.clone()) {
+        if self.keep(id, opened, feed) {
             self.answer(id, &reply);
-            feed.begin();
-            // What changed between the opening and the look at `proofs` is looked at here.
+            // What is told comes after the reply, and once it is known that nothing has changed since
+            // the opening.
             self.check().await;
         }
     }
@@ -275,15 +306,23 @@ impl Asks {
         drop(ended);
     }
 
-    /// Ends the watches that their owner may not have any more.
+    /// Ends the watches that their owner may not have any more, and lets the others go on.
     async fn check(&self) {
+        let proofs = watch::proofs(&self.shared.neuron.services);
         let open: Vec<_> = {
             let state = self.state();
             let watches = state.watches.iter();
-            watches.map(|(id, watching)| (id.clone(), watching.opened.clone())).collect()
+            let watches = watches.map(|(id, it)| (id.clone(), it.opened.clone(), it.feed.clone()));
+            watches.collect()
         };
-        for (id, opened) in open {
+        for (id, opened, feed) in open {
             let may = self.shared.neuron.may_still_watch(&self.asker, &opened).await;
+            // A store that is away for a moment says nothing of the caller.
+            let may =
+                may.or_else(|fault| if fault.code.status() < 500 { Err(fault) } else { Ok(()) });
+            if may.is_ok() {
+                feed.go_on(proofs);
+            }
             if let Err(fault) = may {
                 // Its id may have been given to another meanwhile.
                 let ended = {
@@ -293,7 +332,7 @@ impl Asks {
                     is_it.then(|| watches.remove(&id)).flatten()
                 };
                 if let Some(watching) = ended {
-                    watching.feed.end(&fault);
+                    watching.feed.cut(&fault);
                 }
             }
         }
@@ -334,11 +373,22 @@ fn frame(id: &str, reply: &Reply) -> Option<Bytes> {
     Some(ServerFrame::Reply { id, cursor: None, ver, envelope }.to_ws(Generation::V4))
 }
 
+impl Telling {
+    fn held() -> Telling {
+        Telling::Held { frames: Vec::new(), bytes: 0, is_over: false }
+    }
+}
+
 impl Feed {
-    /// Lets through what came before the reply, which is queued by now, and what comes from here on.
-    fn begin(&self) {
+    /// Lets through what was held, and what comes from here on, if all of it was told before
+    /// [`watch::proofs`] was any later than this.
+    fn go_on(&self, proofs: u64) {
         let mut told = self.telling();
-        let Telling::Held { frames, is_over } = &mut *told else { return };
+        if self.proofs.load(Relaxed).wrapping_sub(proofs).cast_signed() > 0 {
+            return;
+        }
+        self.proofs.store(proofs, Relaxed);
+        let Telling::Held { frames, is_over, .. } = &mut *told else { return };
         for frame in frames.drain(..) {
             self.queue.push(frame, self.queue_bytes_max);
         }
@@ -347,13 +397,31 @@ impl Feed {
 
     /// The last that the client is told of it.
     fn end(&self, fault: &Fault) {
-        if let Ok(id) = Id::of_json(&self.id) {
-            self.push(frames::watch_ended(id, &self.path, &envelope::error(fault)));
+        let Ok(id) = Id::of_json(&self.id) else { return };
+        let last = frames::watch_ended(id, &self.path, &envelope::error(fault));
+        let mut told = self.telling();
+        match &mut *told {
+            Telling::Held { frames, is_over, .. } => {
+                frames.push(last);
+                *is_over = true;
+            }
+            Telling::Open => {
+                self.queue.push(last, self.queue_bytes_max);
+                *told = Telling::Over;
+            }
+            Telling::Over => {}
         }
-        match &mut *self.telling() {
-            Telling::Held { is_over, .. } => *is_over = true,
-            told => *told = Telling::Over,
+    }
+
+    /// Ends it without what was held.
+    fn cut(&self, fault: &Fault) {
+        let mut told = self.telling();
+        if let Telling::Held { frames, .. } = &mut *told {
+            frames.clear();
+            *told = Telling::Open;
         }
+        drop(told);
+        self.end(fault);
     }
 
     fn stop(&self) {
@@ -362,16 +430,6 @@ impl Feed {
 
     fn is_over(&self) -> bool {
         matches!(*self.telling(), Telling::Held { is_over: true, .. } | Telling::Over)
-    }
-
-    fn push(&self, frame: Bytes) {
-        match &mut *self.telling() {
-            Telling::Held { frames, is_over: false } => frames.push(frame),
-            Telling::Open => {
-                self.queue.push(frame, self.queue_bytes_max);
-            }
-            Telling::Held { .. } | Telling::Over => {}
-        }
     }
 
     fn telling(&self) -> MutexGuard<'_, Telling> {
@@ -383,10 +441,36 @@ impl Sink for Feed {
     fn told(&self, change: &Arc<Told>) -> Result<(), Full> {
         let written = |told: &Told| {
             let json = std::str::from_utf8(told.json()).unwrap_or("null");
-            frames::watched(&told.entry().node.path, json)
+            let node = &told.entry().node;
+            frames::watched(&node.path, node.layer.as_str().trim_start_matches('*'), json)
         };
-        // A socket that does not keep up is cut as a whole, by its queue.
-        self.push(change.frame(written).clone());
+        let frame = change.frame(written).clone();
+        let proofs = watch::proofs(&self.services);
+        let mut told = self.telling();
+        let has_changed = self.proofs.swap(proofs, Relaxed) != proofs;
+        if has_changed && matches!(*told, Telling::Open) {
+            *told = Telling::held();
+        }
+        match &mut *told {
+            Telling::Held { bytes, is_over: false, .. }
+                if *bytes + frame.len() > self.queue_bytes_max =>
+            {
+                return Err(Full);
+            }
+            Telling::Held { frames, bytes, is_over: false } => {
+                *bytes += frame.len();
+                frames.push(frame);
+            }
+            // A socket that does not keep up is cut as a whole, by its queue.
+            Telling::Open => {
+                self.queue.push(frame, self.queue_bytes_max);
+            }
+            Telling::Held { .. } | Telling::Over => {}
+        }
+        drop(told);
+        if has_changed && let Some(asks) = self.asks.upgrade() {
+            asks.look();
+        }
         Ok(())
     }
 

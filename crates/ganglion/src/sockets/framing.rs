@@ -22,6 +22,8 @@ pub(super) enum Heard<'a> {
     Owed(Bytes),
     /// That it is there.
     Sign,
+    /// Nothing that is read.
+    Binary,
     Text(&'a str),
 }
 
@@ -59,7 +61,8 @@ impl Framing {
             Message::Ping(payload) => Heard::Owed(ws::pong_frame(payload)),
             Message::Close { code: CloseCode::NO_STATUS, .. } => Heard::Goodbye(CloseCode::NORMAL),
             Message::Close { code, .. } => Heard::Goodbye(code),
-            Message::Binary(_) | Message::Pong(_) => Heard::Sign,
+            Message::Binary(_) => Heard::Binary,
+            Message::Pong(_) => Heard::Sign,
         }))
     }
 

@@ -51,6 +51,8 @@ const PINGS_PER_MESSAGE: u32 = 32;
 const HELLO_TIME: Duration = Duration::from_secs(10);
 /// What a v1 client is told of a token that opens nothing (`spec/xirsys.md` §1.8).
 const TOKEN_INVALID: &str = "\"Token invalid\"";
+/// What a v4 client is told of a binary message.
+const ONLY_TEXTS: &str = "frames are texts";
 /// How long the last frames and the closing handshake may take.
 const CLOSE_TIME: Duration = Duration::from_secs(2);
 
@@ -448,6 +450,10 @@ impl<IO: Transport> Socket<IO> {
                     Ok(None) => break,
                     Ok(Some(Heard::Text(text))) if text != "ping" => return Ok(text.to_owned()),
                     Ok(Some(Heard::Sign | Heard::Text(_))) => {}
+                    Ok(Some(Heard::Binary)) => {
+                        let why = ONLY_TEXTS.to_owned();
+                        return Err(End::Close(CloseCode::UNSUPPORTED_DATA, why));
+                    }
                     Ok(Some(Heard::Owed(frame))) => {
                         self.queue.push(frame, self.shared.config.signal.queue.0);
                     }
@@ -665,7 +671,11 @@ impl<IO: Transport> Socket<IO> {
                     said += 1;
                     self.queue.push(frame, self.shared.config.signal.queue.0);
                 }
-                Ok(Some(Heard::Sign)) => said += 1,
+                // What it meant to say would be lost; old pages say nothing by it.
+                Ok(Some(Heard::Binary)) if self.generation == Generation::V4 => {
+                    return Err(End::Close(CloseCode::UNSUPPORTED_DATA, ONLY_TEXTS.to_owned()));
+                }
+                Ok(Some(Heard::Binary | Heard::Sign)) => said += 1,
                 Ok(Some(Heard::Goodbye(code))) => return Err(End::Closed(code)),
                 Err(error) => return Err(End::Broken(error)),
             }

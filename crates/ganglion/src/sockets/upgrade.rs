@@ -141,7 +141,7 @@ pub(super) async fn permit_origin(
 /// never come back with that token, so what passes by itself has another code.
 pub(super) fn refusal(fault: &Fault) -> (CloseCode, String) {
     let code = match fault.code.status() {
-        503 => CloseCode::TRY_AGAIN_LATER,
+        429 | 503 => CloseCode::TRY_AGAIN_LATER,
         500.. => CloseCode::INTERNAL,
         _ => CloseCode::UNAUTHORIZED,
     };

@@ -259,14 +259,18 @@ async fn grants_say_what_and_rules_say_who_and_both_must_agree() {
             let token = stage.token(&elena, scope, asked).await;
             for path in paths {
                 for act in ["read", "write", "watch"] {
-                    let nearest = rules
-                        .iter()
-                        .filter(|rule| rule.1 == act && within(path, rule.0))
-                        .max_by_key(|rule| rule.0.len());
-                    let is_named = nearest.is_none_or(|(_, _, users)| {
-                        users == "*" || users.as_array().unwrap().contains(&json!(user))
-                    });
-                    let may = within(path, scope) && is_named;
+                    let is_named = |act| {
+                        let nearest = rules
+                            .iter()
+                            .filter(|rule| rule.1 == act && within(path, rule.0))
+                            .max_by_key(|rule| rule.0.len());
+                        nearest.is_none_or(|(_, _, users)| {
+                            users == "*" || users.as_array().unwrap().contains(&json!(user))
+                        })
+                    };
+                    // Whom a rule of `read` leaves out does not read by watching.
+                    let is_closed = act == "watch" && !is_named("read");
+                    let may = within(path, scope) && is_named(act) && !is_closed;
                     let target = format!("/_data{path}?k=k");
                     let body = json!({ "k": "k", "v": 1 });
                     let got = match act {

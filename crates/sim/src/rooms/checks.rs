@@ -130,8 +130,15 @@ impl Run {
     pub(super) fn finish(&mut self) {
         for client in 0..CLIENTS.len() {
             self.clients[client].stalls_until = 0;
+            self.cut(client);
         }
+        let vanished = self.conns.keys().copied().collect::<Vec<_>>();
+        for socket in vanished {
+            self.end(socket, Departure::Lost);
+        }
+        self.settle();
         for client in 0..CLIENTS.len() {
+            let mut has_rested = false;
             for _ in 0..60 {
                 self.come(client);
                 self.pass(SECOND / 2);
@@ -140,15 +147,14 @@ impl Run {
                 let it = &self.clients[client];
                 let conn = it.socket.map(|socket| &self.conns[&socket]);
                 let rests = |conn: &Conn| conn.down.is_empty() && conn.up.is_empty();
-                if it.is_welcome && conn.is_some_and(rests) {
+                has_rested = it.is_welcome && conn.is_some_and(rests);
+                if has_rested {
                     break;
                 }
             }
+            assert!(has_rested, "client {client} never came back");
             self.cut(client);
             self.settle();
-        }
-        for socket in self.conns.keys().copied().collect::<Vec<_>>() {
-            self.end(socket, Departure::Lost);
         }
         self.pass(LASTS + SECOND);
         let stats = self.board.stats();

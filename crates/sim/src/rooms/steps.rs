@@ -14,8 +14,8 @@ use wire::token::Grants;
 
 use super::table::{Queue, Tabled};
 use super::{
-    At, CLIENTS, Client, Conn, Down, IDLE, Run, SECOND, Word, at, bucket, generation, limits, name,
-    room_ref, switchboard, verified,
+    At, CLIENTS, Client, Conn, Down, IDLE, LASTS, Run, SECOND, Word, at, bucket, generation,
+    limits, name, room_ref, switchboard, verified,
 };
 
 impl Run {
@@ -211,6 +211,7 @@ impl Run {
     pub(super) fn cut(&mut self, client: usize) {
         let Some(socket) = self.clients[client].socket else { return };
         self.vanish(client);
+        while self.hear_one(socket) {}
         self.end(socket, Departure::Lost);
     }
 
@@ -287,11 +288,24 @@ impl Run {
         let (room, whole) = (at(client), self.random.one_in(4));
         let who = (!whole).then(|| name(client));
         let sitting = self.seated(room);
+        // One that nobody is in may have made way for another.
+        let is_there = !sitting.is_empty();
         let kicked: Vec<_> =
             sitting.into_iter().filter(|(_, it)| who.is_none_or(|who| name(*it) == who)).collect();
         let names: BTreeSet<_> = kicked.iter().map(|(_, it)| name(*it)).collect();
+        let lost = self.rooms.get(&room).into_iter().flat_map(|model| &model.lost);
+        let lost = lost.filter(|(name, _)| who.is_none_or(|who| who == **name));
+        let (mut sure, mut unsure) = (0, 0);
+        for (_, (since, is_sure)) in lost {
+            match is_there && *is_sure && since + LASTS > self.now() {
+                true => sure += 1,
+                false => unsure += 1,
+            }
+        }
         let done = self.board.kick(&room_ref(room), who);
-        assert_eq!((done.members, done.tokens.len()), (names.len(), kicked.len()));
+        let of_lost = done.members - names.len();
+        assert!((sure..=sure + unsure).contains(&of_lost), "{of_lost} of {sure} and {unsure}");
+        assert_eq!(done.tokens.len(), kicked.len() + of_lost);
         self.sent_away(room, |it| who.is_none_or(|who| who == it));
         self.closed(&kicked);
     }

@@ -195,7 +195,10 @@ impl<'a> ClientFrame<'a> {
         match generation {
             Generation::V1 => Ok(ClientFrame::of_v1(read(text)?)?),
             Generation::V2 => Ok(ClientFrame::of_v2(read(text)?)?),
-            Generation::V4 => ClientFrame::of_v4(read(text)?),
+            Generation::V4 => {
+                let envelope = read(text).map_err(|error| BadFrame { id: id_of(text), error })?;
+                ClientFrame::of_v4(envelope)
+            }
         }
     }
 
@@ -258,6 +261,22 @@ impl<'a> ClientFrame<'a> {
             None => Err(FrameError::UnknownKind(KINDS_V4)),
         }
     }
+}
+
+/// The id of a text that is no frame, if it is JSON that has one.
+fn id_of(text: &str) -> Option<Id<'_>> {
+    #[derive(Deserialize)]
+    struct Any<'a> {
+        #[serde(borrow)]
+        m: Marked<'a>,
+    }
+    #[derive(Deserialize)]
+    struct Marked<'a> {
+        #[serde(borrow)]
+        id: &'a RawValue,
+    }
+    let any: Any<'_> = serde_json::from_str(text).ok()?;
+    Id::of_json(any.m.id.get()).ok()
 }
 
 fn read<'a, T: Deserialize<'a>>(text: &'a str) -> Result<T, FrameError> {

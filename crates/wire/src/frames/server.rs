@@ -287,11 +287,16 @@ impl UserFrame<'_> {
     }
 }
 
-/// What a watch is told (v4): `p` is JSON text, the same for every watcher of the path.
-pub fn watched(path: &Path, payload: &str) -> Bytes {
-    ws::text_frame_with(32 + path.as_str().len() + payload.len(), |out| {
+/// What a watch is told (v4): `p` is JSON text, the same for every watcher of the path. The service is
+/// named unless it is `data`.
+pub fn watched(path: &Path, service: &str, payload: &str) -> Bytes {
+    ws::text_frame_with(64 + path.as_str().len() + payload.len(), |out| {
         out.push_str(r#"{"t":"w","m":{"path":"#);
         push_string(out, path.as_str());
+        if service != "data" {
+            out.push_str(r#","service":"#);
+            push_string(out, service);
+        }
         out.push_str(r#"},"p":"#);
         out.push_str(payload);
         out.push('}');

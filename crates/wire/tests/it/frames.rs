@@ -270,8 +270,12 @@ fn v4_is_told_more() {
         r#"{"t":"r","m":{"id":"a","ver":"7-a"},"p":{"v":"not_found","s":"error"}}"#
     );
     assert_eq!(
-        watched(&path("/a b/\"c"), r#"{"k":"x"}"#),
+        watched(&path("/a b/\"c"), "data", r#"{"k":"x"}"#),
         wire::ws::text_frame(r#"{"t":"w","m":{"path":"/a b/\"c"},"p":{"k":"x"}}"#)
+    );
+    assert_eq!(
+        watched(&path("/a"), "conf", "1"),
+        wire::ws::text_frame(r#"{"t":"w","m":{"path":"/a","service":"conf"},"p":1}"#)
     );
 }
 
@@ -326,6 +330,12 @@ fn a_frame_that_is_refused_is_known_by_its_id() {
     for (text, error) in [
         (r#"{"t":"u","m":{"id":7,"o":"peers"}}"#, FrameError::SystemOp),
         (r#"{"t":"u","m":{"o":"peers","id":7}}"#, FrameError::SystemOp),
+        (
+            r#"{"t":"u","m":{"o":5,"id":7}}"#,
+            FrameError::Syntax(
+                "invalid type: integer `5`, expected a string at line 1 column 17".into(),
+            ),
+        ),
     ] {
         let bad = ClientFrame::parse(Generation::V4, text).expect_err("a bad frame");
         assert_eq!((bad.id.map(Id::as_str), bad.error), (Some("7"), error), "{text}");

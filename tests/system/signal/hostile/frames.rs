@@ -123,8 +123,10 @@ fn what_is_at_the_limit_is_taken() -> Result<()> {
         parts.extend(frame(FIN | PING, &[b'x'; 125]));
         parts.extend(frame(FIN | CONTINUATION, rest));
         raw.send(&parts)?;
-        // Bytes that are no text mean nothing, and a close of any good code is answered by it.
-        raw.send(&frame(FIN | BINARY, &[0xFF; 1000]))?;
+        // Bytes that are no text mean nothing of old pages, and a close of any good code is answered by it.
+        if way != Way::V4 {
+            raw.send(&frame(FIN | BINARY, &[0xFF; 1000]))?;
+        }
         raw.send(&frame(FIN | 0xA, b"nobody asked"))?;
         raw.send(&frame(FIN | CLOSE, &4999_u16.to_be_bytes()))?;
         assert_eq!(raw.close_code()?, 4999, "{way:?}");
