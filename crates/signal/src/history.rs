@@ -94,6 +94,9 @@ pub(crate) struct Said {
     refused: VecDeque<(Instant, Box<str>, Code)>,
     /// Whether more were than are known: then of none it is told whether it was heard.
     is_unsure: bool,
+    /// Whether what was said before has been forgotten, and nothing has been said since: who says
+    /// something has read that.
+    is_forgotten: bool,
 }
 
 /// Which sessions of a name that was sent away are over.
@@ -132,8 +135,13 @@ pub(crate) struct Missed {
 }
 
 impl Said {
+    pub(crate) fn forgotten() -> Said {
+        Said { is_forgotten: true, ..Said::default() }
+    }
+
     /// Notes that a frame was heard.
     pub(crate) fn hear(&mut self, id: &str) {
+        self.is_forgotten = false;
         if !self.is_unsure {
             self.last_id = Some(id.into());
         }
@@ -141,6 +149,7 @@ impl Said {
 
     /// Notes that a frame was refused. Who has waited for an answer for `lasts` has given up.
     pub(crate) fn refuse(&mut self, now: Instant, lasts: Duration, id: &str, code: Code) {
+        self.is_forgotten = false;
         while self.refused.front().is_some_and(|(at, ..)| *at + lasts <= now) {
             self.refused.pop_front();
         }
@@ -159,8 +168,9 @@ impl Said {
         self.refused.iter().map(|(_, id, code)| (&**id, *code)).collect()
     }
 
-    pub(crate) fn is_unsure(&self) -> bool {
-        self.is_unsure
+    /// Whether it is known of each frame what came of it.
+    pub(crate) fn is_whole(&self) -> bool {
+        !self.is_unsure && !self.is_forgotten
     }
 }
 

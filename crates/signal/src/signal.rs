@@ -324,7 +324,8 @@ impl Signal {
         if let Some(replaced) = replaced {
             self.replace(now, replaced);
         }
-        let was = Was { is_known: self.recall(socket), ..was };
+        let goes_on = matches!(known, Some(Known::Here(_)));
+        let was = Was { is_known: self.recall(socket, goes_on), ..was };
         self.welcome(socket, &was);
         self.announce(id, &name, socket, presence, has_news);
         self.arrange(id);
@@ -551,17 +552,18 @@ impl Signal {
         id
     }
 
-    /// Takes over what is known of a session that has come back; answers whether what it said is.
-    fn recall(&mut self, socket: SocketId) -> bool {
+    /// Takes over what is known of a session, if one goes on; answers whether what it said is.
+    fn recall(&mut self, socket: SocketId, goes_on: bool) -> bool {
         let Some(seat) = self.seats.get_mut(&socket) else { return false };
         let history = self.rooms.get_mut(&seat.room).and_then(|room| room.history.as_mut());
         let Some((history, session)) = history.zip(seat.session) else { return false };
         history.find(&seat.name);
+        if !goes_on {
+            return true;
+        }
         let found = history.find_session(&seat.name, session);
-        let is_known =
-            found.as_ref().is_some_and(|said| said.as_ref().is_none_or(|said| !said.is_unsure()));
-        seat.said = found.flatten();
-        is_known
+        seat.said = found.unwrap_or_else(|| Some(Box::new(Said::forgotten())));
+        seat.said.as_ref().is_none_or(|said| said.is_whole())
     }
 
     /// What a joiner is sent before anything else.

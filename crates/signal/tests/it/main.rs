@@ -43,6 +43,9 @@ impl Seen {
 }
 
 /// Drains the outputs. A close reads as its code and reason.
+/// What is told to whoever poses as the server.
+const ONLY_THE_SERVER: &str = r#"{"t":"e","m":{},"p":{"v":"not_allowed","s":"error","detail":"only the server says who is present"}}"#;
+
 fn drain(signal: &mut Signal) -> Seen {
     let mut seen = Seen::default();
     while let Some(output) = signal.poll_output() {

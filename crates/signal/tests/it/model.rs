@@ -250,8 +250,7 @@ fn run(step: &Step, number: usize, signal: &mut Signal, model: &mut Model) -> Se
         Step::Pose(socket) => {
             signal.handle_text(now(), SocketId(socket), r#"{"t":"u","m":{"o":"peers"},"p":{}}"#);
             if model.seat(SocketId(socket)).is_some() {
-                let error = r#"{"t":"e","m":{},"p":{"v":"not_allowed","s":"error"}}"#;
-                seen.push(SocketId(socket), error.to_owned());
+                seen.push(SocketId(socket), crate::ONLY_THE_SERVER.to_owned());
             }
         }
     }

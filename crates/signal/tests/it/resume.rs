@@ -336,6 +336,11 @@ impl Stage {
                 // What follows is what is known still: what came before it may be missing.
                 it.since = usize::MAX;
             }
+            // What was refused is not said again.
+            let refused = frame["p"]["refused"].as_array().into_iter().flatten();
+            for number in refused.filter_map(|refused| refused[0].as_u64()) {
+                it.unacknowledged.retain(|(known, ..)| *known != number);
+            }
             match frame["p"]["last"].as_u64() {
                 Some(last) => it.unacknowledged.retain(|(number, ..)| *number > last),
                 // It is not known whether it was heard.

@@ -13,7 +13,12 @@ use wire::ws::CloseCode;
 use crate::{Seen, address, bucket, drain, ip, join, now, sealer};
 
 const PATH: &str = "/my/path";
-const NOT_ALLOWED: &str = r#"{"t":"e","m":{},"p":{"v":"not_allowed","s":"error"}}"#;
+
+/// What is told to whoever may not say something.
+fn not_allowed(to: &str) -> String {
+    let why = format!("the token, or a `send` rule of the path, does not permit to `{to}`");
+    format!(r#"{{"t":"e","m":{{}},"p":{{"v":"not_allowed","s":"error","detail":"{why}"}}}}"#)
+}
 
 fn signal() -> Signal {
     Signal::new(now(), Limits::default(), 1, sealer())
@@ -129,7 +134,7 @@ fn topics_of_one_path_are_rooms_of_their_own() {
 fn only_the_server_says_who_is_present() {
     let mut signal = room(&["ann", "bob"]);
     let seen = send(&mut signal, 1, r#"{"t":"u","m":{"o":"peer_removed","f":"/my/path/bob"}}"#);
-    assert_eq!((seen.of(1), seen.sockets.len()), (vec![NOT_ALLOWED], 1));
+    assert_eq!((seen.of(1), seen.sockets.len()), (vec![crate::ONLY_THE_SERVER], 1));
     assert_eq!(signal.stats().counters.system_ops, 1);
 }
 
@@ -278,9 +283,11 @@ fn grants_say_who_may_speak() {
     assert_eq!(signal.join(now(), SocketId(2), only(Grants::SEND, 2)), Err(Refusal::NotGranted));
     signal.join(now(), SocketId(3), only(Grants::SUBSCRIBE, 3)).expect("may listen");
     drain(&mut signal);
-    for text in [r#"{"t":"u","m":{},"p":1}"#, r#"{"t":"u","m":{"t":"ann"},"p":1}"#] {
+    for (text, needed) in
+        [(r#"{"t":"u","m":{},"p":1}"#, "publish"), (r#"{"t":"u","m":{"t":"ann"},"p":1}"#, "send")]
+    {
         let seen = send(&mut signal, 3, text);
-        assert_eq!((seen.of(3), seen.sockets.len()), (vec![NOT_ALLOWED], 1));
+        assert_eq!((seen.of(3), seen.sockets.len()), (vec![&*not_allowed(needed)], 1));
     }
     assert_eq!(signal.stats().counters.ungranted, 3);
     assert_eq!(send(&mut signal, 1, r#"{"t":"u","m":{},"p":1}"#).of(3).len(), 1);
@@ -297,7 +304,7 @@ fn grants_are_taken_and_given_back_but_never_more_than_a_socket_joined_with() {
     signal.join(now(), SocketId(3), elsewhere).expect("joins");
     drain(&mut signal);
     let is_refused = |signal: &mut Signal, socket| {
-        send(signal, socket, BROADCAST).of(socket).contains(&NOT_ALLOWED)
+        send(signal, socket, BROADCAST).of(socket).contains(&&*not_allowed("publish"))
     };
     let in_room = |grants| {
         move |view: &SocketView<'_>| (view.address.path.as_str() == PATH).then_some(grants)

@@ -246,6 +246,10 @@ impl Run {
             }
             None => {}
         }
+        let refused = payload["refused"].as_array().into_iter().flatten();
+        for number in refused.filter_map(|refused| refused[0].as_u64()) {
+            it.unacknowledged.retain(|(known, ..)| *known != number);
+        }
         match payload["last"].as_u64() {
             Some(last) => it.unacknowledged.retain(|(number, ..)| *number > last),
             None if payload["resumed"] == false => it.unacknowledged.clear(),
