@@ -333,7 +333,7 @@ fn a_frame_that_is_refused_is_known_by_its_id() {
         (
             r#"{"t":"u","m":{"o":5,"id":7}}"#,
             FrameError::Syntax(
-                "invalid type: integer `5`, expected a string at line 1 column 17".into(),
+                "invalid type: integer `5`, expected a string at line 1 column 19".into(),
             ),
         ),
     ] {
