@@ -243,7 +243,7 @@ fn a_watch_is_of_the_path_that_other_verbs_mean() -> Result<()> {
     }
     let terminal = ganglion(&stage, &stage.neuron.url(), &["watch", "_nothing/my/path"])?;
     let (is_well, complaint) = terminal.ends()?;
-    assert!(!is_well && complaint.contains("not_found"), "{complaint}");
+    assert!(!is_well && complaint.contains("there is no such service"), "{complaint}");
     Ok(())
 }
 
