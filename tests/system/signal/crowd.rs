@@ -97,38 +97,42 @@ fn thousands_come_and_go() -> Result<()> {
         }
         Ok(())
     };
+    // What the watcher is told has to add up to who is there at the end.
+    let watch = || -> Result<BTreeMap<String, i64>> {
+        let mut present: BTreeMap<String, i64> = BTreeMap::new();
+        loop {
+            let frame = watcher.frame()?;
+            let change = match frame["t"].as_str() {
+                Some("joined") => 1,
+                Some("left") => -1,
+                _ if frame["p"] == "that is all" => return Ok(present),
+                _ => 0,
+            };
+            let name = frame["m"]["f"].as_str().context("a name")?.to_owned();
+            let here = present.entry(name.clone()).or_default();
+            *here += change;
+            assert!((0..=1).contains(here), "{name} came or went twice: {frame}");
+        }
+    };
     let come_and_go = &come_and_go;
-    std::thread::scope(|scope| {
+    let joins = THREADS * rounds;
+    let present = std::thread::scope(|scope| {
+        let watching = scope.spawn(watch);
         let threads: Vec<_> =
             tokens.iter().map(|token| scope.spawn(move || come_and_go(token))).collect();
-        threads.into_iter().try_for_each(|thread| thread.join().expect("no panic"))
+        threads.into_iter().try_for_each(|thread| thread.join().expect("no panic"))?;
+        let took = begun.elapsed();
+        println!(
+            "{joins} joins and leaves in {:.1} s: {:.0} a second, clients and server on two cores",
+            took.as_secs_f64(),
+            joins as f64 / took.as_secs_f64()
+        );
+        wait_until("only the watcher is left", || {
+            Ok(stage.ok("GET", "/_subs/my/path", None)? == json!(["watcher"]))
+        })?;
+        stage.ok("POST", "/_subs/my/path", Some(&json!({ "v": "that is all" })))?;
+        watching.join().expect("no panic")
     })?;
-    let took = begun.elapsed();
-    let joins = THREADS * rounds;
-    println!(
-        "{joins} joins and leaves in {:.1} s: {:.0} a second, clients and server on two cores",
-        took.as_secs_f64(),
-        joins as f64 / took.as_secs_f64()
-    );
-    wait_until("only the watcher is left", || {
-        Ok(stage.ok("GET", "/_subs/my/path", None)? == json!(["watcher"]))
-    })?;
-    // What the watcher was told adds up to that.
-    let mut present: BTreeMap<String, i64> = BTreeMap::new();
-    watcher.send_text(r#"{"t":"ping","ts":1}"#)?;
-    loop {
-        let frame = watcher.frame()?;
-        let change = match frame["t"].as_str() {
-            Some("joined") => 1,
-            Some("left") => -1,
-            Some("pong") => break,
-            _ => 0,
-        };
-        let name = frame["m"]["f"].as_str().context("a name")?.to_owned();
-        let here = present.entry(name.clone()).or_default();
-        *here += change;
-        assert!((0..=1).contains(here), "{name} came or went twice: {frame}");
-    }
     assert!(present.values().all(|here| *here == 0), "{present:?}");
     for (figure, expected) in [("signal_sockets", 1), ("signal_names", 1), ("signal_rooms", 1)] {
         assert_eq!(stage.neuron.metric(figure)?, expected, "{figure}");
