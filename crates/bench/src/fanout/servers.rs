@@ -170,7 +170,9 @@ impl Language {
 
 impl Server {
     pub(super) fn ours(program: &Path, folder: &Path) -> Result<Server> {
-        Ok(Server::Ours(Ganglion::start(program, folder, &[])?))
+        // By default one socket is held to a thousand messages a second; the others hold nobody back.
+        let settings = [("GANGLION_SIGNAL__MESSAGES_PER_SECOND", "0")];
+        Ok(Server::Ours(Ganglion::start(program, folder, &settings)?))
     }
 
     pub(super) fn centrifuge(installed: &Installed, folder: &Path) -> Result<Server> {
