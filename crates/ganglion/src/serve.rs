@@ -10,7 +10,6 @@ use aws_lc_rs::hmac;
 use kv4::Kv4;
 use neuron::Neuron;
 use neuron::sockets::Switchboard;
-use services::access::Network;
 use services::secrets::Sealer;
 use services::statistics::Statistics;
 use services::token::KeysError;
@@ -19,6 +18,7 @@ use store::embedded::{EmbeddedStore, OpenError, Options};
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use wire::names::Key;
+use wire::network::Network;
 
 use crate::check;
 use crate::config::Config;

@@ -7,8 +7,9 @@
 use wire::envelope::Fault;
 use wire::errors::Code;
 use wire::json::Json;
+use wire::network::Network;
 
-use crate::access::{self, Network};
+use crate::access;
 use crate::entries::{self, Put};
 use crate::{Answer, Call, Method, Services, layer, store_fault};
 

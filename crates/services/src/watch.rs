@@ -22,8 +22,9 @@ use kv4::{Bucket, Node};
 use wire::envelope::Fault;
 use wire::errors::Code;
 use wire::names::Key;
+use wire::network::Network;
 
-use crate::access::{self, Network};
+use crate::access;
 use crate::entries::{self, Awaits, ROWS_MAX};
 use crate::{
     Answer, Call, Service, Services, authorization, configuration, data, first_of, layer,

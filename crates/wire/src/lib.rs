@@ -11,6 +11,7 @@ pub mod frames;
 pub mod json;
 pub mod lengths;
 pub mod names;
+pub mod network;
 pub mod params;
 pub mod timegroup;
 pub mod token;

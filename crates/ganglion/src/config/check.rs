@@ -138,7 +138,7 @@ impl Config {
             }
         }
         for proxy in &self.listen.trusted_proxies {
-            if services::access::Network::parse(proxy).is_none() {
+            if wire::network::Network::parse(proxy).is_none() {
                 bail!("listen.trusted_proxies: `{proxy}` is not an address or CIDR prefix");
             }
         }

@@ -27,7 +27,7 @@ use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
 use neuron::Neuron;
-use services::access::Network;
+use wire::network::Network;
 
 pub(crate) use self::connection::{Incoming, serve_connection};
 pub(crate) use self::feeds::{Feeds, hand_on};

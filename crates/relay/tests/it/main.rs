@@ -1,0 +1,6 @@
+//! The relay's parts, against the RFCs' own samples, a codec that we did not write, and small models.
+
+mod framing;
+mod nonce;
+mod peers;
+mod stun;
