@@ -66,7 +66,7 @@ pub fn frame_bytes(stream: &[u8]) -> Result<Option<usize>, NotTurn> {
     let bytes = match head[0] >> 6 {
         0 => {
             let cookie = &stream[4..stream.len().min(8)];
-            if length % 4 != 0 || !MAGIC_COOKIE.starts_with(cookie) {
+            if !length.is_multiple_of(4) || !MAGIC_COOKIE.starts_with(cookie) {
                 return Err(NotTurn);
             }
             HEADER_BYTES + length
@@ -87,7 +87,7 @@ pub struct Frames {
 }
 
 impl Frames {
-    /// Adds bytes of the stream. To be called when [`Frames::next`] has none.
+    /// Adds bytes of the stream. To be called when [`Frames::next_frame`] has none.
     pub fn push(&mut self, bytes: &[u8]) {
         self.buffer.drain(..self.start);
         self.start = 0;
@@ -98,7 +98,7 @@ impl Frames {
     ///
     /// # Errors
     /// The stream holds something else: it is to be closed.
-    pub fn next(&mut self) -> Result<Option<&[u8]>, NotTurn> {
+    pub fn next_frame(&mut self) -> Result<Option<&[u8]>, NotTurn> {
         let begun = self.start;
         let Some(bytes) = frame_bytes(&self.buffer[begun..])? else {
             if begun == self.buffer.len() {

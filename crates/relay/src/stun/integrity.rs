@@ -114,7 +114,7 @@ pub(super) fn verify(key: &Key, hash: Hash, message: &[u8], before: usize, mac: 
     let is_long_enough = match hash {
         Hash::Sha1 => mac.len() == hash.bytes(),
         Hash::Sha256 => {
-            (SHA256_BYTES_MIN..=hash.bytes()).contains(&mac.len()) && mac.len() % 4 == 0
+            (SHA256_BYTES_MIN..=hash.bytes()).contains(&mac.len()) && mac.len().is_multiple_of(4)
         }
     };
     let made = sign(key, hash, message, before, mac.len());

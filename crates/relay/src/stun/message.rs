@@ -142,7 +142,7 @@ impl<'a> Message<'a> {
             return Err(Malformed::NotStun);
         }
         let length = usize::from(u16::from_be_bytes([head[2], head[3]]));
-        if length % 4 != 0 || bytes.len() != HEADER_BYTES + length {
+        if !length.is_multiple_of(4) || bytes.len() != HEADER_BYTES + length {
             return Err(Malformed::Length);
         }
         let kind = u16::from_be_bytes([head[0], head[1]]);

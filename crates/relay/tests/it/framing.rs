@@ -53,8 +53,8 @@ fn a_stream_of_something_else_is_given_up_at_once() {
     let mut frames = Frames::default();
     frames.push(&message(b"x"));
     frames.push(b"\xC0");
-    assert!(frames.next().expect("a frame").is_some());
-    assert_eq!(frames.next(), Err(NotTurn));
+    assert!(frames.next_frame().expect("a frame").is_some());
+    assert_eq!(frames.next_frame(), Err(NotTurn));
 }
 
 #[test]
@@ -93,7 +93,7 @@ proptest! {
         while !rest.is_empty() {
             let (piece, more) = rest.split_at(cuts.next().unwrap_or(rest.len()).min(rest.len()));
             frames.push(piece);
-            while let Some(frame) = frames.next().expect("frames") {
+            while let Some(frame) = frames.next_frame().expect("frames") {
                 found.push(frame.to_vec());
             }
             rest = more;
@@ -107,7 +107,7 @@ proptest! {
         let _ = (ChannelData::read(&bytes), frame_bytes(&bytes));
         let mut frames = Frames::default();
         frames.push(&bytes);
-        while let Ok(Some(frame)) = frames.next() {
+        while let Ok(Some(frame)) = frames.next_frame() {
             prop_assert!(!frame.is_empty());
         }
     }
