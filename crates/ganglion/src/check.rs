@@ -23,6 +23,7 @@ pub(crate) fn check(config: &Config, file: Option<&Path>, is_dev: bool) -> Resul
         read_cluster_key(&config.store.cluster_key_file)?;
     }
     check_folder(&config.store.data_dir)?;
+    config.check_places()?;
     let tls = &config.tls;
     for (name, file) in [("tls.cert", &tls.cert), ("tls.key", &tls.key)] {
         if !file.as_os_str().is_empty() {

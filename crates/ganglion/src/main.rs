@@ -334,7 +334,6 @@ fn config_verb(verb: ConfigVerb) -> Result<()> {
     match verb {
         ConfigVerb::Check { config } => {
             let (config, file) = load(config.as_deref(), false)?;
-            config.check_places()?;
             for warning in check::check(&config, file.as_deref(), file.is_none())? {
                 warn(&warning);
             }

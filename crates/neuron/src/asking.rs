@@ -80,7 +80,7 @@ impl Neuron {
                 envelope: response.body,
                 ver: response.etag.map(|tag| tag.trim_matches('"').to_owned()),
             },
-            None => Reply::of(&Fault::with(Code::BadName, "there is no such service")),
+            None => Reply::of(&no_such_service()),
         }
     }
 
@@ -140,13 +140,17 @@ impl Asker {
     }
 }
 
+fn no_such_service() -> Fault {
+    Fault::with(Code::BadName, "there is no such service")
+}
+
 /// What a verb asks of the API.
 fn asked(asker: &Asker, verb: Verb, text: &str) -> Result<Asked, Fault> {
     let params = Params::read("", text.as_bytes());
     let params = params.map_err(|error| Fault::with(Code::BadRequest, error.to_string()))?;
     let service = params.text("service").unwrap_or(SERVICE.into());
     if Service::of_prefix(&format!("_{service}")).is_none() {
-        return Err(Fault::with(Code::BadName, "there is no such service"));
+        return Err(no_such_service());
     }
     let names_key = KEYS.iter().any(|name| params.has(name));
     let (method, query) = match verb {

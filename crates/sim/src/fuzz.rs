@@ -251,7 +251,8 @@ pub fn fuzz_lengths(bytes: &[u8]) {
     }
     let (read, _) = &whole;
     assert!(read.iter().all(|text| text.len() <= MESSAGE_BYTES_MAX));
-    let written: Vec<u8> = read.iter().flat_map(|text| lengths::frame(text.as_bytes())).collect();
+    let framed = |text: &String| [&lengths::header(text.len())[..], text.as_bytes()].concat();
+    let written: Vec<u8> = read.iter().flat_map(framed).collect();
     assert!(bytes.starts_with(&written), "what was read is what came");
 }
 

@@ -4,8 +4,6 @@
 //! A text is four bytes of length, big-endian, and so many bytes of UTF-8. A length of zero is a sign
 //! of life: a server that has heard nothing for long sends one, and a client answers it with one.
 
-use bytes::{Bytes, BytesMut};
-
 use crate::ws::ProtocolError;
 
 /// Bytes of a length.
@@ -94,15 +92,4 @@ impl Decoder {
 /// If the text is 4 GiB long or longer.
 pub fn header(text_bytes: usize) -> [u8; LENGTH_BYTES] {
     u32::try_from(text_bytes).expect("a text is far shorter than 4 GiB").to_be_bytes()
-}
-
-/// A text after its length.
-///
-/// # Panics
-/// As [`header`].
-pub fn frame(text: &[u8]) -> Bytes {
-    let mut frame = BytesMut::with_capacity(LENGTH_BYTES + text.len());
-    frame.extend_from_slice(&header(text.len()));
-    frame.extend_from_slice(text);
-    frame.freeze()
 }

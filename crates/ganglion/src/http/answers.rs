@@ -163,6 +163,7 @@ pub(super) fn counted_piece(
 /// Bytes that go over a transport of their own, counted as those of whoever called last until they are
 /// dropped; `None` when there is no room for them.
 pub(crate) fn counted_alone(bytes: &Bytes, spender: &Spender) -> Option<Bytes> {
+    /// Counts for as long as it lives.
     struct Alone(Bytes, #[expect(dead_code, reason = "counts until it is dropped")] AnswerBytes);
     impl AsRef<[u8]> for Alone {
         fn as_ref(&self) -> &[u8] {

@@ -36,7 +36,7 @@ pub enum Method {
 }
 
 impl Method {
-    const ALL: [Method; 10] = [
+    pub const ALL: [Method; 10] = [
         Method::Binding,
         Method::Allocate,
         Method::Refresh,

@@ -223,18 +223,7 @@ fn of_several_of_one_kind_the_first_counts() {
 /// Every method and class there is a number for is read as what was written.
 #[test]
 fn methods_and_classes_are_read_as_they_are_written() {
-    for method in [
-        Method::Binding,
-        Method::Allocate,
-        Method::Refresh,
-        Method::Send,
-        Method::Data,
-        Method::CreatePermission,
-        Method::ChannelBind,
-        Method::Connect,
-        Method::ConnectionBind,
-        Method::ConnectionAttempt,
-    ] {
+    for method in Method::ALL {
         for class in [Class::Request, Class::Indication, Class::Success, Class::Error] {
             let mut bytes = Vec::new();
             Writer::new(&mut bytes, class, method, TransactionId([9; 12]));

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use thiserror::Error;
 
 use super::SYSTEM_NAME;
+use crate::names::percent_decode;
 use crate::token::IDENTITY_BYTES_MAX;
 
 /// Longest name of a member as it stands on the wire: the longest identity, each byte escaped.
@@ -47,10 +48,11 @@ impl Name {
     /// # Errors
     /// As [`Name::encode`].
     pub fn meant(text: &str) -> Result<Name, BadName> {
-        match percent_decode(text) {
-            Some(identity) => Name::encode(&identity),
-            None => Name::encode(text),
-        }
+        // What an encoder, here or in a browser, leaves.
+        let is_encoded = text.contains('%')
+            && text.bytes().all(|byte| is_plain(byte) || b"%!'()*".contains(&byte));
+        let decoded = is_encoded.then(|| percent_decode(text, false).ok()).flatten();
+        Name::encode(decoded.as_deref().unwrap_or(text))
     }
 
     pub fn as_str(&self) -> &str {
@@ -74,28 +76,6 @@ impl fmt::Display for Name {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(&self.0)
     }
-}
-
-/// What was percent-encoded; `None` for a text that holds anything that an encoder, here or in a browser,
-/// would not have left.
-fn percent_decode(text: &str) -> Option<Cow<'_, str>> {
-    if text.bytes().all(is_plain) {
-        return Some(Cow::Borrowed(text));
-    }
-    let mut decoded = Vec::with_capacity(text.len());
-    let mut bytes = text.bytes();
-    while let Some(byte) = bytes.next() {
-        match byte {
-            b'%' => {
-                let mut digit = || char::from(bytes.next()?).to_digit(16);
-                let (high, low) = (digit()?, digit()?);
-                decoded.push((high << 4 | low) as u8);
-            }
-            byte if is_plain(byte) || b"!'()*".contains(&byte) => decoded.push(byte),
-            _ => return None,
-        }
-    }
-    String::from_utf8(decoded).ok().map(Cow::Owned)
 }
 
 fn is_plain(byte: u8) -> bool {

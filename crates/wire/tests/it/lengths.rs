@@ -1,8 +1,12 @@
 //! Texts after their lengths, cut anywhere.
 
 use proptest::prelude::*;
-use wire::lengths::{Decoder, LENGTH_BYTES, frame};
+use wire::lengths::{Decoder, LENGTH_BYTES, header};
 use wire::ws::ProtocolError;
+
+fn frame(text: &[u8]) -> Vec<u8> {
+    [&header(text.len())[..], text].concat()
+}
 
 /// What comes of bytes that arrive in pieces of these sizes, over and over.
 fn read(
