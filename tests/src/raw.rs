@@ -27,6 +27,49 @@ pub struct Raw {
     read: Vec<u8>,
 }
 
+/// A connection that has asked to be a WebSocket, and has not been answered.
+#[derive(Debug)]
+pub struct Opening(Raw);
+
+impl Opening {
+    /// Asks, and does not wait.
+    pub fn begin(url: &str) -> Result<Opening> {
+        Opening::over(url, |authority| Ok(TcpStream::connect(authority)?))
+    }
+
+    fn over(url: &str, connect: impl FnOnce(&str) -> Result<TcpStream>) -> Result<Opening> {
+        let rest = url.strip_prefix("ws://").context("the URL is not ws://")?;
+        let (authority, path) = rest.split_once('/').context("the URL has no path")?;
+        let stream = connect(authority)?;
+        stream.set_nodelay(true)?;
+        stream.set_read_timeout(Some(DEADLINE))?;
+        stream.set_write_timeout(Some(DEADLINE))?;
+        let mut raw = Raw { stream, read: Vec::new() };
+        raw.send(
+            format!(
+                "GET /{path} HTTP/1.1\r\nhost: {authority}\r\nconnection: upgrade\r\n\
+                 upgrade: websocket\r\nsec-websocket-version: 13\r\n\
+                 sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+            )
+            .as_bytes(),
+        )?;
+        Ok(Opening(raw))
+    }
+
+    /// Waits until it is one.
+    pub fn opened(self) -> Result<Raw> {
+        let Opening(mut raw) = self;
+        let head = loop {
+            if let Some(at) = raw.read.windows(4).position(|four| four == b"\r\n\r\n") {
+                break raw.read.drain(..at + 4).collect::<Vec<_>>();
+            }
+            ensure!(raw.more()?, "hung up in the handshake");
+        };
+        ensure!(head.starts_with(b"HTTP/1.1 101 "), "{}", String::from_utf8_lossy(&head));
+        Ok(raw)
+    }
+}
+
 impl Raw {
     /// Connects to a URL such as `ws://127.0.0.1:4006/ws/v2/<token>`.
     pub fn connect(url: &str) -> Result<Raw> {
@@ -45,29 +88,7 @@ impl Raw {
     }
 
     fn over(url: &str, connect: impl FnOnce(&str) -> Result<TcpStream>) -> Result<Raw> {
-        let rest = url.strip_prefix("ws://").context("the URL is not ws://")?;
-        let (authority, path) = rest.split_once('/').context("the URL has no path")?;
-        let stream = connect(authority)?;
-        stream.set_nodelay(true)?;
-        stream.set_read_timeout(Some(DEADLINE))?;
-        stream.set_write_timeout(Some(DEADLINE))?;
-        let mut raw = Raw { stream, read: Vec::new() };
-        raw.send(
-            format!(
-                "GET /{path} HTTP/1.1\r\nhost: {authority}\r\nconnection: upgrade\r\n\
-                 upgrade: websocket\r\nsec-websocket-version: 13\r\n\
-                 sec-websocket-key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
-            )
-            .as_bytes(),
-        )?;
-        let head = loop {
-            if let Some(at) = raw.read.windows(4).position(|four| four == b"\r\n\r\n") {
-                break raw.read.drain(..at + 4).collect::<Vec<_>>();
-            }
-            ensure!(raw.more()?, "hung up in the handshake");
-        };
-        ensure!(head.starts_with(b"HTTP/1.1 101 "), "{}", String::from_utf8_lossy(&head));
-        Ok(raw)
+        Opening::over(url, connect)?.opened()
     }
 
     /// Writes bytes; an error when the other side has gone.
