@@ -31,7 +31,7 @@ const OUTBOX_MAX = 256;
 const WATCH_TRIES = 6;
 const WATCH_RETRY_MS = 1_000;
 /** What passes: to be asked again later. */
-const PASSING = ['overloaded', 'store_unavailable', 'store_degraded', 'internal'];
+const PASSING = ['overloaded', 'store_unavailable', 'store_degraded', 'internal', 'too_many_requests'];
 /** Versions kept by a watch of what was deleted. */
 const DELETED_MAX = 1_000;
 /** Close codes after which trying again in the same way cannot help: not permitted, refused, removed, replaced. */
@@ -234,8 +234,10 @@ export class Ganglion extends Emitter {
   #token;
   /** What the others see beside the name. @type {any} */
   #data;
-  /** What of that the neuron was told last, as JSON. @type {string | undefined} */
-  #told;
+  /** What of that the neuron was told last, and as JSON. @type {{ data: any, json: string | undefined }} */
+  #told = { data: undefined, json: undefined };
+  /** What of that it has taken. @type {any} */
+  #taken;
   /** @type {WebSocket | null} */
   #socket = null;
   /** Present names, each with the spelling that the neuron uses for it. @type {Map<string, string>} */
@@ -340,27 +342,29 @@ export class Ganglion extends Emitter {
    * Shows something beside this end's name; `null` takes it away.
    * @param {any} data
    * @returns {Promise<void>} done when the neuron has taken it, or at once while there is no connection;
-   *   rejects with an {@link ApiError}, and what was shown before stays
+   *   rejects with an {@link ApiError}, and what the neuron took last stays; but when the connection is lost
+   *   meanwhile (`unreachable`), it is shown once this end is back
    */
   show(data) {
-    const before = this.#data;
     this.#data = data ?? null;
     if (!this.#joined) return Promise.resolve();
-    const shown = this.#data;
-    const told = this.#tellData().catch((error) => {
-      if (error.code !== 'unreachable' && this.#data === shown) this.#data = before;
-      throw error;
-    });
+    const told = this.#tellData();
     // Whoever does not care need not say so.
     told.catch(() => {});
     return told;
   }
 
   #tellData() {
-    this.#told = JSON.stringify(this.#data);
+    const data = this.#data;
+    this.#told = { data, json: JSON.stringify(data) };
     const id = this.#nextId++;
-    const answer = this.#answer(id);
-    this.#sendOnce(id, `{"t":"presence","m":{"id":${id}},"p":${this.#told}}`);
+    const answer = this.#answer(id).then(() => {
+      this.#taken = data;
+    }, (error) => {
+      if (error.code !== 'unreachable' && this.#data === data) this.#data = this.#taken;
+      throw error;
+    });
+    this.#sendOnce(id, `{"t":"presence","m":{"id":${id}},"p":${this.#told.json}}`);
     return answer;
   }
 
@@ -462,7 +466,7 @@ export class Ganglion extends Emitter {
     this.#openedAt = Date.now();
     this.#pingTimer = setInterval(() => this.#ping(), PING_EVERY_MS);
     // Left out, it leaves what another socket of the name shows.
-    this.#told = JSON.stringify(this.#data);
+    this.#told = { data: this.#data, json: JSON.stringify(this.#data) };
     const p = { token, data: this.#data, session: this.#session, cursor: this.#cursor };
     socket.send(JSON.stringify({ t: 'hello', p }));
     this.emit('open', undefined);
@@ -529,7 +533,8 @@ export class Ganglion extends Emitter {
     this.#present = new Map(p.users.map((/** @type {string} */ wire) => [nameOf(wire), wire]));
     this.#shown = new Map(Object.entries(p.data).map(([wire, data]) => [nameOf(wire), data]));
     this.#joined = true;
-    if (JSON.stringify(this.#data) !== this.#told) this.#tellData().catch(() => {});
+    if (this.#told.json !== undefined) this.#taken = this.#told.data;
+    if (JSON.stringify(this.#data) !== this.#told.json) this.#tellData().catch(() => {});
     for (const [id, code] of p.refused ?? []) this.#onReply(id, { s: 'error', v: code });
     if (p.last !== undefined) {
       const heard = this.#unheard.findIndex(({ id }) => id === p.last);
@@ -550,7 +555,8 @@ export class Ganglion extends Emitter {
     const bytes = bytesOf(frame);
     if (bytes > this.#longestAsk.bytes) this.#longestAsk = { id, bytes };
     this.#socket?.send(frame);
-    this.#expectFrame(REPLY_WAIT_MS);
+    // The answer may take its time; that to a ping passes it by, and says that the neuron is there.
+    if (!this.#replyTimer) this.#ping();
   }
 
   /**

@@ -216,6 +216,7 @@ impl Text {
             system_ops,
             ungranted,
             refused_data,
+            refused_messages,
             history_cut,
             lost_cut,
             refused_rooms_per_bucket,
@@ -240,6 +241,11 @@ impl Text {
             ("system_ops", "Frames that posed as the server's.", system_ops),
             ("ungranted", "Joins and frames beyond the grants of a token.", ungranted),
             ("refused_presence", "Joins and changes over signal.presence.", refused_data),
+            (
+                "refused_messages",
+                "Messages to a room by HTTP that were over signal.message.",
+                refused_messages,
+            ),
             (
                 "history_cut",
                 "Messages let go of before their time, for signal.resume_messages or resume_bytes.",
@@ -359,6 +365,7 @@ mod tests {
             system_ops: 21,
             ungranted: 22,
             refused_data: 23,
+            refused_messages: 30,
             history_cut: 24,
             lost_cut: 25,
             refused_rooms_per_bucket: 26,

@@ -186,6 +186,7 @@ pub(crate) fn assemble(
             sockets_per_room: config.signal.sockets_per_room,
             sockets_per_name: config.signal.sockets_per_name,
             data_bytes: config.signal.presence.0,
+            message_bytes: config.signal.message.0,
             history_lasts: config.signal.resume.0,
             history_messages: config.signal.resume_messages,
             history_bytes: config.signal.resume_bytes.0,

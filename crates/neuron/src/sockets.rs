@@ -342,6 +342,10 @@ impl Rooms for Switchboard {
             Err(Unheard::NoRoom | Unheard::NoPeer) => {
                 Err(Fault::with(Code::NotFound, "nobody of that name is there"))
             }
+            Err(Unheard::TooLong) => {
+                let why = "`v` is longer than a message of a socket may be (`signal.message`)";
+                Err(Fault::with(Code::TooLarge, why))
+            }
         }
     }
 

@@ -59,14 +59,17 @@ pub(crate) async fn call(services: &Services, call: &Call<'_>) -> Result<Answer,
                 let whom = name.as_deref().unwrap_or("everybody");
                 format!("{} kicked {whom} from {}", call.caller.who, call.path)
             });
+            // All of them, whatever became of one: who was kicked is not found a second time.
+            let mut revoked = Ok(());
             for (id, until_s) in &kicked.tokens {
                 let (bucket, who) = (&room.bucket, &call.caller.who);
-                token::revoke_id(services, bucket, *id, *until_s, who).await?;
+                revoked = revoked.and(token::revoke_id(services, bucket, *id, *until_s, who).await);
             }
             // Whoever came back before the revocation held goes again.
             services.rooms.close(&room.bucket, Closing::Revoked, &|socket| {
                 kicked.tokens.iter().any(|(id, _)| socket.token == Some(*id))
             });
+            revoked?;
             Ok(Answer::number(kicked.members as u64))
         }
         Method::Post => publish(services, call, &room).await,
@@ -102,6 +105,7 @@ async fn publish(services: &Services, call: &Call<'_>, room: &RoomRef) -> Result
     };
     let published = services.rooms.publish(room, from.as_deref(), &frame)?;
     if published == Published::default()
+        && !call.path.is_root()
         && namespace::resolve(services, &room.bucket, &call.path).await?.is_none()
     {
         return Err(Code::NoNamespace.into());

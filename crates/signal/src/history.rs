@@ -11,6 +11,10 @@ use crate::signal::Token;
 
 /// Bytes that a message costs beside its frame.
 const ENTRY_BYTES: usize = 192;
+/// Bytes that a session that may come back costs, and each id of a frame of it that was refused, beside
+/// the id.
+const SESSION_BYTES: usize = 160;
+const REFUSED_BYTES: usize = 64;
 
 /// Names of one room that are known to be lost, sessions, names that were sent away, and names that a
 /// message was let go of for.
@@ -31,11 +35,12 @@ pub(crate) struct History {
     last: u64,
     /// Messages in order of their offsets, which end with `last`.
     messages: VecDeque<Message>,
+    /// Of the messages and of the sessions.
     bytes: usize,
     /// Those of the messages that came with an id.
     published: BTreeSet<Mark>,
-    /// Names that were lost: what is said to them is kept for when they come back.
-    lost: BTreeMap<Name, Lost>,
+    /// Names that were lost, and when: what is said to them is kept for when they come back.
+    lost: BTreeMap<Name, Instant>,
     /// Sessions that were lost, so that they need not say again what was heard.
     sessions: BTreeMap<(Name, Session), LostSession>,
     /// Sessions that were begun.
@@ -70,19 +75,22 @@ pub(crate) struct Message {
     pub(crate) to: Option<Name>,
 }
 
-/// A name that may come back.
-#[derive(Debug)]
-pub(crate) struct Lost {
-    at: Instant,
-    /// What its last socket came with.
-    pub(crate) token: Option<Token>,
-}
-
 /// A session that may come back.
 #[derive(Debug)]
 struct LostSession {
     at: Instant,
+    /// What its socket came with.
+    token: Option<Token>,
     said: Option<Box<Said>>,
+}
+
+/// Of a name that was sent away, or all, what was not here.
+#[derive(Debug, Default)]
+pub(crate) struct SentAwayLost {
+    /// Names that might have come back.
+    pub(crate) names: usize,
+    /// What their sessions came with.
+    pub(crate) tokens: Vec<Token>,
 }
 
 /// What came of the frames of a session that had ids, which are JSON text.
@@ -149,15 +157,19 @@ impl Said {
 
     /// Notes that a frame was refused. Who has waited for an answer for `lasts` has given up.
     pub(crate) fn refuse(&mut self, now: Instant, lasts: Duration, id: &str, code: Code) {
-        self.is_forgotten = false;
         while self.refused.front().is_some_and(|(at, ..)| *at + lasts <= now) {
             self.refused.pop_front();
         }
         if self.refused.len() < REFUSED_MAX {
             self.refused.push_back((now, id.into(), code));
         } else {
-            *self = Said { is_unsure: true, ..Said::default() };
+            *self = Said { is_unsure: true, is_forgotten: self.is_forgotten, ..Said::default() };
         }
+    }
+
+    fn bytes(&self) -> usize {
+        let refused = self.refused.iter().map(|(_, id, _)| REFUSED_BYTES + id.len());
+        refused.sum::<usize>() + self.last_id.as_ref().map_or(0, |id| id.len())
     }
 
     pub(crate) fn last_id(&self) -> Option<&str> {
@@ -171,6 +183,12 @@ impl Said {
     /// Whether it is known of each frame what came of it.
     pub(crate) fn is_whole(&self) -> bool {
         !self.is_unsure && !self.is_forgotten
+    }
+}
+
+impl LostSession {
+    fn bytes(&self) -> usize {
+        SESSION_BYTES + self.said.as_ref().map_or(0, |said| said.bytes())
     }
 }
 
@@ -285,12 +303,12 @@ impl History {
     }
 
     /// Notes that a name was lost. Answers how many others had to be forgotten for it.
-    pub(crate) fn lose(&mut self, name: Name, token: Option<Token>, at: Instant) -> usize {
-        self.lost.insert(name, Lost { at, token });
+    pub(crate) fn lose(&mut self, name: Name, at: Instant) -> usize {
+        self.lost.insert(name, at);
         if self.lost.len() <= LOST_MAX {
             return 0;
         }
-        let oldest = self.lost.iter().min_by_key(|(_, lost)| lost.at).map(|(name, _)| name.clone());
+        let oldest = self.lost.iter().min_by_key(|(_, at)| **at).map(|(name, _)| name.clone());
         oldest.and_then(|name| self.lost.remove(&name)).map_or(0, |_| 1)
     }
 
@@ -299,48 +317,65 @@ impl History {
         self.lost.remove(name);
     }
 
-    /// Notes that a session was lost, and what it said. Answers how many others had to be forgotten for
-    /// it: of a name that has too many the oldest, else the oldest of all.
+    /// Notes that a session was lost, what it came with, and what it said. Answers how many others had
+    /// to be forgotten for it: of a name that has too many the oldest, else the oldest of all.
     pub(crate) fn lose_session(
         &mut self,
         name: Name,
         session: Session,
+        token: Option<Token>,
         said: Option<Box<Said>>,
         at: Instant,
     ) -> usize {
         let of_name = self.sessions.range(of(&name));
         let is_crowded = of_name.clone().count() >= SESSIONS_PER_NAME_MAX;
         let oldest = match is_crowded {
-            true => of_name.min_by_key(|(_, lost)| lost.at),
-            false if self.sessions.len() >= LOST_MAX => {
-                self.sessions.iter().min_by_key(|(_, lost)| lost.at)
-            }
+            true => of_name.min_by_key(|(_, lost)| lost.at).map(|(key, _)| key.clone()),
+            false if self.sessions.len() >= LOST_MAX => self.oldest_session(),
             false => None,
         };
-        let oldest = oldest.map(|(key, _)| key.clone());
-        self.sessions.insert((name, session), LostSession { at, said });
-        oldest.and_then(|key| self.sessions.remove(&key)).map_or(0, |_| 1)
+        let lost = LostSession { at, token, said };
+        self.bytes += lost.bytes();
+        self.sessions.insert((name, session), lost);
+        oldest.and_then(|key| self.take_session(&key)).map_or(0, |_| 1)
     }
 
-    /// Sees to it that no session that a name has had goes on, but for some that stay. Answers with the
-    /// name as it was lost, if it was.
-    pub(crate) fn send_away(&mut self, name: &Name, staying: Vec<u64>) -> Option<Lost> {
+    /// Forgets the session that was lost first; answers whether there was one.
+    pub(crate) fn forget_session(&mut self) -> bool {
+        self.oldest_session().and_then(|key| self.take_session(&key)).is_some()
+    }
+
+    fn oldest_session(&self) -> Option<(Name, Session)> {
+        self.sessions.iter().min_by_key(|(_, lost)| lost.at).map(|(key, _)| key.clone())
+    }
+
+    fn take_session(&mut self, key: &(Name, Session)) -> Option<LostSession> {
+        let lost = self.sessions.remove(key)?;
+        self.bytes -= lost.bytes();
+        Some(lost)
+    }
+
+    /// Sees to it that no session that a name has had goes on, but for some that stay.
+    pub(crate) fn send_away(&mut self, name: &Name, staying: Vec<u64>) -> SentAwayLost {
         let of_name = self.sessions.range(of(name)).map(|(key, _)| key);
         let ended = of_name.filter(|(_, session)| !staying.contains(&session.number));
-        for key in ended.cloned().collect::<Vec<_>>() {
-            self.sessions.remove(&key);
-        }
+        let ended: Vec<_> = ended.cloned().collect();
+        let ended = ended.iter().filter_map(|key| self.take_session(key)?.token).collect();
         self.sent_away.insert(name.clone(), SentAway { made: self.made, staying });
-        self.lost.remove(name)
+        SentAwayLost { names: usize::from(self.lost.remove(name).is_some()), tokens: ended }
     }
 
-    /// The same for all names. Answers with those that were lost.
-    pub(crate) fn send_all_away(&mut self) -> impl Iterator<Item = Lost> + use<> {
-        self.sessions.clear();
+    /// The same for all names.
+    pub(crate) fn send_all_away(&mut self) -> SentAwayLost {
         self.sent_away.clear();
         self.staying.clear();
         self.all_sent_away = self.made;
-        std::mem::take(&mut self.lost).into_values()
+        let ended = std::mem::take(&mut self.sessions);
+        self.bytes -= ended.values().map(LostSession::bytes).sum::<usize>();
+        SentAwayLost {
+            names: std::mem::take(&mut self.lost).len(),
+            tokens: ended.into_values().filter_map(|lost| lost.token).collect(),
+        }
     }
 
     /// Whether too many names were sent away to tell them apart for ever: then it is to be told of
@@ -385,7 +420,7 @@ impl History {
         name: &Name,
         session: Session,
     ) -> Option<Option<Box<Said>>> {
-        self.sessions.remove(&(name.clone(), session)).map(|lost| lost.said)
+        self.take_session(&(name.clone(), session)).map(|lost| lost.said)
     }
 
     /// The name, if it was lost.
@@ -402,8 +437,13 @@ impl History {
 
     /// Forgets who was lost longer ago than that.
     pub(crate) fn expire_lost(&mut self, now: Instant, lasts: Duration) {
-        self.lost.retain(|_, lost| lost.at + lasts > now);
-        self.sessions.retain(|_, lost| lost.at + lasts > now);
+        self.lost.retain(|_, at| *at + lasts > now);
+        let bytes = &mut self.bytes;
+        self.sessions.retain(|_, lost| {
+            let stays = lost.at + lasts > now;
+            *bytes -= if stays { 0 } else { lost.bytes() };
+            stays
+        });
     }
 
     /// Whether nobody can come back to it any more.
@@ -414,7 +454,7 @@ impl History {
     /// When something of it will be too old.
     pub(crate) fn expires(&self, lasts: Duration) -> Option<Instant> {
         let oldest = self.messages.front().map(|message| message.at);
-        let lost = self.lost.values().map(|lost| lost.at).min();
+        let lost = self.lost.values().copied().min();
         let session = self.sessions.values().map(|lost| lost.at).min();
         [oldest, lost, session, self.idle_since].into_iter().flatten().min().map(|at| at + lasts)
     }

@@ -16,6 +16,9 @@ pub struct Limits {
     pub sockets_per_name: usize,
     /// Bytes of what stands beside a name, as JSON text.
     pub data_bytes: usize,
+    /// Bytes of a message that is said from outside a room, without its envelope. How long those of
+    /// sockets are is for their transports to say.
+    pub message_bytes: usize,
     /// For how long a lost socket may come back and hear what it missed.
     pub history_lasts: Duration,
     /// Messages kept of one room for that.
@@ -36,6 +39,7 @@ impl Default for Limits {
             sockets_per_room: 10_000,
             sockets_per_name: 16,
             data_bytes: 1 << 10,
+            message_bytes: 64 << 10,
             history_lasts: Duration::from_secs(120),
             history_messages: 1_000,
             history_bytes_per_account: 4 << 20,
@@ -93,6 +97,8 @@ counters! {
     ungranted,
     /// Joins, and changes, over [`Limits::data_bytes`].
     refused_data,
+    /// Messages from outside a room over [`Limits::message_bytes`].
+    refused_messages,
     /// Messages let go of before their time, for one of the bounds of histories.
     history_cut,
     /// Names and sessions that were lost and forgotten before their time, so many were.

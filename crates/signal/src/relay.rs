@@ -11,7 +11,7 @@ use wire::frames::{
 };
 use wire::token::Grants;
 
-use crate::history::Message;
+use crate::history::{History, Message};
 use crate::ids::{RoomId, SocketId};
 use crate::output::{Fanout, Measure, Output, Stat};
 use crate::room::Address;
@@ -44,6 +44,8 @@ pub enum Unheard {
     NoPeer,
     /// There is no such room: nobody is in it.
     NoRoom,
+    /// The message has more than [`crate::Limits::message_bytes`].
+    TooLong,
 }
 
 impl Signal {
@@ -100,7 +102,7 @@ impl Signal {
     /// server.
     ///
     /// # Errors
-    /// [`Unheard`] when nobody is there to hear it.
+    /// [`Unheard`] when nobody is there to hear it, or it is longer than a member's may be.
     pub fn publish(
         &mut self,
         now: Instant,
@@ -108,6 +110,12 @@ impl Signal {
         from: Option<Name>,
         frame: &UserFrame<'_>,
     ) -> Result<Relayed, Unheard> {
+        let texts = [frame.to.as_deref(), frame.op.as_deref(), Some(frame.payload)];
+        let bytes: usize = texts.iter().flatten().map(|text| text.len()).sum();
+        if bytes > self.limits.message_bytes {
+            self.counters.refused_messages += 1;
+            return Err(Unheard::TooLong);
+        }
         let room = self.room_id(address).ok_or(Unheard::NoRoom)?;
         let sender = Sender { room, name: from, socket: None, session: None, id: None };
         self.relay(now, &sender, frame)
@@ -250,25 +258,26 @@ impl Signal {
 
     /// Keeps a message for those who were lost.
     fn keep(&mut self, now: Instant, id: RoomId, message: Message) {
-        let limits = &self.limits;
-        let Some(room) = self.rooms.get_mut(&id) else { return };
-        let Some(history) = room.history.as_mut() else { return };
-        let (held, bytes) = (history.len(), history.bytes());
-        history.expire(now, limits.history_lasts);
-        history.push(message);
-        while history.len() > limits.history_messages {
-            history.pop();
-            self.counters.history_cut += 1;
-        }
-        self.history_messages = self.history_messages + history.len() - held;
-        self.holdings.change(&room.owner, id, bytes, history.bytes());
-        let owner = room.owner.clone();
+        let (lasts, messages_max) = (self.limits.history_lasts, self.limits.history_messages);
+        let cut = self.change_history(id, |history| {
+            history.expire(now, lasts);
+            history.push(message);
+            let mut cut = 0;
+            while history.len() > messages_max {
+                history.pop();
+                cut += 1;
+            }
+            cut
+        });
+        self.counters.history_cut += cut.unwrap_or(0);
+        let Some(owner) = self.rooms.get(&id).map(|room| room.owner.clone()) else { return };
         self.let_go(&owner);
         self.arrange(id);
     }
 
-    /// Lets go of the oldest messages of whoever holds most, for the bounds of bytes.
-    fn let_go(&mut self, owner: &Bucket) {
+    /// Lets go of the oldest messages of whoever holds most, and of sessions where there are no more,
+    /// for the bounds of bytes.
+    pub(crate) fn let_go(&mut self, owner: &Bucket) {
         loop {
             let heaviest = match &self.holdings {
                 holdings if holdings.bytes_of(owner) > self.limits.history_bytes_per_account => {
@@ -277,16 +286,14 @@ impl Signal {
                 holdings if holdings.bytes() > self.limits.history_bytes => holdings.heaviest(),
                 _ => return,
             };
-            let room = heaviest.and_then(|id| Some((id, self.rooms.get_mut(&id)?)));
-            let Some((id, room)) = room else { return };
-            let Some(history) = room.history.as_mut() else { return };
-            let bytes = history.bytes();
-            if !history.pop() {
+            let Some(id) = heaviest else { return };
+            if self.change_history(id, History::pop) == Some(true) {
+                self.counters.history_cut += 1;
+            } else if self.change_history(id, History::forget_session) == Some(true) {
+                self.counters.lost_cut += 1;
+            } else {
                 return;
             }
-            self.holdings.change(&room.owner, id, bytes, history.bytes());
-            self.history_messages -= 1;
-            self.counters.history_cut += 1;
         }
     }
 

@@ -16,7 +16,7 @@ use wire::names::{Ident, PATH_BYTES_MAX, Path};
 use wire::token::Grants;
 use wire::ws::CloseCode;
 
-use crate::history::{History, Lost, Missed, Said};
+use crate::history::{History, Missed, Said};
 use crate::holdings::Holdings;
 use crate::ids::{IdMap, RoomId, SocketId};
 use crate::limits::{Counters, Limits, Stats};
@@ -361,18 +361,15 @@ impl Signal {
                 room.sockets_of(name.as_str()).iter().map(|(socket, _)| *socket).collect()
             }
         };
-        let history = self.rooms.get_mut(&id).and_then(|room| room.history.as_mut());
-        let lost: Vec<Lost> = match (history, &named) {
-            (None, _) => Vec::new(),
-            (Some(history), None) => history.send_all_away().collect(),
-            (Some(history), Some(name)) => {
-                history.send_away(name, Vec::new()).into_iter().collect()
-            }
-        };
+        let lost = self.change_history(id, |history| match &named {
+            None => history.send_all_away(),
+            Some(name) => history.send_away(name, Vec::new()),
+        });
+        let lost = lost.unwrap_or_default();
         let mut kicked = self.close(now, &sockets, CloseCode::KICKED, "kicked");
         self.settle(id);
-        kicked.names += lost.len();
-        kicked.tokens.extend(lost.iter().filter_map(|lost| lost.token));
+        kicked.names += lost.names;
+        kicked.tokens.extend(lost.tokens);
         kicked.tokens.sort_unstable();
         kicked.tokens.dedup();
         kicked
@@ -409,12 +406,11 @@ impl Signal {
             let Some(room) = self.rooms.get_mut(&id) else { continue };
             let Some(history) = &mut room.history else { continue };
             history.due = None;
-            let (before, is_over) = (history.len(), history.is_over(now, lasts));
-            let bytes = history.bytes();
-            history.expire(now, lasts);
-            history.expire_lost(now, lasts);
-            self.history_messages -= before - history.len();
-            self.holdings.change(&room.owner, id, bytes, history.bytes());
+            let is_over = history.is_over(now, lasts);
+            self.change_history(id, |history| {
+                history.expire(now, lasts);
+                history.expire_lost(now, lasts);
+            });
             if is_over {
                 self.forget_history(id);
             } else {
@@ -554,14 +550,16 @@ impl Signal {
 
     /// Takes over what is known of a session, if one goes on; answers whether what it said is.
     fn recall(&mut self, socket: SocketId, goes_on: bool) -> bool {
+        let Some(seat) = self.seats.get(&socket) else { return false };
+        let (id, name, session) = (seat.room, seat.name.clone(), seat.session);
+        let found = self.change_history(id, |history| {
+            history.find(&name);
+            let session = session.filter(|_| goes_on)?;
+            Some(history.find_session(&name, session))
+        });
+        let Some(found) = found else { return false };
+        let Some(found) = found else { return session.is_some() };
         let Some(seat) = self.seats.get_mut(&socket) else { return false };
-        let history = self.rooms.get_mut(&seat.room).and_then(|room| room.history.as_mut());
-        let Some((history, session)) = history.zip(seat.session) else { return false };
-        history.find(&seat.name);
-        if !goes_on {
-            return true;
-        }
-        let found = history.find_session(&seat.name, session);
         seat.said = found.unwrap_or_else(|| Some(Box::new(Said::forgotten())));
         seat.said.as_ref().is_none_or(|said| said.is_whole())
     }
@@ -634,24 +632,29 @@ impl Signal {
         let presence = room.leave(&seat.name, socket);
         self.names -= usize::from(presence == Presence::Changed);
         let is_last = room.sockets_of_generation(Generation::V4) == 0;
-        if let Some(history) = &mut room.history
-            && seat.generation == Generation::V4
-        {
-            if departure == Departure::Lost {
+        let owner = room.owner.clone();
+        if seat.generation == Generation::V4 {
+            let forgotten = self.change_history(seat.room, |history| {
+                if is_last {
+                    history.idle_since = Some(now);
+                }
                 let mut forgotten = 0;
-                if presence == Presence::Changed {
-                    forgotten += history.lose(seat.name.clone(), seat.token, now);
+                if departure == Departure::Lost {
+                    let name = &seat.name;
+                    if presence == Presence::Changed {
+                        forgotten += history.lose(name.clone(), now);
+                    }
+                    if let Some(session) = seat.session {
+                        let (token, said) = (seat.token, seat.said.clone());
+                        forgotten += history.lose_session(name.clone(), session, token, said, now);
+                    }
                 }
-                if let Some(session) = seat.session {
-                    let said = seat.said.clone();
-                    forgotten += history.lose_session(seat.name.clone(), session, said, now);
-                }
-                self.counters.lost_cut += forgotten as u64;
-            }
-            if is_last {
-                history.idle_since = Some(now);
-            }
+                forgotten
+            });
+            self.counters.lost_cut += forgotten.unwrap_or(0) as u64;
+            self.let_go(&owner);
         }
+        let room = self.rooms.get(&seat.room)?;
         let Address { bucket, path, topic } = &*room.address;
         let tenant = self.buckets.get_mut(bucket)?;
         tenant.sockets -= 1;
@@ -723,13 +726,26 @@ impl Signal {
     /// Sees to it that a name some of whose sockets were closed does not hear what is said from here on,
     /// should it come back, but by those that stayed.
     fn send_away(&mut self, id: RoomId, name: &Name) {
-        let Some(room) = self.rooms.get_mut(&id) else { return };
+        let Some(room) = self.rooms.get(&id) else { return };
         let staying = room.sockets_of(name.as_str()).iter();
         let sessions = staying.filter_map(|(socket, _)| self.seats.get(socket)?.session);
         let staying = sessions.map(|session| session.number).collect();
-        if let Some(history) = &mut room.history {
-            history.send_away(name, staying);
-        }
+        self.change_history(id, |history| history.send_away(name, staying));
+    }
+
+    /// Changes a room's history, if it has one, and what is counted of all.
+    pub(crate) fn change_history<T>(
+        &mut self,
+        id: RoomId,
+        change: impl FnOnce(&mut History) -> T,
+    ) -> Option<T> {
+        let room = self.rooms.get_mut(&id)?;
+        let history = room.history.as_mut()?;
+        let (messages, bytes) = (history.len(), history.bytes());
+        let changed = change(history);
+        self.history_messages = self.history_messages + history.len() - messages;
+        self.holdings.change(&room.owner, id, bytes, history.bytes());
+        Some(changed)
     }
 
     /// Sees to it that a room's history does not grow by all who were ever sent away.

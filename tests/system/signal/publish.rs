@@ -41,6 +41,9 @@ fn a_back_end_speaks_to_a_room() -> Result<()> {
         (json!({ "k": "__sys__", "v": 1 }), "bad_name"),
         (json!({ "t": "zoe", "v": 1 }), "not_found"),
         (json!({ "value": 1 }), "value_missing"),
+        // Longer than a member may say: no queue has to hold it.
+        (json!({ "v": "x".repeat(64 << 10) }), "too_large"),
+        (json!({ "o": "x".repeat(64 << 10), "v": 1 }), "too_large"),
     ] {
         assert_eq!(post(body.clone())?["v"], code, "{body}");
     }
@@ -49,6 +52,9 @@ fn a_back_end_speaks_to_a_room() -> Result<()> {
         curl::json(method, &stage.neuron.url(), path, &stage.credentials, body)
     };
     assert_eq!(ask("POST", "/_subs/no/room", Some(&json!({ "v": 1 })))?["v"], "no_namespace");
+    let nobody = json!({ "receivers": 0, "cursor": null });
+    assert_eq!(ask("POST", "/_subs/", Some(&json!({ "v": 1 })))?["v"], nobody);
+    assert_eq!(stage.neuron.metric("signal_refused_messages_total")?, 2);
     for query in ["watch=see", "watch=sse"] {
         let answer = ask("GET", &format!("/_subs/my/path?{query}"), None)?;
         assert_eq!(answer["v"], "bad_request", "{query}");

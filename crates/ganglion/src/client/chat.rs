@@ -5,9 +5,10 @@
 
 use std::borrow::Cow;
 use std::collections::VecDeque;
+use std::io::BufRead as _;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail};
+use anyhow::{Context as _, Result, anyhow, bail};
 use serde_json::{Value, json};
 use tokio::sync::mpsc;
 use tokio::time::Instant;
@@ -16,7 +17,7 @@ use wire::ws::CloseCode;
 
 use super::contexts::Context;
 use super::exchange::exchange;
-use super::link::{Backoff, Event, Link, OPEN_TIME, PING_EVERY, UNREADABLE, is_final};
+use super::link::{Backoff, Event, Link, OPEN_TIME, PASSING, PING_EVERY, UNREADABLE, is_final};
 use super::print::print;
 
 /// The operation and the member of what is typed, as the demo's page has them.
@@ -72,8 +73,10 @@ pub(super) async fn chat(context: &Context, path: &str, name: &str) -> Result<()
                 Ended::Left => return Ok(()),
                 Ended::Lost => say("* the connection was lost; coming back"),
             },
-            // The first time it may be a mistake; later on the neuron is away.
-            Err(error) if chat.hello.session.is_none() => return Err(error),
+            // The first time it may be a mistake; later on the neuron is away, unless it says no.
+            Err(NotOpened { error, is_passing }) if chat.hello.session.is_none() || !is_passing => {
+                return Err(error);
+            }
             Err(_) => {}
         }
         if chat.while_away(&mut lines, backoff.wait()).await?.is_none() {
@@ -82,26 +85,49 @@ pub(super) async fn chat(context: &Context, path: &str, name: &str) -> Result<()
     }
 }
 
+/// Why there is no connection, and whether there may be one later.
+struct NotOpened {
+    error: anyhow::Error,
+    is_passing: bool,
+}
+
+impl NotOpened {
+    fn passing(error: anyhow::Error) -> NotOpened {
+        NotOpened { error, is_passing: true }
+    }
+}
+
 impl Hello {
     /// Connects with a new token, and says where this end was before.
-    async fn open(self, context: &Context) -> Result<Link> {
+    async fn open(self, context: &Context) -> Result<Link, NotOpened> {
+        let token = self.token(context).await?;
+        let hello = json!({ "token": token, "session": self.session, "cursor": self.cursor });
+        Link::open(context, &hello).await.map_err(NotOpened::passing)
+    }
+
+    async fn token(&self, context: &Context) -> Result<String, NotOpened> {
         let body = json!({ "k": self.name, "expire": TOKEN_S }).to_string();
         let path = format!("/_token{}", self.path);
         let asking = exchange(context, "PUT", &path, Some(&body));
         let asked = tokio::time::timeout(OPEN_TIME, asking).await;
-        let (status, text) = asked.with_context(|| format!("{}: no answer", context.url))??;
+        let asked = asked.with_context(|| format!("{}: no answer", context.url));
+        let (status, text) = asked.flatten().map_err(NotOpened::passing)?;
+        // What is no answer of a neuron is one of something before it.
         let answer: Value = serde_json::from_str(&text)
-            .with_context(|| format!("{} answered {status}: {text}", context.url))?;
-        let token = match (answer["s"].as_str(), answer["v"].as_str()) {
-            (Some("ok"), Some(token)) => token,
-            (_, Some("no_namespace")) => bail!(
+            .with_context(|| format!("{} answered {status}: {text}", context.url))
+            .map_err(NotOpened::passing)?;
+        let why = answer["v"].as_str().unwrap_or("?");
+        if answer["s"] == "ok" {
+            return Ok(why.to_owned());
+        }
+        let error = match why {
+            "no_namespace" => anyhow!(
                 "{0} is not in the account's namespace; `ganglion put /_ns{0}` makes it",
                 self.path
             ),
-            (_, why) => bail!("no token for {}: {}", self.path, why.unwrap_or("?")),
+            _ => anyhow!("no token for {}: {why}", self.path),
         };
-        let hello = json!({ "token": token, "session": self.session, "cursor": self.cursor });
-        Link::open(context, &hello).await
+        Err(NotOpened { error, is_passing: PASSING.contains(&why) })
     }
 }
 
@@ -337,10 +363,17 @@ fn say(text: &str) {
 fn read_lines() -> mpsc::Receiver<String> {
     let (sender, receiver) = mpsc::channel(LINES_MAX);
     std::thread::spawn(move || {
-        for line in std::io::stdin().lines().map_while(Result::ok) {
-            if sender.blocking_send(line).is_err() {
+        let mut input = std::io::stdin().lock();
+        let mut line = Vec::new();
+        while input.read_until(b'\n', &mut line).is_ok_and(|bytes| bytes > 0) {
+            // What is no text is shown as such, and the lines after it are said too.
+            let text = String::from_utf8_lossy(&line);
+            let text = text.strip_suffix('\n').unwrap_or(&text);
+            let text = text.strip_suffix('\r').unwrap_or(text);
+            if sender.blocking_send(text.to_owned()).is_err() {
                 return;
             }
+            line.clear();
         }
     });
     receiver
@@ -462,7 +495,7 @@ mod tests {
         let context =
             Context { url: format!("http://{address}"), user: "elena:secret".to_owned(), ca: None };
         let opened = Chat::new("/my/path", "term").hello.open(&context).await;
-        let error = opened.err().expect("nobody answers").to_string();
+        let error = opened.err().expect("nobody answers").error.to_string();
         assert!(error.contains("no answer"), "{error}");
     }
 }

@@ -24,6 +24,9 @@ pub(super) const PING_EVERY: Duration = Duration::from_secs(20);
 const SILENCE_MAX: Duration = Duration::from_secs(50);
 /// What stands for a kind of frame that could not be read.
 pub(super) const UNREADABLE: &str = "?";
+/// Refusals that pass: whoever was in before comes back after them.
+pub(super) const PASSING: [&str; 5] =
+    ["internal", "overloaded", "store_degraded", "store_unavailable", "too_many_requests"];
 /// Waits between attempts.
 const BACKOFF_FIRST: Duration = Duration::from_millis(80);
 pub(super) const BACKOFF_MAX: Duration = Duration::from_secs(10);

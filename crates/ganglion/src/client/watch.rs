@@ -8,16 +8,13 @@ use tokio::time::Instant;
 use wire::names::percent_decode;
 
 use super::contexts::Context;
-use super::link::{BACKOFF_MAX, Backoff, Event, Link, PING_EVERY, is_final};
+use super::link::{BACKOFF_MAX, Backoff, Event, Link, PASSING, PING_EVERY, is_final};
 use super::print::{note, print};
 
 /// The only request of a link.
 const ID: u64 = 1;
 /// The service of a path that names none.
 const SERVICE: &str = "data";
-/// Refusals that pass: whoever has watched comes back after them.
-const PASSING: [&str; 5] =
-    ["internal", "overloaded", "store_degraded", "store_unavailable", "too_many_requests"];
 
 /// What has been printed: the versions of the entries, by key.
 #[derive(Default)]
@@ -56,9 +53,8 @@ pub(super) async fn watch(context: &Context, path: &str, key: Option<&str>) -> R
                 if !watch.has_begun {
                     bail!("{}: the connection was cut", context.url);
                 }
-                let is_back = !watch.is_away;
-                // One that begins and is refused at once, again and again, is asked ever more seldom.
-                if is_back && (ended == Ended::Lost || opened.elapsed() > BACKOFF_MAX) {
+                // One that begins and is refused or cut at once, again and again, is asked ever more seldom.
+                if !watch.is_away && opened.elapsed() > BACKOFF_MAX {
                     backoff.is_well();
                 }
                 watch.go_away(&ended);

@@ -235,8 +235,8 @@ sections! {
         resume: Span = Span(signal::Limits::default().history_lasts),
         /// Messages of one room that are kept for that.
         resume_messages: usize = signal::Limits::default().history_messages,
-        /// Bytes of them, all accounts together; of one account, and of each of its sub-accounts, a
-        /// thirty-second at most.
+        /// Bytes of them and of the sessions that may come back, all accounts together; of one account,
+        /// and of each of its sub-accounts, a thirty-second at most.
         resume_bytes: Size = Size(signal::Limits::default().history_bytes),
     }
     /// Views: the newest values in memory.

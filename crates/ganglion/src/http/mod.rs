@@ -20,7 +20,7 @@ mod pages;
 mod replies;
 mod requests;
 #[cfg(test)]
-mod stage;
+pub(crate) mod stage;
 mod streams;
 
 use std::sync::Arc;

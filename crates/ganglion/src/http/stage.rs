@@ -1,9 +1,10 @@
 //! For tests: a neuron that listens nowhere, and connections to it.
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use base64::Engine as _;
+use services::watch::{self, Ended, Full, Sink, Told};
 use store::embedded::{EmbeddedStore, Options};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream};
 
@@ -14,13 +15,13 @@ use crate::turns::Spender;
 pub(super) const SYS_SECRET: &str = "sys-secret";
 
 /// A neuron that listens nowhere.
-pub(super) struct Stage {
-    pub(super) shared: Arc<Shared>,
+pub(crate) struct Stage {
+    pub(crate) shared: Arc<Shared>,
     _folder: tempfile::TempDir,
 }
 
 impl Stage {
-    pub(super) fn new(change: impl FnOnce(&mut Config)) -> Stage {
+    pub(crate) fn new(change: impl FnOnce(&mut Config)) -> Stage {
         let folder = tempfile::TempDir::new().expect("a folder");
         let mut config = Config::default();
         config.store.data_dir = folder.path().to_owned();
@@ -56,6 +57,45 @@ impl Stage {
         let mut answer = Vec::new();
         connection.read_to_end(&mut answer).await.expect("an answer");
         String::from_utf8(answer).expect("text")
+    }
+
+    /// Writes by the API as who runs the neuron.
+    pub(crate) async fn put(&self, path: &str, body: &str) {
+        let (authorization, length) = (authorization(), body.len());
+        let head = format!(
+            "PUT /{path} HTTP/1.1\r\nhost: a\r\n{authorization}content-length: {length}\r\n"
+        );
+        let answer = self.send(2, head.as_bytes(), body.as_bytes()).await;
+        assert!(answer.contains(r#""s":"ok""#), "{answer}");
+    }
+
+    /// A change of `/p` as watches tell it; changes are handed on (`http::hand_on`).
+    pub(crate) async fn told(&self) -> Arc<Told> {
+        #[derive(Default)]
+        struct Last(Mutex<Option<Arc<Told>>>);
+        impl Sink for Last {
+            fn told(&self, change: &Arc<Told>) -> Result<(), Full> {
+                *self.0.lock().unwrap_or_else(PoisonError::into_inner) = Some(change.clone());
+                Ok(())
+            }
+            fn ended(&self, _: Ended) {}
+        }
+        let last = Arc::new(Last::default());
+        let sink: Arc<dyn Sink> = last.clone();
+        let (bucket, layer) = (kv4::Bucket::sys(), services::layer_of("*data"));
+        let path = wire::names::Path::parse("/p").expect("a path");
+        let node = kv4::Node::new(bucket.clone(), layer, path);
+        let who = Arc::from("$sys");
+        let watch = watch::Watch { node, key: None, payer: bucket, who, address: address(1) };
+        let opened = self.shared.neuron.services.kv.watch(&watch, &sink).await;
+        let _guard = opened.expect("a watch").1;
+        self.put("_data/p", r#"{"k":"a","v":"x"}"#).await;
+        loop {
+            if let Some(told) = last.0.lock().unwrap_or_else(PoisonError::into_inner).take() {
+                return told;
+            }
+            tokio::task::yield_now().await;
+        }
     }
 }
 

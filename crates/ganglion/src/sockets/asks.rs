@@ -151,13 +151,14 @@ impl Asks {
         });
     }
 
-    /// Looks until nothing has changed meanwhile.
+    /// Looks until nothing has changed meanwhile, or it cannot be known: then the next second's look is
+    /// another.
     async fn check_until_settled(&self) {
         loop {
-            self.check().await;
-            let proofs = watch::proofs(&self.shared.neuron.services);
+            let is_known = self.check().await;
             let mut state = self.state();
-            if std::mem::replace(&mut state.proofs, proofs) == proofs {
+            let proofs = watch::proofs(&self.shared.neuron.services);
+            if !is_known || std::mem::replace(&mut state.proofs, proofs) == proofs {
                 state.is_checking = false;
                 return;
             }
@@ -210,7 +211,11 @@ impl Asks {
             verb => {
                 let ticket = self.spender.ticket_for(0, params.len());
                 let work = self.shared.neuron.ask(&self.asker, verb, params, &ticket);
-                let reply = ticket.carry_out(work).await;
+                let mut reply = ticket.carry_out(work).await;
+                if matches!(verb, Verb::Put | Verb::Delete) && !self.fits(id, &reply) {
+                    // It was done: what was written comes back shorter, and not as a refusal.
+                    reply.envelope = envelope::ok("null");
+                }
                 self.answer(id, &reply);
             }
         }
@@ -261,8 +266,8 @@ impl Asks {
             drop(opened);
             return self.answer(id, &reply);
         }
+        self.answer(id, &reply);
         if self.keep(id, opened, feed) {
-            self.answer(id, &reply);
             // What is told comes after the reply, and once it is known that nothing has changed since
             // the opening.
             self.check().await;
@@ -293,7 +298,8 @@ impl Asks {
         Ok(Reply { envelope: envelope::ok("null"), ver: None })
     }
 
-    /// Forgets the watches that the neuron has ended: their ids may be used again.
+    /// Forgets the watches of which the client knows that the neuron has ended them: their ids may be used
+    /// again.
     fn forget_ended(&self) {
         let ended: Vec<_> = {
             let watches = &mut self.state().watches;
@@ -306,8 +312,10 @@ impl Asks {
         drop(ended);
     }
 
-    /// Ends the watches that their owner may not have any more, and lets the others go on.
-    async fn check(&self) {
+    /// Ends the watches that their owner may not have any more, and lets the others go on. Answers
+    /// whether it is known of all: a store that is away for a moment says nothing of the caller, and what
+    /// is held waits until it does.
+    async fn check(&self) -> bool {
         let proofs = watch::proofs(&self.shared.neuron.services);
         let open: Vec<_> = {
             let state = self.state();
@@ -315,27 +323,29 @@ impl Asks {
             let watches = watches.map(|(id, it)| (id.clone(), it.opened.clone(), it.feed.clone()));
             watches.collect()
         };
+        let mut is_known = true;
         for (id, opened, feed) in open {
-            let may = self.shared.neuron.may_still_watch(&self.asker, &opened).await;
-            // A store that is away for a moment says nothing of the caller.
-            let may =
-                may.or_else(|fault| if fault.code.status() < 500 { Err(fault) } else { Ok(()) });
-            if may.is_ok() {
-                feed.go_on(proofs);
-            }
-            if let Err(fault) = may {
-                // Its id may have been given to another meanwhile.
-                let ended = {
-                    let watches = &mut self.state().watches;
-                    let is_it = |watching: &Watching| Arc::ptr_eq(&watching.opened, &opened);
-                    let is_it = watches.get(&id).is_some_and(is_it);
-                    is_it.then(|| watches.remove(&id)).flatten()
-                };
-                if let Some(watching) = ended {
-                    watching.feed.cut(&fault);
+            match self.shared.neuron.may_still_watch(&self.asker, &opened).await {
+                Ok(()) => feed.go_on(proofs),
+                Err(fault) if fault.code.status() >= 500 => is_known = false,
+                Err(fault) => {
+                    // Its id may have been given to another meanwhile.
+                    let ended = {
+                        let watches = &mut self.state().watches;
+                        let is_it = |watching: &Watching| Arc::ptr_eq(&watching.opened, &opened);
+                        let is_it = watches.get(&id).is_some_and(is_it);
+                        is_it.then(|| watches.remove(&id)).flatten()
+                    };
+                    if let Some(watching) = ended {
+                        watching.feed.cut(&fault);
+                    }
                 }
             }
         }
+        if !is_known {
+            self.state().proofs = proofs.wrapping_sub(1);
+        }
+        is_known
     }
 
     fn answer(&self, id: &str, reply: &Reply) {
@@ -395,10 +405,9 @@ impl Feed {
         *told = if *is_over { Telling::Over } else { Telling::Open };
     }
 
-    /// The last that the client is told of it.
+    /// The last that the client is told of it, after what is held.
     fn end(&self, fault: &Fault) {
-        let Ok(id) = Id::of_json(&self.id) else { return };
-        let last = frames::watch_ended(id, &self.path, &envelope::error(fault));
+        let Some(last) = self.last(fault) else { return };
         let mut told = self.telling();
         match &mut *told {
             Telling::Held { frames, is_over, .. } => {
@@ -413,15 +422,19 @@ impl Feed {
         }
     }
 
-    /// Ends it without what was held.
+    /// The same, and what is held is not told.
     fn cut(&self, fault: &Fault) {
+        let Some(last) = self.last(fault) else { return };
         let mut told = self.telling();
-        if let Telling::Held { frames, .. } = &mut *told {
-            frames.clear();
-            *told = Telling::Open;
+        if !matches!(*told, Telling::Over) {
+            self.queue.push(last, self.queue_bytes_max);
+            *told = Telling::Over;
         }
-        drop(told);
-        self.end(fault);
+    }
+
+    fn last(&self, fault: &Fault) -> Option<Bytes> {
+        let id = Id::of_json(&self.id).ok()?;
+        Some(frames::watch_ended(id, &self.path, &envelope::error(fault)))
     }
 
     fn stop(&self) {
@@ -429,7 +442,7 @@ impl Feed {
     }
 
     fn is_over(&self) -> bool {
-        matches!(*self.telling(), Telling::Held { is_over: true, .. } | Telling::Over)
+        matches!(*self.telling(), Telling::Over)
     }
 
     fn telling(&self) -> MutexGuard<'_, Telling> {
@@ -445,8 +458,9 @@ impl Sink for Feed {
             frames::watched(&node.path, node.layer.as_str().trim_start_matches('*'), json)
         };
         let frame = change.frame(written).clone();
-        let proofs = watch::proofs(&self.services);
         let mut told = self.telling();
+        // Under the lock, so that it is no older than what a look has found.
+        let proofs = watch::proofs(&self.services);
         let has_changed = self.proofs.swap(proofs, Relaxed) != proofs;
         if has_changed && matches!(*told, Telling::Open) {
             *told = Telling::held();
@@ -482,5 +496,76 @@ impl Sink for Feed {
 impl std::fmt::Debug for Asks {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("Asks").field("waiting", &self.waiting()).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::http::hand_on;
+    use crate::http::stage::Stage;
+    use crate::sockets::table::SocketTable;
+
+    const BYTES_MAX: usize = 1 << 20;
+
+    /// A watch of `/p`, held as one is that has just been opened.
+    fn feed(stage: &Stage) -> Feed {
+        let services = stage.shared.neuron.services.clone();
+        Feed {
+            id: "1".into(),
+            path: Path::parse("/p").expect("a path"),
+            queue: SocketTable::new(BYTES_MAX).open().1,
+            queue_bytes_max: BYTES_MAX,
+            asks: Weak::new(),
+            proofs: AtomicU64::new(watch::proofs(&services)),
+            services,
+            told: Mutex::new(Telling::held()),
+        }
+    }
+
+    fn texts(feed: &Feed) -> Vec<String> {
+        let frames = feed.queue.take();
+        frames.iter().map(|frame| String::from_utf8_lossy(&frame[2..]).into_owned()).collect()
+    }
+
+    /// A stage, and a change that happened there.
+    async fn changed() -> (Stage, Arc<Told>) {
+        let stage = Stage::new(|_| {});
+        tokio::spawn(hand_on(stage.shared.neuron.services.kv.watches().clone()));
+        let told = stage.told().await;
+        (stage, told)
+    }
+
+    /// Who may watch no longer hears nothing of what was held, and nothing that is told beside it.
+    #[tokio::test]
+    async fn what_is_cut_is_told_that_and_nothing_else() {
+        let (stage, change) = changed().await;
+        let feed = feed(&stage);
+        let proofs = watch::proofs(&feed.services);
+        feed.go_on(proofs);
+        assert_eq!(feed.told(&change), Ok(()));
+        assert_eq!(texts(&feed).len(), 1);
+        stage.put("_conf/p", r#"{"k":"watch","v":["nobody"]}"#).await;
+        assert_eq!(feed.told(&change), Ok(()));
+        assert!(texts(&feed).is_empty(), "held, since it is not known whether he may have it");
+        feed.cut(&Fault::from(Code::NotAllowed));
+        assert_eq!(feed.told(&change), Ok(()));
+        let texts = texts(&feed);
+        assert!(texts.len() == 1 && texts[0].contains("not_allowed"), "{texts:?}");
+    }
+
+    /// What ends while it is held has its end held too: it is not over before that is told.
+    #[tokio::test]
+    async fn an_end_that_is_held_is_told() {
+        let (stage, change) = changed().await;
+        let feed = feed(&stage);
+        let proofs = watch::proofs(&feed.services);
+        feed.told(&change).expect("it fits");
+        feed.end(&Fault::from(Code::Overloaded));
+        assert!(!feed.is_over() && texts(&feed).is_empty());
+        feed.go_on(proofs);
+        let texts = texts(&feed);
+        assert!(texts.len() == 2 && texts[1].contains("overloaded"), "{texts:?}");
+        assert!(feed.is_over());
     }
 }

@@ -15,7 +15,7 @@ use hyper_util::server::conn::auto::upgrade::downcast;
 use neuron::asking::Asker;
 use neuron::sockets::{Joiner, Place};
 use services::sessions::Session;
-use services::token::{self, Verified};
+use services::token::{self, Counted, Verified};
 use services::{access, principal};
 use signal::{Coming, Departure, SocketId};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt, ReadBuf};
@@ -109,11 +109,10 @@ pub(crate) struct Socket<IO> {
     address: IpAddr,
 }
 
-/// Where a socket is in its room, and with which token.
-#[derive(Clone, Copy)]
+/// Where a socket is in its room, and that it is counted among those of its token.
 struct Seat {
     place: Place,
-    token: u64,
+    counted: Option<Counted>,
 }
 
 /// How the socket of one who may not be here is closed.
@@ -327,8 +326,8 @@ impl<IO: Transport> Socket<IO> {
             drop(self.queue.take());
             return Err(not_seated(&why));
         }
-        self.seat = Some(Seat { place, token: verified.claims.id });
-        services.graces.connected(verified.claims.id, &account, services.now_s());
+        let counted = services.graces.connected(verified.claims.id, &account, services.now_s());
+        self.seat = Some(Seat { place, counted });
         if self.generation == Generation::V4 {
             self.opener = Some(Box::new((verified, room.path)));
         }
@@ -338,10 +337,12 @@ impl<IO: Transport> Socket<IO> {
     /// Leaves its room, if it is in one.
     fn depart(&mut self, end: &End) {
         count_end(end, &self.shared.sockets.counters);
-        if let Some(Seat { place, token }) = self.seat {
+        if let Some(Seat { place, counted }) = self.seat.take() {
             let services = &self.shared.neuron.services;
             self.shared.neuron.sockets.leave(place, self.id, end.departure());
-            services.graces.disconnected(token, services.now_s());
+            if let Some(counted) = counted {
+                services.graces.disconnected(counted, services.now_s());
+            }
         }
     }
 
@@ -647,7 +648,8 @@ impl<IO: Transport> Socket<IO> {
                 Ok(Some(Heard::Text(text))) => {
                     said += 1;
                     let text_bytes = text.len();
-                    match (ClientFrame::parse(self.generation, text), self.seat) {
+                    let place = self.seat.as_ref().map(|seat| seat.place);
+                    match (ClientFrame::parse(self.generation, text), place) {
                         (Ok(ClientFrame::Ask { id, verb, params }), _) => {
                             let asked = (id.as_str().to_owned(), params.to_owned());
                             let (id, params) = (&asked.0, &asked.1);
@@ -655,9 +657,8 @@ impl<IO: Transport> Socket<IO> {
                                 asks.take(id, verb, params);
                             }
                         }
-                        (frame, Some(seat)) => {
-                            let crowd =
-                                self.shared.neuron.sockets.frame(seat.place, self.id, frame);
+                        (frame, Some(place)) => {
+                            let crowd = self.shared.neuron.sockets.frame(place, self.id, frame);
                             crowded += self.pace.say(text_bytes, crowd, now);
                         }
                         (frame, None) => {

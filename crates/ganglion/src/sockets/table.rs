@@ -63,6 +63,8 @@ struct Waiting {
     /// long as the room is full, and what was missed, without which nobody can join. The first are
     /// counted as an answer to the account.
     bytes: usize,
+    /// Where the first of those stands.
+    begun_at: usize,
     /// Set once: nothing is queued after it.
     close: Option<Closing>,
 }
@@ -173,16 +175,20 @@ impl Queue {
     fn begin(&self, frames: Vec<Bytes>) {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
         if waiting.close.is_none() {
+            // Answers to what its client said before it came stand before that.
+            waiting.begun_at = waiting.frames.len();
             waiting.frames.extend(frames);
         }
         drop(waiting);
         self.wake.notify_one();
     }
 
-    /// Replaces the frame that the socket began with; `false` when there is no room for it.
+    /// Replaces the frame that the socket began with, of which nothing was taken yet; `false` when there is
+    /// no room for it.
     pub(super) fn count_begun(&self, count: impl FnOnce(&Bytes) -> Option<Bytes>) -> bool {
         let mut waiting = self.waiting.lock().unwrap_or_else(PoisonError::into_inner);
-        let Some(first) = waiting.frames.front_mut() else { return true };
+        let begun_at = waiting.begun_at;
+        let Some(first) = waiting.frames.get_mut(begun_at) else { return true };
         match count(first) {
             Some(counted) => *first = counted,
             None => return false,
@@ -266,6 +272,22 @@ mod tests {
         queue.close(CloseCode::KICKED, "kicked");
         assert!(queue.take().is_empty());
         assert_eq!(queue.closing(), Some(Closing::Slow));
+    }
+
+    /// A pong that is owed to who has not said hello stands before the welcome.
+    #[test]
+    fn what_a_socket_begins_with_is_counted_wherever_it_stands() {
+        let queue = queue();
+        queue.push(frame(3), 10);
+        queue.begin(vec![frame(1000), frame(5)]);
+        let counted = queue.count_begun(|begun| {
+            assert_eq!(begun.len(), 1000);
+            Some(frame(1001))
+        });
+        assert!(counted);
+        assert!(!queue.count_begun(|_| None), "there is no room for it");
+        let lengths: Vec<_> = queue.take().iter().map(Bytes::len).collect();
+        assert_eq!(lengths, [3, 1001, 5]);
     }
 
     #[test]

@@ -16,7 +16,7 @@ use kv4::Bucket;
 use kv4::store::StoreError;
 use wire::envelope::Fault;
 
-pub use self::graces::Graces;
+pub use self::graces::{Counted, Graces};
 pub(crate) use self::issue::{Moments, is_identity};
 pub(crate) use self::keys::KEYS_LAYER;
 pub use self::keys::{Keys, KeysError};

@@ -93,7 +93,7 @@ pub async fn revoke_id(
     until_s: u64,
     who: &Arc<str>,
 ) -> Result<(), Fault> {
-    services.graces.forget(id);
+    services.graces.forget(id, &bucket.top());
     let row = Revoked { not_before_ms: 0 };
     put_revocation(services, &revoked_id_node(bucket, until_s), id_key(id), row, who).await
 }

@@ -3,6 +3,7 @@
 mod model;
 mod resume;
 mod rules;
+mod sessions;
 
 use std::collections::BTreeMap;
 use std::net::IpAddr;
