@@ -9,7 +9,7 @@ use crate::codegen;
 use crate::run::{output, run, say};
 
 /// Crates that take time, randomness and input as arguments, and may not reach for them.
-const PURE: [&str; 5] = ["wire", "kv4", "services", "signal", "neuron"];
+const PURE: [&str; 6] = ["wire", "kv4", "services", "signal", "relay", "neuron"];
 /// What no pure crate says, and why.
 const IMPURE: [(&str, &str); 8] = [
     ("tokio::", "a core has no runtime"),

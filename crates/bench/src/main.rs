@@ -10,6 +10,7 @@ mod ganglion;
 mod kv;
 mod load;
 mod process;
+mod relay;
 mod report;
 mod rivals;
 
@@ -31,6 +32,8 @@ enum Verb {
     Kv(kv::Options),
     /// Messages to the members of a room beside Centrifuge and NATS.
     Fanout(fanout::Options),
+    /// The relay's core beside another that is pure.
+    Relay(relay::Options),
     /// The limit of reads: hyper that answers the same without looking. Started by `kv`.
     #[command(hide = true)]
     Idle {
@@ -58,6 +61,7 @@ fn main() -> Result<()> {
     match Arguments::parse().verb {
         Verb::Kv(options) => kv::run(&options),
         Verb::Fanout(options) => fanout::run(&options),
+        Verb::Relay(options) => relay::run(&options),
         Verb::Idle { answer, ready } => kv::idle::serve(&answer, &ready),
         Verb::Engine(plan) => kv::engine::run(&plan),
         Verb::Bare { ready } => fanout::bare::serve(&ready),

@@ -1,8 +1,9 @@
 //! The relay: STUN (RFC 8489) and TURN (RFC 8656), without sockets, clocks and randomness of its own.
 //!
 //! [`stun`] reads and writes messages, [`framing`] tells them from ChannelData and finds both in streams,
-//! [`nonce`] makes nonces that nobody remembers, and [`peers`] says where may be relayed to. Not here:
-//! sockets and their batches, and who has which credentials.
+//! [`nonce`] makes nonces that nobody remembers, [`peers`] says where may be relayed to, and [`server`] has
+//! the allocations; [`rest`] knows the passwords of back ends that were made for coturn. Not here: sockets and their
+//! batches, and who has which credentials.
 //!
 //! ```
 //! use relay::stun::{Class, Hash, Key, Kind, Message, Method, TransactionId, Writer};
@@ -22,4 +23,6 @@
 pub mod framing;
 pub mod nonce;
 pub mod peers;
+pub mod rest;
+pub mod server;
 pub mod stun;

@@ -1,6 +1,8 @@
 //! Fuzz entry points: whatever the bytes are, these hold. Each takes any input and panics when a
 //! property does not hold. The seeded tests call them; a coverage-guided fuzzer can call the same.
 
+mod relay;
+
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
 use std::sync::{Arc, LazyLock};
@@ -35,7 +37,7 @@ use crate::embedded::block_on;
 pub type Target = (&'static str, fn(&[u8]));
 
 /// All of them.
-pub const TARGETS: [Target; 13] = [
+pub const TARGETS: [Target; 16] = [
     ("path", fuzz_path),
     ("query", fuzz_query),
     ("body", fuzz_body),
@@ -49,6 +51,9 @@ pub const TARGETS: [Target; 13] = [
     ("signal", fuzz_signal),
     ("json", fuzz_json),
     ("store_keys", fuzz_store_keys),
+    ("stun", relay::fuzz_stun),
+    ("relay_frames", relay::fuzz_relay_frames),
+    ("turn", relay::fuzz_turn),
 ];
 
 /// A path is one canonical text, within its limits, and a URL can spell it.

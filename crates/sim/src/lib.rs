@@ -6,7 +6,8 @@
 //! The embedded engine has threads of its own, so what it does on a [`disk::Disk`] follows from the
 //! seed only up to the order in which the machine runs them; [`embedded::run`] keeps one request
 //! under way at a time and is judged by what was acknowledged. [`rooms::run`] drives the
-//! switchboard of signalling with clients whose links fail. [`fuzz`] holds the fuzz entry points.
+//! switchboard of signalling with clients whose links fail, [`relays::run`] the relay with those and peers.
+//! [`fuzz`] holds the fuzz entry points.
 //!
 //! Not here: several neurons, links between them, media; they come with the bus.
 
@@ -18,6 +19,7 @@ pub mod fuzz;
 pub mod model;
 pub mod neuron;
 pub mod random;
+pub mod relays;
 pub mod rooms;
 pub mod store;
 

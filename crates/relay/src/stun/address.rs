@@ -15,7 +15,15 @@ pub(super) fn write(
     transaction: TransactionId,
     value: &mut [u8; VALUE_BYTES_MAX],
 ) -> usize {
-    let mask = mask(transaction);
+    write_masked(address, mask(transaction), value)
+}
+
+/// The same, not mixed with anything.
+pub(super) fn write_plain(address: SocketAddr, value: &mut [u8; VALUE_BYTES_MAX]) -> usize {
+    write_masked(address, [0; 16], value)
+}
+
+fn write_masked(address: SocketAddr, mask: [u8; 16], value: &mut [u8; VALUE_BYTES_MAX]) -> usize {
     value[0] = 0;
     value[1] = Family::of(address.ip()).byte();
     value[2..4].copy_from_slice(&xored(address.port().to_be_bytes(), &mask));

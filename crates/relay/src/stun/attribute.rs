@@ -62,6 +62,8 @@ pub enum Family {
 }
 
 impl Family {
+    pub const ALL: [Family; 2] = [Family::V4, Family::V6];
+
     pub fn of(address: std::net::IpAddr) -> Family {
         match address {
             std::net::IpAddr::V4(_) => Family::V4,

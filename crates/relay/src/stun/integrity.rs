@@ -39,12 +39,10 @@ impl PasswordAlgorithm {
     }
 }
 
-/// A key for either integrity attribute, made ready for use many times.
+/// A key for either integrity attribute. It is its bytes, and made ready for each use: an allocation that
+/// rests holds no more of it.
 #[derive(Clone)]
-pub struct Key {
-    sha1: hmac::Key,
-    sha256: hmac::Key,
-}
+pub struct Key(Box<[u8]>);
 
 impl Key {
     /// A long-term credential's key. The three texts are taken as they are: what prepares them by
@@ -57,28 +55,24 @@ impl Key {
     ) -> Key {
         let text = [username, realm, password].join(&b':');
         match algorithm {
-            PasswordAlgorithm::Md5 => Key::of(&md5::Md5::digest(&text)),
-            PasswordAlgorithm::Sha256 => Key::of(digest::digest(&digest::SHA256, &text).as_ref()),
+            PasswordAlgorithm::Md5 => Key(md5::Md5::digest(&text).as_slice().into()),
+            PasswordAlgorithm::Sha256 => {
+                Key(digest::digest(&digest::SHA256, &text).as_ref().into())
+            }
         }
     }
 
     /// A short-term credential's key is its password (RFC 8489 §9.1.1).
     pub fn short_term(password: &[u8]) -> Key {
-        Key::of(password)
+        Key(password.into())
     }
 
-    fn of(bytes: &[u8]) -> Key {
-        Key {
-            sha1: hmac::Key::new(hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY, bytes),
-            sha256: hmac::Key::new(hmac::HMAC_SHA256, bytes),
-        }
-    }
-
-    fn with(&self, hash: Hash) -> &hmac::Key {
-        match hash {
-            Hash::Sha1 => &self.sha1,
-            Hash::Sha256 => &self.sha256,
-        }
+    fn with(&self, hash: Hash) -> hmac::Key {
+        let algorithm = match hash {
+            Hash::Sha1 => hmac::HMAC_SHA1_FOR_LEGACY_USE_ONLY,
+            Hash::Sha256 => hmac::HMAC_SHA256,
+        };
+        hmac::Key::new(algorithm, &self.0)
     }
 }
 
@@ -127,7 +121,7 @@ fn is_equal(one: &[u8], other: &[u8]) -> bool {
 }
 
 fn sign(key: &Key, hash: Hash, message: &[u8], before: usize, mac_bytes: usize) -> hmac::Tag {
-    let mut context = hmac::Context::with_key(key.with(hash));
+    let mut context = hmac::Context::with_key(&key.with(hash));
     context.update(&message[..2]);
     context.update(&length_with(before, mac_bytes));
     context.update(&message[4..before]);

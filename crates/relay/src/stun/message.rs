@@ -125,6 +125,8 @@ pub struct Attributes<'a> {
     pub alternate_server: Option<&'a [u8]>,
     pub error_code: Option<&'a [u8]>,
     pub unknown: Unknown,
+    /// Whether it has a fingerprint, which is right.
+    pub has_fingerprint: bool,
     sha1: Option<Integrity<'a>>,
     sha256: Option<Integrity<'a>>,
 }
@@ -155,6 +157,11 @@ impl<'a> Message<'a> {
         let method = kind & 0x000F | (kind & 0x00E0) >> 1 | (kind & 0x3E00) >> 2;
         let attributes = Attributes::read(bytes)?;
         Ok(Message { bytes, class, method, attributes })
+    }
+
+    /// How long it is.
+    pub fn bytes(&self) -> usize {
+        self.bytes.len()
     }
 
     pub fn class(&self) -> Class {
@@ -233,6 +240,7 @@ impl<'a> Attributes<'a> {
                 if !is_last || value != integrity::fingerprint(bytes, before) {
                     return Err(Malformed::Fingerprint);
                 }
+                these.has_fingerprint = true;
             } else if kind == Kind::MESSAGE_INTEGRITY_SHA256 {
                 these.sha256.get_or_insert(Integrity { before, mac: value });
                 counts = false;

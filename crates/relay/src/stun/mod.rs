@@ -13,6 +13,7 @@ pub use attribute::{ErrorCode, Family, Kind};
 pub use integrity::{Hash, Key, PASSWORD_ALGORITHMS, PasswordAlgorithm};
 pub use message::{Attributes, Class, Malformed, Message, Method, TransactionId, Unknown};
 pub use write::Writer;
+pub(crate) use write::{INDICATION_HEAD_BYTES_MAX, data_indication_head};
 
 /// What every message of RFC 5389 and after has at its fifth byte (RFC 8489 §5).
 pub const MAGIC_COOKIE: [u8; 4] = [0x21, 0x12, 0xA4, 0x42];

@@ -2,7 +2,7 @@
 
 use std::net::SocketAddr;
 
-use super::attribute::{ErrorCode, Kind};
+use super::attribute::{ErrorCode, Family, Kind};
 use super::integrity::{self, Hash, Key};
 use super::message::{Class, Method, TransactionId};
 use super::{HEADER_BYTES, MAGIC_COOKIE, address};
@@ -19,6 +19,50 @@ pub struct Writer<'a> {
     transaction: TransactionId,
 }
 
+/// Longest of what stands before the data of an indication: with an IPv6 address.
+pub(crate) const INDICATION_HEAD_BYTES_MAX: usize = HEADER_BYTES + 4 + address::VALUE_BYTES_MAX + 4;
+
+/// What stands before the data of a Data indication (RFC 8656 §11.4), and how long it is: their padding comes
+/// behind them.
+///
+/// # Panics
+/// If the message would be longer than 64 KiB.
+pub(crate) fn data_indication_head(
+    transaction: TransactionId,
+    peer: SocketAddr,
+    data_bytes: usize,
+) -> ([u8; INDICATION_HEAD_BYTES_MAX], usize) {
+    let mut head = [0; INDICATION_HEAD_BYTES_MAX];
+    let mut value = [0; address::VALUE_BYTES_MAX];
+    let value_bytes = address::write(peer, transaction, &mut value);
+    head[HEADER_BYTES + 4..][..value_bytes].copy_from_slice(&value[..value_bytes]);
+    let end = HEADER_BYTES + 4 + value_bytes;
+    let length = 4 + value_bytes + 4 + data_bytes.next_multiple_of(4);
+    let length = u16::try_from(length).expect("a message is shorter than 64 KiB");
+    let data_bytes = u16::try_from(data_bytes).expect("and so are its data");
+    head[..2].copy_from_slice(&kind(Class::Indication, Method::Data).to_be_bytes());
+    head[2..4].copy_from_slice(&length.to_be_bytes());
+    head[4..8].copy_from_slice(&MAGIC_COOKIE);
+    head[8..HEADER_BYTES].copy_from_slice(&transaction.0);
+    head[HEADER_BYTES..][..2].copy_from_slice(&Kind::XOR_PEER_ADDRESS.0.to_be_bytes());
+    head[HEADER_BYTES + 2..][..2].copy_from_slice(&(value_bytes as u16).to_be_bytes());
+    head[end..][..2].copy_from_slice(&Kind::DATA.0.to_be_bytes());
+    head[end + 2..][..2].copy_from_slice(&data_bytes.to_be_bytes());
+    (head, end + 4)
+}
+
+/// The first two bytes of a message (RFC 8489 §5).
+fn kind(class: Class, method: Method) -> u16 {
+    let class = match class {
+        Class::Request => 0x0000,
+        Class::Indication => 0x0010,
+        Class::Success => 0x0100,
+        Class::Error => 0x0110,
+    };
+    let method = method as u16;
+    class | method & 0x000F | (method & 0x0070) << 1 | (method & 0x0F80) << 2
+}
+
 impl<'a> Writer<'a> {
     pub fn new(
         buffer: &'a mut Vec<u8>,
@@ -27,15 +71,7 @@ impl<'a> Writer<'a> {
         transaction: TransactionId,
     ) -> Writer<'a> {
         let start = buffer.len();
-        let class = match class {
-            Class::Request => 0x0000,
-            Class::Indication => 0x0010,
-            Class::Success => 0x0100,
-            Class::Error => 0x0110,
-        };
-        let method = method as u16;
-        let kind = class | method & 0x000F | (method & 0x0070) << 1 | (method & 0x0F80) << 2;
-        buffer.extend_from_slice(&kind.to_be_bytes());
+        buffer.extend_from_slice(&kind(class, method).to_be_bytes());
         buffer.extend_from_slice(&[0, 0]);
         buffer.extend_from_slice(&MAGIC_COOKIE);
         buffer.extend_from_slice(&transaction.0);
@@ -75,6 +111,21 @@ impl<'a> Writer<'a> {
         (value[2], value[3]) = (class as u8, number as u8);
         value[4..4 + reason.len()].copy_from_slice(reason);
         self.attribute(Kind::ERROR_CODE, &value[..4 + reason.len()])
+    }
+
+    /// An address as it is (RFC 8489 §14.15).
+    pub fn plain_address(&mut self, kind: Kind, address: SocketAddr) -> &mut Self {
+        let mut value = [0; address::VALUE_BYTES_MAX];
+        let length = address::write_plain(address, &mut value);
+        self.attribute(kind, &value[..length])
+    }
+
+    /// ADDRESS-ERROR-CODE (RFC 8656 §18.12): why there is no address of a family.
+    pub fn address_error(&mut self, family: Family, code: ErrorCode) -> &mut Self {
+        let [class, number] = [code.number() / 100, code.number() % 100];
+        let mut value = vec![family.byte(), 0, class as u8, number as u8];
+        value.extend_from_slice(code.reason().as_bytes());
+        self.attribute(Kind::ADDRESS_ERROR_CODE, &value)
     }
 
     /// UNKNOWN-ATTRIBUTES (RFC 8489 §14.9).

@@ -3,4 +3,6 @@
 mod framing;
 mod nonce;
 mod peers;
+mod rest;
+mod server;
 mod stun;

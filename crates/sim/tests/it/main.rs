@@ -6,6 +6,7 @@
 
 mod clock;
 mod fuzz;
+mod relays;
 mod rooms;
 
 use std::panic::{self, AssertUnwindSafe};
