@@ -3,11 +3,11 @@
 use std::io::{BufRead as _, BufReader, Read as _, Write as _};
 use std::process::{Child, ChildStdin, Command, Stdio};
 use std::sync::mpsc::{Receiver, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, bail};
 
-/// How long a line may take to be printed.
+/// How long a line may take to be printed, and an end to come.
 const LINE_WAIT: Duration = Duration::from_secs(15);
 
 /// A running program; it ends when its input does, or when this is dropped.
@@ -60,6 +60,22 @@ impl Terminal {
     /// Ends its input and waits until it ends; answers whether it was well, and what it complained of.
     pub fn ends(mut self) -> Result<(bool, String)> {
         drop(self.input.take());
+        self.is_over()
+    }
+
+    /// Waits until it ends by itself, of which its input must not be the cause; the same answer.
+    pub fn ends_by_itself(mut self) -> Result<(bool, String)> {
+        let begun = Instant::now();
+        while self.child.try_wait()?.is_none() {
+            if begun.elapsed() > LINE_WAIT {
+                bail!("it goes on");
+            }
+            std::thread::sleep(Duration::from_millis(20));
+        }
+        self.is_over()
+    }
+
+    fn is_over(&mut self) -> Result<(bool, String)> {
         let mut complaint = String::new();
         if let Some(mut stderr) = self.child.stderr.take() {
             stderr.read_to_string(&mut complaint)?;

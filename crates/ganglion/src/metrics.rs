@@ -384,7 +384,7 @@ mod tests {
             history_bytes: 7,
             counters,
         });
-        assert_eq!(values(&text), (1..=29).collect::<Vec<u64>>());
+        assert_eq!(values(&text), (1..=30).collect::<Vec<u64>>());
         assert!(
             text.0.contains("\nganglion_signal_refused_sockets_per_room_total 29\n"),
             "{}",

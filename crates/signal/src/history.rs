@@ -35,12 +35,13 @@ pub(crate) struct History {
     last: u64,
     /// Messages in order of their offsets, which end with `last`.
     messages: VecDeque<Message>,
-    /// Of the messages and of the sessions.
+    /// Of the messages, and of the sessions.
     bytes: usize,
+    session_bytes: usize,
     /// Those of the messages that came with an id.
     published: BTreeSet<Mark>,
-    /// Names that were lost, and when: what is said to them is kept for when they come back.
-    lost: BTreeMap<Name, Instant>,
+    /// Names that were lost: what is said to them is kept for when they come back.
+    lost: BTreeMap<Name, Lost>,
     /// Sessions that were lost, so that they need not say again what was heard.
     sessions: BTreeMap<(Name, Session), LostSession>,
     /// Sessions that were begun.
@@ -75,6 +76,14 @@ pub(crate) struct Message {
     pub(crate) to: Option<Name>,
 }
 
+/// A name that may come back.
+#[derive(Debug)]
+struct Lost {
+    at: Instant,
+    /// What its last socket came with: its session may be forgotten first.
+    token: Option<Token>,
+}
+
 /// A session that may come back.
 #[derive(Debug)]
 struct LostSession {
@@ -87,8 +96,8 @@ struct LostSession {
 /// Of a name that was sent away, or all, what was not here.
 #[derive(Debug, Default)]
 pub(crate) struct SentAwayLost {
-    /// Names that might have come back.
-    pub(crate) names: usize,
+    /// Names that might have come back, by a session at least.
+    pub(crate) names: BTreeSet<Name>,
     /// What their sessions came with.
     pub(crate) tokens: Vec<Token>,
 }
@@ -215,6 +224,7 @@ impl History {
             last: 0,
             messages: VecDeque::new(),
             bytes: 0,
+            session_bytes: 0,
             published: BTreeSet::new(),
             lost: BTreeMap::new(),
             sessions: BTreeMap::new(),
@@ -303,12 +313,12 @@ impl History {
     }
 
     /// Notes that a name was lost. Answers how many others had to be forgotten for it.
-    pub(crate) fn lose(&mut self, name: Name, at: Instant) -> usize {
-        self.lost.insert(name, at);
+    pub(crate) fn lose(&mut self, name: Name, token: Option<Token>, at: Instant) -> usize {
+        self.lost.insert(name, Lost { at, token });
         if self.lost.len() <= LOST_MAX {
             return 0;
         }
-        let oldest = self.lost.iter().min_by_key(|(_, at)| **at).map(|(name, _)| name.clone());
+        let oldest = self.lost.iter().min_by_key(|(_, lost)| lost.at).map(|(name, _)| name.clone());
         oldest.and_then(|name| self.lost.remove(&name)).map_or(0, |_| 1)
     }
 
@@ -335,7 +345,7 @@ impl History {
             false => None,
         };
         let lost = LostSession { at, token, said };
-        self.bytes += lost.bytes();
+        self.session_bytes += lost.bytes();
         self.sessions.insert((name, session), lost);
         oldest.and_then(|key| self.take_session(&key)).map_or(0, |_| 1)
     }
@@ -351,7 +361,7 @@ impl History {
 
     fn take_session(&mut self, key: &(Name, Session)) -> Option<LostSession> {
         let lost = self.sessions.remove(key)?;
-        self.bytes -= lost.bytes();
+        self.session_bytes -= lost.bytes();
         Some(lost)
     }
 
@@ -360,9 +370,12 @@ impl History {
         let of_name = self.sessions.range(of(name)).map(|(key, _)| key);
         let ended = of_name.filter(|(_, session)| !staying.contains(&session.number));
         let ended: Vec<_> = ended.cloned().collect();
-        let ended = ended.iter().filter_map(|key| self.take_session(key)?.token).collect();
         self.sent_away.insert(name.clone(), SentAway { made: self.made, staying });
-        SentAwayLost { names: usize::from(self.lost.remove(name).is_some()), tokens: ended }
+        let lost = self.lost.remove(name);
+        let was_there = lost.is_some() || !ended.is_empty();
+        let of_sessions = ended.iter().filter_map(|key| self.take_session(key)?.token);
+        let tokens = of_sessions.chain(lost.and_then(|lost| lost.token)).collect();
+        SentAwayLost { names: was_there.then(|| name.clone()).into_iter().collect(), tokens }
     }
 
     /// The same for all names.
@@ -370,12 +383,12 @@ impl History {
         self.sent_away.clear();
         self.staying.clear();
         self.all_sent_away = self.made;
-        let ended = std::mem::take(&mut self.sessions);
-        self.bytes -= ended.values().map(LostSession::bytes).sum::<usize>();
-        SentAwayLost {
-            names: std::mem::take(&mut self.lost).len(),
-            tokens: ended.into_values().filter_map(|lost| lost.token).collect(),
-        }
+        self.session_bytes = 0;
+        let (lost, ended) = (std::mem::take(&mut self.lost), std::mem::take(&mut self.sessions));
+        let of_sessions = ended.values().filter_map(|lost| lost.token);
+        let tokens = lost.values().filter_map(|lost| lost.token).chain(of_sessions).collect();
+        let names = ended.into_keys().map(|(name, _)| name).chain(lost.into_keys()).collect();
+        SentAwayLost { names, tokens }
     }
 
     /// Whether too many names were sent away to tell them apart for ever: then it is to be told of
@@ -437,8 +450,8 @@ impl History {
 
     /// Forgets who was lost longer ago than that.
     pub(crate) fn expire_lost(&mut self, now: Instant, lasts: Duration) {
-        self.lost.retain(|_, at| *at + lasts > now);
-        let bytes = &mut self.bytes;
+        self.lost.retain(|_, lost| lost.at + lasts > now);
+        let bytes = &mut self.session_bytes;
         self.sessions.retain(|_, lost| {
             let stays = lost.at + lasts > now;
             *bytes -= if stays { 0 } else { lost.bytes() };
@@ -454,13 +467,19 @@ impl History {
     /// When something of it will be too old.
     pub(crate) fn expires(&self, lasts: Duration) -> Option<Instant> {
         let oldest = self.messages.front().map(|message| message.at);
-        let lost = self.lost.values().copied().min();
+        let lost = self.lost.values().map(|lost| lost.at).min();
         let session = self.sessions.values().map(|lost| lost.at).min();
         [oldest, lost, session, self.idle_since].into_iter().flatten().min().map(|at| at + lasts)
     }
 
+    /// Of the messages.
     pub(crate) fn bytes(&self) -> usize {
         self.bytes
+    }
+
+    /// Of the sessions that may come back.
+    pub(crate) fn session_bytes(&self) -> usize {
+        self.session_bytes
     }
 
     pub(crate) fn len(&self) -> usize {

@@ -60,8 +60,9 @@ pub struct Signal {
     /// When the neuron did.
     began: Instant,
     histories: usize,
-    /// Bytes and messages of all histories.
+    /// Bytes of all histories: of their messages, and of the sessions that may come back.
     pub(crate) holdings: Holdings,
+    pub(crate) session_holdings: Holdings,
     pub(crate) history_messages: usize,
     pub(crate) outputs: VecDeque<Output>,
     pub(crate) counters: Counters,
@@ -244,6 +245,7 @@ impl Signal {
             began: now,
             histories: 0,
             holdings: Holdings::default(),
+            session_holdings: Holdings::default(),
             history_messages: 0,
             outputs: VecDeque::new(),
             counters: Counters::default(),
@@ -335,6 +337,9 @@ impl Signal {
     /// The socket is gone. One that sits nowhere is no surprise: it may have been kicked.
     pub fn leave(&mut self, now: Instant, socket: SocketId, departure: Departure) {
         if let Some(left) = self.unseat(now, socket, departure) {
+            if let Some(owner) = self.rooms.get(&left.seat.room).map(|room| room.owner.clone()) {
+                self.let_go(&owner);
+            }
             self.counters.leaves += 1;
             self.tell_left(&left);
         }
@@ -365,10 +370,13 @@ impl Signal {
             None => history.send_all_away(),
             Some(name) => history.send_away(name, Vec::new()),
         });
-        let lost = lost.unwrap_or_default();
+        let mut lost = lost.unwrap_or_default();
+        if let Some(room) = self.rooms.get(&id) {
+            lost.names.retain(|name| room.member(name.as_str()).is_none());
+        }
         let mut kicked = self.close(now, &sockets, CloseCode::KICKED, "kicked");
         self.settle(id);
-        kicked.names += lost.names;
+        kicked.names += lost.names.len();
         kicked.tokens.extend(lost.tokens);
         kicked.tokens.sort_unstable();
         kicked.tokens.dedup();
@@ -439,7 +447,7 @@ impl Signal {
             sockets: self.seats.len(),
             histories: self.histories,
             history_messages: self.history_messages,
-            history_bytes: self.holdings.bytes(),
+            history_bytes: self.holdings.bytes() + self.session_holdings.bytes(),
             counters: self.counters.clone(),
         }
     }
@@ -632,7 +640,6 @@ impl Signal {
         let presence = room.leave(&seat.name, socket);
         self.names -= usize::from(presence == Presence::Changed);
         let is_last = room.sockets_of_generation(Generation::V4) == 0;
-        let owner = room.owner.clone();
         if seat.generation == Generation::V4 {
             let forgotten = self.change_history(seat.room, |history| {
                 if is_last {
@@ -642,7 +649,7 @@ impl Signal {
                 if departure == Departure::Lost {
                     let name = &seat.name;
                     if presence == Presence::Changed {
-                        forgotten += history.lose(name.clone(), now);
+                        forgotten += history.lose(name.clone(), seat.token, now);
                     }
                     if let Some(session) = seat.session {
                         let (token, said) = (seat.token, seat.said.clone());
@@ -652,7 +659,6 @@ impl Signal {
                 forgotten
             });
             self.counters.lost_cut += forgotten.unwrap_or(0) as u64;
-            self.let_go(&owner);
         }
         let room = self.rooms.get(&seat.room)?;
         let Address { bucket, path, topic } = &*room.address;
@@ -741,10 +747,12 @@ impl Signal {
     ) -> Option<T> {
         let room = self.rooms.get_mut(&id)?;
         let history = room.history.as_mut()?;
-        let (messages, bytes) = (history.len(), history.bytes());
+        let messages = history.len();
+        let (bytes, session_bytes) = (history.bytes(), history.session_bytes());
         let changed = change(history);
         self.history_messages = self.history_messages + history.len() - messages;
         self.holdings.change(&room.owner, id, bytes, history.bytes());
+        self.session_holdings.change(&room.owner, id, session_bytes, history.session_bytes());
         Some(changed)
     }
 
@@ -827,6 +835,7 @@ impl Signal {
         let Some(history) = room.history.take() else { return };
         let (is_empty, address) = (room.is_empty(), Arc::clone(&room.address));
         self.holdings.change(&room.owner, id, history.bytes(), 0);
+        self.session_holdings.change(&room.owner, id, history.session_bytes(), 0);
         self.histories -= 1;
         self.history_messages -= history.len();
         if let Some(due) = history.due {

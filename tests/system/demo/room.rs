@@ -419,7 +419,7 @@ fn a_terminal_and_a_page_talk_with_each_other() -> Result<()> {
     // It is removed as anybody is.
     ann.click("#people [data-name=terminal] .quiet")?;
     ann.wait_for("demo.state().peers.length === 1", STEP_WAIT)?;
-    let (is_well, complaint) = terminal.ends()?;
+    let (is_well, complaint) = terminal.ends_by_itself()?;
     assert!(!is_well && complaint.contains("kicked"), "{complaint}");
     no_errors(&[&ann]);
     Ok(())

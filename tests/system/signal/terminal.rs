@@ -90,7 +90,7 @@ fn a_terminal_whose_network_fails_comes_back_and_misses_nothing() -> Result<()> 
     assert_eq!(said(&mut ann)?, "typed meanwhile");
     ann.hears_nothing()?;
     stage.ok("DELETE", "/_subs/my/path?k=term", None)?;
-    let (is_well, complaint) = terminal.ends()?;
+    let (is_well, complaint) = terminal.ends_by_itself()?;
     assert!(!is_well && complaint.contains("kicked"), "{complaint}");
     Ok(())
 }
@@ -99,7 +99,7 @@ fn a_terminal_whose_network_fails_comes_back_and_misses_nothing() -> Result<()> 
 fn a_path_that_is_not_there_is_told_with_what_to_do() -> Result<()> {
     let stage = Stage::new()?;
     let terminal = chat(&stage, &stage.neuron.url(), "/nowhere", "term")?;
-    let (is_well, complaint) = terminal.ends()?;
+    let (is_well, complaint) = terminal.ends_by_itself()?;
     assert!(!is_well && complaint.contains("ganglion put /_ns/nowhere"), "{complaint}");
     Ok(())
 }
@@ -242,7 +242,7 @@ fn a_watch_is_of_the_path_that_other_verbs_mean() -> Result<()> {
         assert!(line.contains(shows), "{path}: {line}");
     }
     let terminal = ganglion(&stage, &stage.neuron.url(), &["watch", "_nothing/my/path"])?;
-    let (is_well, complaint) = terminal.ends()?;
+    let (is_well, complaint) = terminal.ends_by_itself()?;
     assert!(!is_well && complaint.contains("there is no such service"), "{complaint}");
     Ok(())
 }

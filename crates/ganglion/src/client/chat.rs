@@ -112,14 +112,18 @@ impl Hello {
         let asked = tokio::time::timeout(OPEN_TIME, asking).await;
         let asked = asked.with_context(|| format!("{}: no answer", context.url));
         let (status, text) = asked.flatten().map_err(NotOpened::passing)?;
-        // What is no answer of a neuron is one of something before it.
+        // What is no answer of a neuron is one of something before it, and passes.
         let answer: Value = serde_json::from_str(&text)
             .with_context(|| format!("{} answered {status}: {text}", context.url))
             .map_err(NotOpened::passing)?;
-        let why = answer["v"].as_str().unwrap_or("?");
-        if answer["s"] == "ok" {
-            return Ok(why.to_owned());
-        }
+        let why = match (answer["s"].as_str(), answer["v"].as_str()) {
+            (Some("ok"), Some(token)) => return Ok(token.to_owned()),
+            (Some("error"), Some(why)) => why,
+            _ => {
+                let error = anyhow!("{} answered {status}: {text}", context.url);
+                return Err(NotOpened::passing(error));
+            }
+        };
         let error = match why {
             "no_namespace" => anyhow!(
                 "{0} is not in the account's namespace; `ganglion put /_ns{0}` makes it",

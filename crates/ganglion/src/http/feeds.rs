@@ -34,6 +34,8 @@ use crate::turns::Spender;
 const BEAT: Duration = Duration::from_secs(15);
 /// How long after it could not be known whether a feed may go on that is looked at again.
 const LOOK_AGAIN: Duration = Duration::from_secs(1);
+/// How often: then the feed ends, before what waits counts as not taken.
+const LOOKS_MAX: u32 = 10;
 /// A comment, which clients leave out.
 const BEAT_BYTES: &[u8] = b": \n\n";
 /// nginx's.
@@ -118,8 +120,9 @@ impl Queue {
             waiting.bytes -= event.len();
             return Next::Event(event);
         }
+        // Whoever cannot be told what waits comes again elsewhere.
         if let Some(why) = waiting.end
-            && waiting.events.is_empty()
+            && (waiting.events.is_empty() || why == Ended::Stopping)
         {
             return Next::End(why);
         }
@@ -266,12 +269,14 @@ impl Feed {
 impl Asked {
     /// Looks until it is known: a store that is away for a moment says nothing of the caller.
     async fn may_watch(&self) -> Result<(), Fault> {
+        let mut looks = 0;
         loop {
             let request = self.connection.request(&self.parts, b"", &self.asker);
             match self.connection.shared.neuron.may_watch(&request, &self.opened).await {
-                Err(fault) if fault.code.status() >= 500 => tokio::time::sleep(LOOK_AGAIN).await,
+                Err(fault) if fault.code.status() >= 500 && looks < LOOKS_MAX => looks += 1,
                 known => return known,
             }
+            tokio::time::sleep(LOOK_AGAIN).await;
         }
     }
 }

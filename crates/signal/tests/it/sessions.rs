@@ -370,6 +370,39 @@ fn a_kick_revokes_what_every_lost_socket_came_with() {
     }
 }
 
+/// The last socket of a name said goodbye, but one that was lost before it may come back.
+#[test]
+fn a_kick_finds_who_may_come_back_by_a_session_alone() {
+    for whole in [false, true] {
+        let mut meeting = Meeting::new();
+        let (phone, ..) = meeting.come("ann", Coming::default());
+        let (laptop, ..) = meeting.come("ann", Coming::default());
+        meeting.lose(phone);
+        meeting.signal.leave(meeting.now, laptop, Departure::Closed);
+        let kicked = meeting.signal.kick(meeting.now, &address(PATH), (!whole).then_some("ann"));
+        assert_eq!(kicked.names, 1 + usize::from(whole));
+        assert!(kicked.tokens.iter().any(|token| token.id == phone.0), "{kicked:?}");
+    }
+}
+
+/// Its session was forgotten, and it is no less kicked for that.
+#[test]
+fn a_kick_revokes_what_a_name_came_with_whose_session_was_forgotten() {
+    let mut meeting = Meeting::new();
+    let (ann, ..) = meeting.come("ann", Coming::default());
+    meeting.lose(ann);
+    // As many more as are known, by fewer names.
+    for number in 0..1_000 {
+        let (other, ..) = meeting.come(&format!("n{}", number % 63), Coming::default());
+        meeting.pass(Duration::from_micros(1));
+        meeting.lose(other);
+    }
+    assert!(meeting.signal.stats().counters.lost_cut > 0);
+    let kicked = meeting.signal.kick(meeting.now, &address(PATH), Some("ann"));
+    assert_eq!(kicked.names, 1);
+    assert!(kicked.tokens.iter().any(|token| token.id == ann.0), "{kicked:?}");
+}
+
 /// A page of an older generation is the name too.
 #[test]
 fn a_name_that_came_back_in_another_way_is_lost_no_longer() {

@@ -175,6 +175,8 @@ struct Room {
     data: BTreeMap<&'static str, Value>,
     /// Names that were lost, and when; `false` when the room may have been forgotten since.
     lost: BTreeMap<&'static str, (u64, bool)>,
+    /// Tokens of v4 sockets that were lost, whose they are, and when.
+    lost_tokens: BTreeMap<u64, (&'static str, u64)>,
     /// The stream that cursors are of, while it is known to be there.
     incarnation: Option<String>,
     /// Messages of that stream.

@@ -14,7 +14,7 @@ use wire::token::Grants;
 
 use super::table::{Queue, Tabled};
 use super::{
-    At, CLIENTS, Client, Conn, Down, IDLE, LASTS, Run, SECOND, Word, at, bucket, generation,
+    At, CLIENTS, Client, Conn, Down, IDLE, LASTS, Room, Run, SECOND, Word, at, bucket, generation,
     limits, name, room_ref, switchboard, verified,
 };
 
@@ -135,10 +135,10 @@ impl Run {
                 model.lost.clear();
                 (model.incarnation, model.offset) = (incarnation, 0);
             }
-            model.lost.remove(name(client));
         } else if sitting.is_empty() {
             model.lost.values_mut().for_each(|(_, is_sure)| *is_sure = false);
         }
+        model.lost.remove(name(client));
         if let Some(data) = shown {
             model.data.insert(name(client), data);
         }
@@ -267,6 +267,11 @@ impl Run {
         if let Some(place) = place {
             self.board.leave(place, socket, departure);
             self.left(client, departure);
+            if departure == Departure::Lost && generation(client) == Generation::V4 {
+                let now = self.now();
+                let room = self.rooms.entry(at(client)).or_default();
+                room.lost_tokens.insert(socket.0, (name(client), now));
+            }
         }
         self.table.tabled().queues.remove(&socket);
         self.table.tabled().pushed.clear();
@@ -287,7 +292,7 @@ impl Run {
     pub(super) fn kick(&mut self, client: usize) {
         let (room, whole) = (at(client), self.random.one_in(4));
         let who = (!whole).then(|| name(client));
-        let sitting = self.seated(room);
+        let (now, sitting) = (self.now(), self.seated(room));
         // One that nobody is in may have made way for another.
         let is_there = !sitting.is_empty();
         let kicked: Vec<_> =
@@ -297,15 +302,33 @@ impl Run {
         let lost = lost.filter(|(name, _)| who.is_none_or(|who| who == **name));
         let (mut sure, mut unsure) = (0, 0);
         for (_, (since, is_sure)) in lost {
-            match is_there && *is_sure && since + LASTS > self.now() {
+            match is_there && *is_sure && since + LASTS > now {
                 true => sure += 1,
                 false => unsure += 1,
             }
         }
+        // One may come back by a session alone: another socket of the name closed after it was lost.
+        let model = self.rooms.entry(room).or_default();
+        let by_session = model.lost_tokens.values().filter(|(name, since)| {
+            let is_known = names.contains(name) || model.lost.contains_key(name);
+            who.is_none_or(|who| who == *name) && !is_known && since + LASTS > now
+        });
+        unsure += by_session.map(|(name, _)| *name).collect::<BTreeSet<_>>().len();
         let done = self.board.kick(&room_ref(room), who);
         let of_lost = done.members - names.len();
         assert!((sure..=sure + unsure).contains(&of_lost), "{of_lost} of {sure} and {unsure}");
-        assert_eq!(done.tokens.len(), kicked.len() + of_lost);
+        let revoked: BTreeSet<u64> = done.tokens.iter().map(|(id, _)| *id).collect();
+        let of_kicked: BTreeSet<u64> = kicked.iter().map(|(socket, _)| socket.0).collect();
+        assert!(of_kicked.is_subset(&revoked), "{of_kicked:?} of {revoked:?}");
+        // And those with which a session was lost that may come back: of nobody else.
+        let model = self.rooms.entry(room).or_default();
+        let mut names = BTreeSet::new();
+        for token in revoked.difference(&of_kicked) {
+            let (name, since) = model.lost_tokens.remove(token).expect("it was lost");
+            assert!(who.is_none_or(|who| who == name) && since + LASTS > now, "{name} {since}");
+            names.insert(name);
+        }
+        assert!(names.len() >= sure, "{names:?} of {sure}");
         self.sent_away(room, |it| who.is_none_or(|who| who == it));
         self.closed(&kicked);
     }
@@ -379,8 +402,7 @@ impl Run {
             client.is_sent_away = false;
         }
         for room in self.rooms.values_mut() {
-            (room.data, room.lost, room.incarnation) = Default::default();
-            room.offset = 0;
+            *room = Room { said: std::mem::take(&mut room.said), ..Room::default() };
         }
     }
 }
