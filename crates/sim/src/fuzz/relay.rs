@@ -296,7 +296,7 @@ fn check(peers: &Peers, relayed: &Relayed, forward: Forward<'_>) {
         Forward::ToPeer { peer, .. } => assert_eq!(peers.look(peer), Ok(())),
         Forward::ToClient { client, head, data, padding } => {
             let bytes = [head.as_slice(), data, &vec![0; padding]].concat();
-            assert_eq!(frame_bytes(&bytes).is_ok(), true);
+            assert!(frame_bytes(&bytes).is_ok());
             assert!(!client.is_stream || bytes.len().is_multiple_of(4));
         }
         Forward::ToServer { .. } => panic!("there is no other: {}", relayed.allocations()),
