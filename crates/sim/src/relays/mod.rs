@@ -561,6 +561,8 @@ impl Run {
 
     /// Looks at everything: who has what.
     fn look(&mut self) {
+        self.model.expire(self.now);
+        let before: BTreeSet<Client> = self.model.clients.keys().copied().collect();
         // To the next second, so that whoever is over has been looked at.
         self.pass(Duration::from_millis(1_001));
         self.model.expire(self.now);
@@ -580,7 +582,8 @@ impl Run {
             assert!(more <= self.report.dropped, "{client:?}");
             assert!(more > 0 || session.sent == has.sent, "{client:?}");
         }
-        // Over for less than a second.
+        // Over for about a second at most.
+        assert!(sessions.keys().all(|client| before.contains(client)), "{sessions:?}");
         let lingering = sessions.len();
         let held: usize = self.servers.iter().map(Server::len).sum();
         assert!(held >= live + lingering);

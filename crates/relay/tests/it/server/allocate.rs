@@ -392,3 +392,39 @@ fn one_that_drains_sends_newcomers_on() {
     stage.server.drain(None);
     assert_eq!(stage.request(client(2), "ann", Method::Allocate, udp), 508);
 }
+
+/// What was decided and opened for one that was given up is not the next one's in its place.
+#[test]
+fn an_answer_that_is_late_is_not_taken_for_another() {
+    let mut stage = Stage::new();
+    stage.admits = false;
+    let payer = |user: &str| Payer { account: "elena".into(), user: user.into() };
+    let ask = |stage: &mut Stage, number, user| {
+        let bytes = stage.signed(client(number), user, Method::Allocate, udp);
+        assert!(stage.give(client(number), &bytes).is_empty());
+        stage.waiting.remove(0).0
+    };
+    let early = ask(&mut stage, 1, "ann");
+    stage.server.handle_gone(client(1));
+    let later = ask(&mut stage, 2, "bob");
+    stage.server.handle_admission(stage.now, early, Ok(payer("ann")));
+    assert!(stage.server.poll_output().is_none(), "bob waits");
+    stage.server.handle_admission(stage.now, later, Ok(payer("bob")));
+    let Some(Output::Open { relay: early, .. }) = stage.server.poll_output() else {
+        panic!("it opens")
+    };
+    stage.server.handle_gone(client(2));
+    let last = ask(&mut stage, 3, "ann");
+    stage.server.handle_admission(stage.now, last, Ok(payer("ann")));
+    let Some(Output::Open { relay, port }) = stage.server.poll_output() else { panic!("it opens") };
+    assert_eq!((relay.slot, relay.generation != early.generation), (early.slot, true));
+    stage.server.handle_opened(stage.now, early, true);
+    let closed = stage.server.poll_output();
+    assert!(matches!(closed, Some(Output::Close { relay }) if relay == early), "{closed:?}");
+    assert!(stage.server.poll_output().is_none(), "its own is not open yet");
+    stage.open.insert(relay, port);
+    stage.server.handle_opened(stage.now, relay, true);
+    stage.drain();
+    assert_eq!(stage.began.len(), 1);
+    assert_eq!(&*stage.began[0].payer.user, "ann");
+}
