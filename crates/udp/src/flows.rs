@@ -49,8 +49,8 @@ impl Flows {
         }
     }
 
-    /// Where the message of a flow is kept, for the caller to change; 0 while it has none. `is_of` says
-    /// whether a message is of the flow.
+    /// Where the number of a flow's message is kept, for the caller to set; 0 when it has none yet. `is_of`
+    /// says whether a message is of the flow.
     pub(crate) fn message(
         &mut self,
         socket: SocketId,

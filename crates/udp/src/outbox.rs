@@ -106,6 +106,7 @@ impl Default for Outbox {
             messages: Vec::new(),
             copied: Vec::new(),
             flows: Flows::new(),
+            latest: 0,
             order: Vec::new(),
         };
         Outbox { queue, whole: Lane::default(), parts: Lane::default(), sent: Sent::default() }
@@ -187,8 +188,10 @@ struct Queue {
     messages: Vec<Message>,
     /// Heads, and data that is in no inbox.
     copied: Vec<u8>,
-    /// By socket and destination, its last message.
+    /// By socket and destination, the number of its last message, from 1.
     flows: Flows,
+    /// The message that was put into last; of its flow, there is none behind it.
+    latest: u32,
     /// Messages by socket, those of one in the order in which they began.
     order: Vec<u32>,
 }
@@ -249,17 +252,26 @@ impl Queue {
     /// Puts a datagram into the last message of its flow, or a new one.
     fn put(&mut self, datagram: u32, bytes: usize, outgoing: &Outgoing<'_>) {
         let Outgoing { socket, to, dont_fragment, .. } = *outgoing;
-        let Queue { datagrams, messages, flows, .. } = self;
-        let last = flows.message(socket, to, |number| {
-            let message = &messages[number as usize - 1];
-            message.socket == socket && message.to == to
-        });
-        let message = last.checked_sub(1).map(|index| &mut messages[index as usize]);
-        if let Some(message) = message.filter(|message| message.takes(bytes, dont_fragment)) {
+        let Queue { datagrams, messages, flows, latest, .. } = self;
+        let is_of = |message: &Message| message.socket == socket && message.to == to;
+        let takes = |message: &Message| message.takes(bytes, dont_fragment);
+        let mut follow = |message: &mut Message| {
             datagrams[message.last as usize].next = datagram;
             message.last = datagram;
             message.datagrams += 1;
             message.bytes += bytes;
+        };
+        // Bursts need no table.
+        let message = messages.get_mut(*latest as usize);
+        if let Some(message) = message.filter(|message| is_of(message) && takes(message)) {
+            follow(message);
+            return;
+        }
+        let last = flows.message(socket, to, |number| is_of(&messages[number as usize - 1]));
+        *latest = last.wrapping_sub(1);
+        let message = messages.get_mut(*latest as usize);
+        if let Some(message) = message.filter(|message| takes(message)) {
+            follow(message);
             return;
         }
         messages.push(Message {
@@ -272,6 +284,7 @@ impl Queue {
             first: datagram,
             last: datagram,
         });
+        *latest = messages.len() as u32 - 1;
         *last = messages.len() as u32;
     }
 
