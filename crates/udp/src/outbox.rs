@@ -599,6 +599,40 @@ mod tests {
             bench.arrive(0, 20..40);
             assert!(!bench.sockets[0].is_segmenting() && bench.sockets[1].is_segmenting());
         }
+        // What went before the refusal is not sent again.
+        let mut bench = Bench::new();
+        bench.push(0, 0, 0..10);
+        bench.push(0, 1, 10..20);
+        let sent = bench.flush(&[libc::EINVAL, 0, libc::EIO]);
+        assert_eq!((sent.datagrams, sent.messages), (20, 20));
+        bench.arrive(0, 0..10);
+        bench.arrive(1, 10..20);
+    }
+
+    #[test]
+    fn fragments_are_forbidden_to_those_that_want_it_alone() {
+        let Bench { sockets, peers, inbox, mut outbox } = Bench::new();
+        let socket = &sockets[0];
+        let (level, name) = (libc::IPPROTO_IP, libc::IP_MTU_DISCOVER);
+        let now = || crate::sys::option(socket.as_fd(), level, name).unwrap();
+        let otherwise = now();
+        for (peer, dont_fragment) in [(0, false), (1, true), (0, true), (1, true), (1, false)] {
+            let to = peers[peer].local_addr().unwrap();
+            let plain = Outgoing::new(SocketId(0), to, Data::Copied(b"x"));
+            outbox.push(&Outgoing { dont_fragment, ..plain });
+        }
+        let mut calls = Vec::new();
+        outbox.flush_by(
+            &inbox,
+            |_| Some(socket),
+            |socket, gather, first| {
+                let sent = gather.send(socket.as_fd(), first)?;
+                calls.push((now(), sent));
+                Ok(sent)
+            },
+        );
+        let always = libc::IP_PMTUDISC_DO;
+        assert_eq!(calls, [(otherwise, 1), (always, 2), (otherwise, 1)]);
     }
 
     #[test]
