@@ -1,4 +1,4 @@
-//! The system calls that no library wraps for us, and the only `unsafe` of this program.
+//! The system calls that no library wraps for us, and the only `unsafe` of this crate.
 
 #![allow(unsafe_code)]
 
