@@ -2,18 +2,45 @@
 
 use std::time::Instant;
 
+use super::Server;
 use super::allocation::{Allocation, Made, Meter, Relay, Request, Stage};
 use super::auth::{Answering, Proven};
 use super::output::{Asked, Client, Output, Traffic, Why};
 use super::relayed::{Parity, Payer, QuotaReached, RelayId};
 use super::requests::seconds;
-use super::{RESERVATIONS, Server};
 use crate::stun::{Attributes, Class, ErrorCode, Family, Hash, Key, Kind, Message, Method};
 
 /// UDP, as REQUESTED-TRANSPORT has it (RFC 8656 §18.7).
 const UDP: u8 = 17;
+/// Refusals in a second of an allocation's own, such as that its nonce is stale: others' floods take none of
+/// them.
+const REFUSALS_PER_SECOND: u64 = 4;
 /// Ports that are tried when they cannot be opened.
 const OPEN_TRIES: u8 = 8;
+
+/// Why somebody may have no allocation, though he is who he says.
+#[derive(Clone, Copy, Debug, Eq, PartialEq)]
+pub enum Unadmitted {
+    /// By a rule, or since what he came with was revoked.
+    Forbidden,
+    /// He, or his account, has as much as he may.
+    Quota,
+    /// There is no room.
+    Capacity,
+    /// It cannot be known.
+    Unknown,
+}
+
+impl Unadmitted {
+    fn code(self) -> ErrorCode {
+        match self {
+            Unadmitted::Forbidden => ErrorCode::Forbidden,
+            Unadmitted::Quota => ErrorCode::AllocationQuotaReached,
+            Unadmitted::Capacity => ErrorCode::InsufficientCapacity,
+            Unadmitted::Unknown => ErrorCode::ServerError,
+        }
+    }
+}
 
 /// Whose request is to be answered, from what its allocation keeps.
 struct Kept {
@@ -70,12 +97,13 @@ impl Server {
             }
             return;
         }
-        if let Some(draining) = self.draining {
+        if let Some(alternates) = &self.draining {
             self.counters.unallocated += 1;
-            let output = answering.write(Class::Error, |writer| match draining.alternate {
+            let alternate = alternates.get(&answering.client.listener);
+            let output = answering.write(Class::Error, |writer| match alternate {
                 Some(alternate) => {
                     writer.error(ErrorCode::TryAlternate);
-                    writer.plain_address(Kind::ALTERNATE_SERVER, alternate);
+                    writer.plain_address(Kind::ALTERNATE_SERVER, *alternate);
                 }
                 None => {
                     writer.error(ErrorCode::InsufficientCapacity);
@@ -103,6 +131,7 @@ impl Server {
             channels: Vec::new(),
             sent: Traffic::default(),
             received: Traffic::default(),
+            refusals: Meter::new(now, REFUSALS_PER_SECOND),
             packets: Meter::new(now, u64::from(packets)),
             bytes: Meter::new(now, bytes),
         });
@@ -202,7 +231,7 @@ impl Server {
         &mut self,
         now: Instant,
         asked: Asked,
-        verdict: Result<Payer, ErrorCode>,
+        verdict: Result<Payer, Unadmitted>,
     ) {
         let Some(slot) = self.slots.get_mut(asked.slot as usize) else { return };
         if slot.generation != asked.generation {
@@ -210,13 +239,14 @@ impl Server {
         }
         let Some(allocation) = slot.allocation.as_deref_mut() else { return };
         let Stage::Asked { request, .. } = allocation.stage else { return };
-        let counted = verdict.and_then(|payer| match self.relayed.count(&payer) {
-            Ok(()) => Ok(payer),
-            Err(QuotaReached::User | QuotaReached::Account) => {
-                Err(ErrorCode::AllocationQuotaReached)
-            }
-            Err(QuotaReached::Neuron) => Err(ErrorCode::InsufficientCapacity),
-        });
+        let counted =
+            verdict.map_err(Unadmitted::code).and_then(|payer| match self.relayed.count(&payer) {
+                Ok(()) => Ok(payer),
+                Err(QuotaReached::User | QuotaReached::Account) => {
+                    Err(ErrorCode::AllocationQuotaReached)
+                }
+                Err(QuotaReached::Neuron) => Err(ErrorCode::InsufficientCapacity),
+            });
         let payer = match counted {
             Ok(payer) => payer,
             Err(code) => return self.give_up(asked.slot, code),
@@ -320,7 +350,7 @@ impl Server {
             self.relayed.publish(id, port);
             if let Some(token) = token {
                 self.relayed.reserve(token, family, port + 1, until, &username);
-                self.wheel.insert(until, RESERVATIONS);
+                self.arrange_reservations(Some(until));
             }
         }
         let Some(allocation) = self.allocation_mut(slot) else { return };

@@ -21,6 +21,7 @@ pub(super) struct Allocation {
     pub(super) channels: Vec<Channel>,
     pub(super) sent: Traffic,
     pub(super) received: Traffic,
+    pub(super) refusals: Meter,
     pub(super) packets: Meter,
     pub(super) bytes: Meter,
 }
@@ -83,8 +84,6 @@ pub(super) struct Channel {
     pub(super) expires: Instant,
     /// Until when its peer's address has a permission.
     pub(super) permitted: Instant,
-    /// Which policy has looked at its peer.
-    pub(super) policy: u32,
 }
 
 /// How much of something may pass: no more than a second's worth at once (a leaky bucket, as GCRA).

@@ -171,9 +171,19 @@ impl Server {
         message: &Message<'_>,
         bytes: usize,
     ) -> bool {
-        let (second, source) = (self.unix_s(now), client.address.ip());
+        let second = now.saturating_duration_since(self.begun).as_secs();
+        let slot = self.clients.get(&client).copied();
+        let own = slot.and_then(|slot| self.allocation_mut(slot)).is_some_and(|allocation| {
+            let may = allocation.refusals.may_pass(now);
+            if may {
+                allocation.refusals.pass(now, 1);
+            }
+            may
+        });
         // Who has a stream is where he says.
-        let may = client.is_stream || self.caps.may_answer(second, source, message.bytes(), bytes);
+        let source = client.address.ip();
+        let may =
+            client.is_stream || own || self.caps.may_answer(second, source, message.bytes(), bytes);
         match may {
             true => self.counters.unproven += 1,
             false => self.counters.capped += 1,

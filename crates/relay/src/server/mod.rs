@@ -22,7 +22,7 @@ mod requests;
 mod settings;
 mod wheel;
 
-use std::collections::{HashMap, VecDeque};
+use std::collections::{BTreeMap, HashMap, VecDeque};
 use std::hash::{Hash, Hasher};
 use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
@@ -30,6 +30,7 @@ use std::time::Instant;
 
 use foldhash::fast::FixedState;
 
+pub use self::allocate::Unadmitted;
 use self::allocation::{Allocation, Stage};
 use self::caps::Caps;
 use self::draw::Draw;
@@ -57,14 +58,13 @@ pub struct Server {
     settings: Settings,
     relayed: Arc<Relayed>,
     peers: Peers,
-    /// Which policy `peers` is: what was looked at under another is looked at again.
-    policy: u32,
-    /// Whom new clients are sent to, while it takes none.
-    draining: Option<Draining>,
+    /// Where new clients are sent by listener, while it takes none.
+    draining: Option<BTreeMap<u16, SocketAddr>>,
     passwords: Box<dyn Passwords>,
     nonces: Nonces,
     caps: Caps,
     draw: Draw,
+    begun: Instant,
     /// A moment, and what the clock showed then, in seconds since 1970.
     clock: (Instant, u64),
     slots: Vec<Slot>,
@@ -72,6 +72,8 @@ pub struct Server {
     /// Never iterated: its order is nobody's.
     clients: HashMap<Client, u32, FixedState>,
     wheel: Wheel,
+    /// The second of the wheel at which the reservations are looked at.
+    reservations_due_s: u64,
     indications: u64,
     outputs: VecDeque<Output>,
     counters: Counters,
@@ -88,12 +90,6 @@ struct Slot {
 
 /// Of a slot that is not in the wheel.
 const NEVER: u64 = u64::MAX;
-
-/// That no new clients are taken.
-#[derive(Clone, Copy, Debug)]
-struct Draining {
-    alternate: Option<SocketAddr>,
-}
 
 /// What happened since the start.
 #[derive(Clone, Debug, Default, Eq, PartialEq)]
@@ -117,6 +113,29 @@ pub struct Counters {
     pub limited: u64,
     /// Requests for, and packets to, peers that are refused.
     pub denied: u64,
+}
+
+/// Whether a peer may be relayed to. One at an address that this neuron relays by may be named: each packet
+/// asks whose it is.
+fn look(peers: &Peers, relayed: &Relayed, peer: SocketAddr) -> Result<(), Denied> {
+    if relayed.is_own(peer.ip()) { Ok(()) } else { peers.look(peer) }
+}
+
+/// The same, and nothing that is sent elsewhere comes back to where this neuron relays by.
+fn with_own(mut peers: Peers, relayed: &Relayed) -> Peers {
+    for ip in relayed.ips() {
+        peers.own(ip);
+    }
+    peers
+}
+
+/// What it has of what servers share is given back, whatever becomes of its thread.
+impl Drop for Server {
+    fn drop(&mut self) {
+        for slot in 0..self.slots.len() as u32 {
+            self.remove(slot, Why::Ended);
+        }
+    }
 }
 
 impl Hash for Client {
@@ -158,18 +177,19 @@ impl Server {
         let mut draw = Draw::new(seed);
         Server {
             number,
+            peers: with_own(peers, &relayed),
             relayed,
-            peers,
-            policy: 0,
             draining: None,
             passwords,
             nonces,
             caps: Caps::new(settings.refusals_per_source, draw.number()),
+            begun: now,
             clock: (now, unix_s),
             slots: Vec::new(),
             free: Vec::new(),
             clients: HashMap::with_hasher(FixedState::with_seed(draw.number())),
             wheel: Wheel::new(now),
+            reservations_due_s: NEVER,
             indications: draw.number(),
             outputs: VecDeque::new(),
             counters: Counters::default(),
@@ -183,15 +203,21 @@ impl Server {
         self.clock = (now, unix_s);
     }
 
-    /// Other peers may be relayed to from here on, by what is bound already too.
+    /// Other peers may be relayed to from here on: what is permitted and bound to others is no longer.
     pub fn set_peers(&mut self, peers: Peers) {
-        self.peers = peers;
-        self.policy = self.policy.wrapping_add(1);
+        self.peers = with_own(peers, &self.relayed);
+        let Server { slots, peers, relayed, .. } = self;
+        for allocation in slots.iter_mut().filter_map(|slot| slot.allocation.as_deref_mut()) {
+            let may = |peer| look(peers, relayed, peer).is_ok();
+            allocation.permissions.retain(|one| may(SocketAddr::new(one.ip, u16::MAX)));
+            allocation.channels.retain(|one| may(one.peer));
+        }
     }
 
-    /// Takes no new clients; they are sent to another server, if there is one (RFC 8656 §7.2, 300).
-    pub fn drain(&mut self, alternate: Option<SocketAddr>) {
-        self.draining = Some(Draining { alternate });
+    /// Takes no new clients; those of a listener are sent to another server, if there is one (RFC 8656 §7.2,
+    /// 300), whose address is of the listener's family (RFC 8489 §14.15).
+    pub fn drain(&mut self, alternates: BTreeMap<u16, SocketAddr>) {
+        self.draining = Some(alternates);
     }
 
     /// Its stream is closed, or nothing can be sent to it any more.
@@ -205,7 +231,10 @@ impl Server {
     pub fn handle_timeout(&mut self, now: Instant) {
         while let Some((second, slot)) = self.wheel.take(now) {
             if slot == RESERVATIONS {
-                self.relayed.expire(now);
+                if second == self.reservations_due_s {
+                    self.reservations_due_s = NEVER;
+                    self.arrange_reservations(self.relayed.expire(now));
+                }
                 continue;
             }
             let Some(place) = self.slots.get_mut(slot as usize) else { continue };
@@ -226,7 +255,8 @@ impl Server {
         self.outputs.pop_front()
     }
 
-    /// Ends the allocations that a test picks: of a credential that was revoked, of a path.
+    /// Ends the allocations that a test picks, of a credential that was revoked, of a path; those too that
+    /// are being made.
     pub fn end_where(&mut self, mut is_over: impl FnMut(&Session) -> bool) -> usize {
         let slots = 0..self.slots.len() as u32;
         let over: Vec<u32> =
@@ -239,7 +269,10 @@ impl Server {
 
     /// Every allocation that relays.
     pub fn sessions(&self) -> impl Iterator<Item = Session> + '_ {
-        (0..self.slots.len() as u32).filter_map(|slot| self.session(slot))
+        let is_live = |slot: &u32| {
+            self.allocation(*slot).is_some_and(|one| matches!(one.stage, Stage::Live { .. }))
+        };
+        (0..self.slots.len() as u32).filter(is_live).filter_map(|slot| self.session(slot))
     }
 
     /// Allocations, those too that are being made.
@@ -274,23 +307,20 @@ impl Server {
 
     fn session(&self, slot: u32) -> Option<Session> {
         let allocation = self.allocation(slot)?;
-        let Stage::Live { payer, .. } = &allocation.stage else { return None };
         let generation = self.slots[slot as usize].generation;
         Some(Session {
             asked: Asked { slot, generation },
             client: allocation.client,
             username: allocation.username.clone(),
-            payer: payer.clone(),
+            payer: allocation.payer().cloned(),
             relayed: [allocation.v4, allocation.v6].map(|relay| relay.map(|relay| relay.address)),
             sent: allocation.sent,
             received: allocation.received,
         })
     }
 
-    /// Looks whether a peer may be relayed to. An address that this neuron relays by may be named; each
-    /// packet for it asks whose it is.
     fn look(&self, peer: SocketAddr) -> Result<(), Denied> {
-        if self.relayed.is_own(peer.ip()) { Ok(()) } else { self.peers.look(peer) }
+        look(&self.peers, &self.relayed, peer)
     }
 
     /// Lets go of what is over of an allocation that is due, or of all of it.
@@ -336,6 +366,14 @@ impl Server {
         }
     }
 
+    /// The same of the reservations, of which the first is over then.
+    fn arrange_reservations(&mut self, until: Option<Instant>) {
+        let Some(until) = until else { return };
+        if self.wheel.second(until) < self.reservations_due_s {
+            self.reservations_due_s = self.wheel.insert(until, RESERVATIONS);
+        }
+    }
+
     fn insert(&mut self, allocation: Allocation) -> u32 {
         let client = allocation.client;
         let slot = self.free.pop().unwrap_or_else(|| {
@@ -372,7 +410,9 @@ impl Server {
         if let Some(payer) = allocation.payer() {
             self.relayed.discount(payer);
         }
-        if let Some(session) = session {
+        if let Some(session) = session
+            && matches!(allocation.stage, Stage::Live { .. })
+        {
             self.counters.ended += 1;
             self.outputs.push_back(Output::Ended { session, why });
         }

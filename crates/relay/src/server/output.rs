@@ -44,7 +44,8 @@ pub enum Output {
         relay: RelayId,
         port: u16,
     },
-    /// It is not needed any more.
+    /// It is not needed any more. Its port may be taken at once by another server of the neuron, which
+    /// tries another while it is not closed: no socket of a relayed address shares its port.
     Close {
         relay: RelayId,
     },
@@ -66,14 +67,15 @@ pub enum Why {
     Ended,
 }
 
-/// One allocation as others see it.
+/// One allocation as others see it, from when it was asked for.
 #[derive(Clone, Debug)]
 pub struct Session {
     pub asked: Asked,
     pub client: Client,
     pub username: Arc<str>,
-    pub payer: Payer,
-    /// What clients were told, IPv4 first.
+    /// For whom it counts, once it was admitted.
+    pub payer: Option<Payer>,
+    /// What clients were or will be told, IPv4 first.
     pub relayed: [Option<SocketAddr>; 2],
     /// From the client to its peers, and back.
     pub sent: Traffic,

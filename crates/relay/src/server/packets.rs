@@ -103,25 +103,14 @@ impl Server {
         };
         let bound = self.allocation(slot).and_then(|allocation| {
             let mut channels = allocation.channels.iter();
-            let at = channels.position(|channel| channel.number == data.number)?;
-            let channel = &allocation.channels[at];
+            let channel = channels.find(|channel| channel.number == data.number)?;
             let is_open = channel.expires > now && channel.permitted > now;
-            is_open.then_some((at, channel.peer, channel.policy))
+            is_open.then_some(channel.peer)
         });
-        let Some((at, peer, policy)) = bound else {
+        let Some(peer) = bound else {
             self.counters.unbound += 1;
             return Forward::Nowhere;
         };
-        if policy != self.policy {
-            if self.look(peer).is_err() {
-                self.counters.denied += 1;
-                return Forward::Nowhere;
-            }
-            let policy = self.policy;
-            if let Some(allocation) = self.allocation_mut(slot) {
-                allocation.channels[at].policy = policy;
-            }
-        }
         self.send(now, slot, peer, data.data, false)
     }
 

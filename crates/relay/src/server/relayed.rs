@@ -101,7 +101,9 @@ pub enum QuotaReached {
 
 #[derive(Debug, Default)]
 struct Rare {
+    /// By their tokens, and the token of each user who has one.
     reserved: BTreeMap<[u8; 8], Reserved>,
+    reserved_by: BTreeMap<Box<str>, [u8; 8]>,
     allocations: usize,
     of_account: BTreeMap<Arc<str>, usize>,
     of_user: BTreeMap<Payer, usize>,
@@ -170,6 +172,12 @@ impl Relayed {
             .map_or(Found::Dead, Found::Live)
     }
 
+    /// Every address that it relays by.
+    pub(crate) fn ips(&self) -> impl Iterator<Item = IpAddr> + '_ {
+        let both = [&self.v4, &self.v6].into_iter().flatten();
+        both.flat_map(|ports| [Some(ports.ip.advertised), ports.ip.bound]).flatten()
+    }
+
     /// Whether an address is one that it relays by.
     pub(crate) fn is_own(&self, ip: IpAddr) -> bool {
         !matches!(self.find(SocketAddr::new(ip, 0)), Found::Foreign)
@@ -220,7 +228,8 @@ impl Relayed {
         entries.iter().filter(|entry| entry.load(Ordering::Relaxed) != FREE).count()
     }
 
-    /// Keeps a port that was taken for whoever names the token.
+    /// Keeps a port that was taken for whoever names the token. A user has one reservation: another takes its
+    /// place.
     pub(crate) fn reserve(
         &self,
         token: [u8; 8],
@@ -230,7 +239,13 @@ impl Relayed {
         username: &str,
     ) {
         let reserved = Reserved { port, family, until, username: username.into() };
-        self.rare().reserved.insert(token, reserved);
+        let mut rare = self.rare();
+        if let Some(before) = rare.reserved_by.insert(username.into(), token)
+            && let Some(before) = rare.reserved.remove(&before)
+        {
+            self.free(before.family, before.port);
+        }
+        rare.reserved.insert(token, reserved);
     }
 
     /// Takes a port that was reserved.
@@ -246,16 +261,21 @@ impl Relayed {
         if reserved.until <= now || *reserved.username != *username {
             return None;
         }
-        rare.reserved.remove(&token).map(|reserved| (reserved.family, reserved.port))
+        let reserved = rare.reserved.remove(&token)?;
+        rare.reserved_by.remove(&reserved.username);
+        Some((reserved.family, reserved.port))
     }
 
-    /// Gives back the ports whose reservation is over.
-    pub(crate) fn expire(&self, now: Instant) {
+    /// Gives back the ports whose reservation is over; answers when the next one is.
+    pub(crate) fn expire(&self, now: Instant) -> Option<Instant> {
         let mut rare = self.rare();
+        let Rare { reserved, reserved_by, .. } = &mut *rare;
         let over = |_: &[u8; 8], reserved: &mut Reserved| reserved.until <= now;
-        for (_, reserved) in rare.reserved.extract_if(.., over) {
+        for (_, reserved) in reserved.extract_if(.., over) {
+            reserved_by.remove(&reserved.username);
             self.free(reserved.family, reserved.port);
         }
+        reserved.values().map(|reserved| reserved.until).min()
     }
 
     /// Ports that are reserved.
@@ -328,8 +348,10 @@ impl Ports {
     fn take(&self, port: u16, with_next: bool) -> bool {
         let hold = |port: u16| {
             let order = (Ordering::AcqRel, Ordering::Relaxed);
-            self.entry(port)
-                .is_some_and(|entry| entry.compare_exchange(FREE, HELD, order.0, order.1).is_ok())
+            self.entry(port).is_some_and(|entry| {
+                entry.load(Ordering::Relaxed) == FREE
+                    && entry.compare_exchange(FREE, HELD, order.0, order.1).is_ok()
+            })
         };
         if !hold(port) {
             return false;

@@ -13,7 +13,7 @@ use crate::stun::{Attributes, Class, ErrorCode, Family, Kind, Message, Method};
 /// Longest answer to a binding request: header, address, fingerprint; or the error and eight unknown kinds in
 /// place of the address.
 const BOUND_BYTES: usize = 20 + 24 + 8;
-const UNKNOWN_BYTES: usize = 20 + 24 + 20 + 8;
+const UNKNOWN_BYTES: usize = 20 + 28 + 20 + 8;
 
 impl Server {
     pub(super) fn handle_request(
@@ -56,7 +56,11 @@ impl Server {
 
     /// Tells a client where it is seen (RFC 8489 §3).
     fn bind(&mut self, now: Instant, client: Client, message: &Message<'_>) {
-        let unknown = message.attributes().unknown;
+        let mut unknown = message.attributes().unknown;
+        if message.attributes().change_request.is_some() {
+            // There is no other address to answer from (RFC 5780 §6.1).
+            unknown.push(Kind::CHANGE_REQUEST);
+        }
         let most = match (unknown.is_empty(), client.address) {
             (true, SocketAddr::V4(_)) => BOUND_BYTES - 12,
             (true, SocketAddr::V6(_)) => BOUND_BYTES,
@@ -222,7 +226,7 @@ impl Server {
             return Err(ErrorCode::BadRequest);
         }
         self.may_reach(now, slot, peer)?;
-        let (policy, most) = (self.policy, self.settings.channels_max);
+        let most = self.settings.channels_max;
         let (permitted, expires) =
             (now + self.settings.permission_lasts, now + self.settings.channel_lasts);
         let allocation = self.allocation_mut(slot).ok_or(ErrorCode::AllocationMismatch)?;
@@ -240,7 +244,7 @@ impl Server {
         let allocation = self.allocation_mut(slot).ok_or(ErrorCode::AllocationMismatch)?;
         match allocation.channels.iter_mut().find(|one| one.number == number) {
             Some(channel) => channel.expires = expires,
-            None => allocation.channels.push(Channel { number, peer, expires, permitted, policy }),
+            None => allocation.channels.push(Channel { number, peer, expires, permitted }),
         }
         self.arrange(slot);
         self.outputs.push_back(answering.write(Class::Success, |_| {}));

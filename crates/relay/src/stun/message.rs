@@ -306,7 +306,7 @@ impl<'a> Attributes<'a> {
 }
 
 impl Unknown {
-    fn push(&mut self, kind: Kind) {
+    pub(crate) fn push(&mut self, kind: Kind) {
         if self.count < UNKNOWN_MAX {
             self.kinds[self.count] = kind.0;
             self.count += 1;

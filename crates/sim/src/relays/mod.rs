@@ -18,11 +18,10 @@ use relay::nonce::{Features, Nonces};
 use relay::peers::Peers;
 use relay::server::{
     Asked, Client, Forward, Output, Passwords, Payer, Quotas, RelayId, Relayed, RelayedIp, Server,
-    Settings,
+    Settings, Unadmitted,
 };
 use relay::stun::{
-    Class, ErrorCode, Family, Hash, Key, Kind, Message, Method, PasswordAlgorithm, TransactionId,
-    Writer,
+    Class, Family, Hash, Key, Kind, Message, Method, PasswordAlgorithm, TransactionId, Writer,
 };
 
 use self::model::{Answer, Ask, Has, Model, Way};
@@ -98,7 +97,7 @@ enum Carried {
 #[derive(Debug)]
 enum Later {
     Arrives(usize, Carried),
-    Admits(u8, Asked, Result<Payer, ErrorCode>),
+    Admits(u8, Asked, Result<Payer, Unadmitted>),
     Opens(u8, RelayId, u16),
 }
 
@@ -534,7 +533,7 @@ impl Run {
             }
             Output::Admit { asked, username, .. } => {
                 let verdict = match self.random.one_in(20) {
-                    true => Err(ErrorCode::Forbidden),
+                    true => Err(Unadmitted::Forbidden),
                     false => Ok(Payer { account: "elena".into(), user: username }),
                 };
                 // It may take longer than anybody waits.

@@ -2,8 +2,8 @@
 
 use std::net::SocketAddr;
 
-use relay::server::{Client, Forward, Output, Payer, Quotas, Why};
-use relay::stun::{Class, ErrorCode, Family, Kind, Message, Method, Writer};
+use relay::server::{Client, Forward, Output, Payer, Quotas, Unadmitted, Why};
+use relay::stun::{Class, Family, Kind, Message, Method, Writer};
 
 use super::{PORTS, QUOTAS, Stage, at, client, code, relayed_of, signed, udp};
 
@@ -282,7 +282,7 @@ fn an_admission_may_take_its_time() {
     let [(asked, username)] = &stage.waiting[..] else { panic!("{:?}", stage.waiting) };
     assert_eq!(&**username, "ann");
     let asked = *asked;
-    stage.server.handle_admission(stage.now, asked, Err(ErrorCode::Forbidden));
+    stage.server.handle_admission(stage.now, asked, Err(Unadmitted::Forbidden));
     stage.drain();
     assert_eq!(code(&stage.replies.remove(0).1), 403);
     stage.assert_empty();
@@ -381,7 +381,7 @@ fn one_that_drains_sends_newcomers_on() {
     let mut stage = Stage::new();
     stage.allocate(client(1), "ann");
     let other = at("203.0.113.5:3478");
-    stage.server.drain(Some(other));
+    stage.server.drain([(1, other)].into());
     let bytes = stage.signed(client(2), "ann", Method::Allocate, udp);
     let reply = stage.ask(client(2), &bytes);
     let message = Message::read(&reply).expect("a message");
@@ -389,8 +389,8 @@ fn one_that_drains_sends_newcomers_on() {
     let expected = [0, 1, 13, 150, 203, 0, 113, 5];
     assert_eq!(message.attributes().alternate_server, Some(&expected[..]));
     assert_eq!(stage.refresh(client(1), 600), 0, "who is here stays");
-    stage.server.drain(None);
-    assert_eq!(stage.request(client(2), "ann", Method::Allocate, udp), 508);
+    let elsewhere = Client { listener: 2, ..client(2) };
+    assert_eq!(stage.request(elsewhere, "ann", Method::Allocate, udp), 508, "none is known there");
 }
 
 /// What was decided and opened for one that was given up is not the next one's in its place.
@@ -426,5 +426,54 @@ fn an_answer_that_is_late_is_not_taken_for_another() {
     stage.server.handle_opened(stage.now, relay, true);
     stage.drain();
     assert_eq!(stage.began.len(), 1);
-    assert_eq!(&*stage.began[0].payer.user, "ann");
+    assert_eq!(stage.began[0].payer, Some(payer("ann")));
+}
+
+/// A credential that is revoked while its allocation is being made makes none.
+#[test]
+fn what_is_being_made_can_be_ended_too() {
+    let mut stage = Stage::new();
+    stage.admits = false;
+    for number in [1, 2] {
+        let bytes = stage.signed(client(number), "ann", Method::Allocate, udp);
+        assert!(stage.give(client(number), &bytes).is_empty());
+    }
+    let payer = Payer { account: "elena".into(), user: "ann".into() };
+    let [(asked, _), (opening, _)] = stage.waiting[..] else { panic!("both wait") };
+    stage.server.handle_admission(stage.now, opening, Ok(payer.clone()));
+    let Some(Output::Open { relay, port }) = stage.server.poll_output() else { panic!("it opens") };
+    assert_eq!(stage.server.end_where(|session| &*session.username == "ann"), 2);
+    stage.server.handle_admission(stage.now, asked, Ok(payer));
+    stage.open.insert(relay, port);
+    stage.server.handle_opened(stage.now, relay, true);
+    stage.drain();
+    assert!(stage.began.is_empty() && stage.replies.is_empty() && stage.ended.is_empty());
+    stage.assert_empty();
+}
+
+/// However often a user reserves, he has one port of all.
+#[test]
+fn a_user_has_one_reservation() {
+    let mut stage = Stage::new();
+    for number in 0..20 {
+        let status = stage.request(client(number), "ann", Method::Allocate, |writer| {
+            udp(writer);
+            writer.attribute(Kind::EVEN_PORT, &[0x80]);
+        });
+        assert_eq!(status, 0);
+        assert_eq!(stage.refresh(client(number), 0), 0);
+        assert_eq!(stage.relayed.taken(Family::V4), 1);
+    }
+    stage.pass_s(31);
+    stage.assert_empty();
+}
+
+/// As when its thread ends by itself.
+#[test]
+fn a_server_that_is_gone_holds_nothing() {
+    let mut stage = Stage::new();
+    stage.allocate(client(1), "ann");
+    let relayed = stage.relayed.clone();
+    drop(stage);
+    assert_eq!((relayed.taken(Family::V4), relayed.allocations()), (0, 0));
 }

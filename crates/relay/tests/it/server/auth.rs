@@ -211,3 +211,28 @@ fn what_is_no_request_is_dropped() {
     }
     stage.assert_empty();
 }
+
+/// Nor is anybody's call ended by what others flood with.
+#[test]
+fn who_is_allocated_is_told_of_a_stale_nonce_beside_a_flood() {
+    let mut stage = Stage::with(|settings| settings.refusals_per_source = 1, QUOTAS);
+    stage.allocate(client(1), "ann");
+    let transaction = stage.transaction();
+    let mut bytes = Vec::new();
+    Writer::new(&mut bytes, Class::Request, Method::Refresh, transaction);
+    assert!(stage.give(client(9), &bytes).is_empty(), "its address has had its answer");
+    assert_eq!(stage.give(client(1), &bytes).len(), 1);
+    assert!((0..50).map(|_| stage.give(client(1), &bytes).len()).sum::<usize>() < 5);
+}
+
+/// There is no other address to answer from.
+#[test]
+fn an_answer_from_elsewhere_is_refused() {
+    let mut stage = Stage::new();
+    let transaction = stage.transaction();
+    let mut bytes = Vec::new();
+    Writer::new(&mut bytes, Class::Request, Method::Binding, transaction)
+        .number(Kind::CHANGE_REQUEST, 6);
+    let reply = stage.ask(client(5), &bytes);
+    assert_eq!(code(&reply), 420);
+}

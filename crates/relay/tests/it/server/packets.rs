@@ -274,7 +274,7 @@ fn a_peer_of_another_server_of_the_neuron_is_handed_to_it() {
     assert_eq!(to, client(2));
 }
 
-/// What was bound under one policy is looked at again under the next.
+/// What was permitted and bound under one policy is looked at again under the next.
 #[test]
 fn a_peer_that_is_denied_later_is_reached_no_longer() {
     let mut stage = Stage::new();
@@ -286,8 +286,11 @@ fn a_peer_that_is_denied_later_is_reached_no_longer() {
     peers.deny(Network::parse("8.8.0.0/16").expect("a network"));
     stage.server.set_peers(peers);
     assert_eq!(stage.server.handle_client(stage.now, client(1), &bytes), Forward::Nowhere);
-    assert_eq!(stage.server.counters().denied, 1);
+    let relay = only(&stage);
+    assert_eq!(stage.server.handle_peer(stage.now, relay, at(PEER), b"x"), Forward::Nowhere);
+    assert_eq!(stage.bind(client(1), 0x4000, at(PEER)), 403);
     stage.server.set_peers(super::peers());
+    assert_eq!(stage.bind(client(1), 0x4000, at(PEER)), 0);
     assert!(to_peer(stage.server.handle_client(stage.now, client(1), &bytes)).is_some());
 }
 
