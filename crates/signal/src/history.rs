@@ -7,6 +7,7 @@ use bytes::Bytes;
 use wire::errors::Code;
 use wire::frames::{Cursor, Incarnation, Name, Session};
 
+use crate::holdings::Held;
 use crate::signal::Token;
 
 /// Bytes that a message costs beside its frame.
@@ -35,7 +36,7 @@ pub(crate) struct History {
     last: u64,
     /// Messages in order of their offsets, which end with `last`.
     messages: VecDeque<Message>,
-    /// Of the messages, and of the sessions.
+    /// Of the messages, and of the sessions that may come back.
     bytes: usize,
     session_bytes: usize,
     /// Those of the messages that came with an id.
@@ -472,14 +473,8 @@ impl History {
         [oldest, lost, session, self.idle_since].into_iter().flatten().min().map(|at| at + lasts)
     }
 
-    /// Of the messages.
-    pub(crate) fn bytes(&self) -> usize {
-        self.bytes
-    }
-
-    /// Of the sessions that may come back.
-    pub(crate) fn session_bytes(&self) -> usize {
-        self.session_bytes
+    pub(crate) fn held(&self) -> Held {
+        Held { messages: self.bytes, sessions: self.session_bytes }
     }
 
     pub(crate) fn len(&self) -> usize {

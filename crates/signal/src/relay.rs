@@ -12,6 +12,7 @@ use wire::frames::{
 use wire::token::Grants;
 
 use crate::history::{History, Message};
+use crate::holdings::Heaviest;
 use crate::ids::{RoomId, SocketId};
 use crate::output::{Fanout, Measure, Output, Stat};
 use crate::room::Address;
@@ -275,32 +276,30 @@ impl Signal {
         self.arrange(id);
     }
 
-    /// Lets go of the oldest messages of whoever holds most, and of sessions where there are no more
+    /// Lets go of the oldest messages of whoever holds most, and of his sessions when he has no more
     /// messages, for the bounds of bytes.
     pub(crate) fn let_go(&mut self, owner: &Bucket) {
-        let limits = &self.limits;
-        let (of_account, of_all) = (limits.history_bytes_per_account, limits.history_bytes);
         loop {
-            let both = [&self.holdings, &self.session_holdings];
-            let heaviest =
-                if both.iter().map(|these| these.bytes_of(owner)).sum::<usize>() > of_account {
-                    both.map(|these| these.heaviest_of(owner))
-                } else if both.iter().map(|these| these.bytes()).sum::<usize>() > of_all {
-                    both.map(|these| these.heaviest())
-                } else {
-                    return;
-                };
-            if let Some(id) = heaviest[0]
-                && self.change_history(id, History::pop) == Some(true)
-            {
-                self.counters.history_cut += 1;
-            } else if let Some(id) = heaviest[1]
-                && self.change_history(id, History::forget_session) == Some(true)
-            {
-                self.counters.lost_cut += 1;
-            } else {
+            let heaviest = match &self.holdings {
+                holdings if holdings.bytes_of(owner) > self.limits.history_bytes_per_account => {
+                    holdings.heaviest_of(owner)
+                }
+                holdings if holdings.bytes() > self.limits.history_bytes => holdings.heaviest(),
+                _ => return,
+            };
+            let (is_gone, counted) = match heaviest {
+                None => return,
+                Some(Heaviest::Messages(id)) => {
+                    (self.change_history(id, History::pop), &mut self.counters.history_cut)
+                }
+                Some(Heaviest::Sessions(id)) => {
+                    (self.change_history(id, History::forget_session), &mut self.counters.lost_cut)
+                }
+            };
+            if is_gone != Some(true) {
                 return;
             }
+            *counted += 1;
         }
     }
 

@@ -17,7 +17,7 @@ use wire::token::Grants;
 use wire::ws::CloseCode;
 
 use crate::history::{History, Missed, Said};
-use crate::holdings::Holdings;
+use crate::holdings::{Held, Holdings};
 use crate::ids::{IdMap, RoomId, SocketId};
 use crate::limits::{Counters, Limits, Stats};
 use crate::listing::SocketView;
@@ -62,7 +62,6 @@ pub struct Signal {
     histories: usize,
     /// Bytes of all histories: of their messages, and of the sessions that may come back.
     pub(crate) holdings: Holdings,
-    pub(crate) session_holdings: Holdings,
     pub(crate) history_messages: usize,
     pub(crate) outputs: VecDeque<Output>,
     pub(crate) counters: Counters,
@@ -245,7 +244,6 @@ impl Signal {
             began: now,
             histories: 0,
             holdings: Holdings::default(),
-            session_holdings: Holdings::default(),
             history_messages: 0,
             outputs: VecDeque::new(),
             counters: Counters::default(),
@@ -447,7 +445,7 @@ impl Signal {
             sockets: self.seats.len(),
             histories: self.histories,
             history_messages: self.history_messages,
-            history_bytes: self.holdings.bytes() + self.session_holdings.bytes(),
+            history_bytes: self.holdings.bytes(),
             counters: self.counters.clone(),
         }
     }
@@ -747,12 +745,10 @@ impl Signal {
     ) -> Option<T> {
         let room = self.rooms.get_mut(&id)?;
         let history = room.history.as_mut()?;
-        let messages = history.len();
-        let (bytes, session_bytes) = (history.bytes(), history.session_bytes());
+        let (messages, held) = (history.len(), history.held());
         let changed = change(history);
         self.history_messages = self.history_messages + history.len() - messages;
-        self.holdings.change(&room.owner, id, bytes, history.bytes());
-        self.session_holdings.change(&room.owner, id, session_bytes, history.session_bytes());
+        self.holdings.change(&room.owner, id, held, history.held());
         Some(changed)
     }
 
@@ -834,8 +830,7 @@ impl Signal {
         let Some(room) = self.rooms.get_mut(&id) else { return };
         let Some(history) = room.history.take() else { return };
         let (is_empty, address) = (room.is_empty(), Arc::clone(&room.address));
-        self.holdings.change(&room.owner, id, history.bytes(), 0);
-        self.session_holdings.change(&room.owner, id, history.session_bytes(), 0);
+        self.holdings.change(&room.owner, id, history.held(), Held::default());
         self.histories -= 1;
         self.history_messages -= history.len();
         if let Some(due) = history.due {

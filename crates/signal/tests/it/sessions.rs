@@ -464,3 +464,45 @@ fn sessions_that_may_come_back_are_held_within_the_bytes() {
     signal.handle_timeout(now + LASTS);
     assert_eq!(signal.stats().history_bytes, 0);
 }
+
+/// However many sessions an account loses, what others said is kept for those who come back to them.
+#[test]
+fn one_accounts_sessions_cost_another_none_of_its_messages() {
+    let limits = Limits {
+        history_messages: 100,
+        history_bytes_per_account: 40_000,
+        history_bytes: 48_000,
+        ..limits()
+    };
+    let mut signal = Signal::new(crate::now(), limits, 1, sealer());
+    let now = crate::now();
+    let quiet = |name: &str, socket, coming| {
+        let mut join = v4(name, socket, coming);
+        join.address.bucket = kv4::Bucket::from_stored("kv4_$quiet_data");
+        join
+    };
+    signal.join(now, SocketId(1), quiet("speaker", 1, Coming::default())).expect("joins");
+    signal.join(now, SocketId(2), quiet("other", 2, Coming::default())).expect("joins");
+    let welcome = frames(&mut signal, 2).remove(0);
+    signal.leave(now, SocketId(2), Departure::Lost);
+    for _ in 0..12 {
+        let frame = format!(r#"{{"t":"u","m":{{"o":"o"}},"p":"{}"}}"#, "x".repeat(900));
+        signal.handle_text(now, SocketId(1), &frame);
+    }
+    for socket in 3..=500 {
+        let join = v4(&format!("n{socket}"), socket, Coming::default());
+        signal.join(now, SocketId(socket), join).expect("joins");
+        signal.leave(now, SocketId(socket), Departure::Lost);
+        crate::drain(&mut signal);
+        assert!(signal.stats().history_bytes <= 48_000);
+    }
+    assert!(signal.stats().counters.lost_cut > 100, "{:?}", signal.stats());
+    let coming = Coming {
+        data: None,
+        session: welcome["p"]["session"].as_str().map(|text| text.parse().expect("one")),
+        cursor: welcome["m"]["c"].as_str().map(|text| text.parse().expect("one")),
+    };
+    signal.join(now, SocketId(999), quiet("other", 999, coming)).expect("joins");
+    let heard = frames(&mut signal, 999);
+    assert_eq!((&heard[0]["p"]["resumed"], heard.len()), (&json!(true), 13));
+}
