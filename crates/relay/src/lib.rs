@@ -2,8 +2,8 @@
 //!
 //! [`stun`] reads and writes messages, [`framing`] tells them from ChannelData and finds both in streams,
 //! [`nonce`] makes nonces that nobody remembers, [`peers`] says where may be relayed to, and [`server`] has
-//! the allocations; [`rest`] knows the passwords of back ends that were made for coturn. Not here: sockets and their
-//! batches, and who has which credentials.
+//! the allocations; [`rest`] knows the passwords of back ends that were made for coturn. Not here: sockets and
+//! their batches, and who has which credentials.
 //!
 //! ```
 //! use relay::stun::{Class, Hash, Key, Kind, Message, Method, TransactionId, Writer};

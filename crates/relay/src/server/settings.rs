@@ -4,15 +4,11 @@ use std::net::IpAddr;
 use std::ops::RangeInclusive;
 use std::time::Duration;
 
-use crate::nonce::Features;
-
 /// A relay's settings and limits.
 #[derive(Clone, Debug)]
 pub struct Settings {
     /// The realm of its credentials, at most 127 bytes.
     pub realm: String,
-    /// What clients may do beside RFC 5389's long-term mechanism.
-    pub features: Features,
     /// Lifetime of an allocation, and the least that is given (RFC 8656 §7.2).
     pub lifetime: Duration,
     /// The longest that a client may ask for.
@@ -44,7 +40,6 @@ impl Default for Settings {
     fn default() -> Settings {
         Settings {
             realm: "ganglion".to_owned(),
-            features: Features::default(),
             lifetime: Duration::from_secs(600),
             lifetime_max: Duration::from_secs(3_600),
             permission_lasts: Duration::from_secs(300),

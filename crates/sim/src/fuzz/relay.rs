@@ -138,7 +138,7 @@ impl Stage {
         let relayed = Arc::new(Relayed::new([ip("192.0.2.1"), ip("2001:db8::1")], quotas));
         let features = Features { password_algorithms: true, username_anonymity: false };
         let nonces = Nonces::new(b"fuzz", features);
-        let settings = Settings { realm: REALM.to_owned(), features, ..Settings::default() };
+        let settings = Settings { realm: REALM.to_owned(), ..Settings::default() };
         let (peers, names) = (Peers::default(), Box::new(Names));
         let server = Server::new(
             0,

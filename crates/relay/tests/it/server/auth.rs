@@ -115,7 +115,7 @@ fn each_of_several_passwords_opens() {
 fn the_algorithm_of_a_password_can_be_chosen() {
     let offers = Features { password_algorithms: true, username_anonymity: false };
     let ask = |features: Features, offered: Option<&[u8]>, chosen: Option<&[u8]>, algorithm| {
-        let mut stage = Stage::with(|settings| settings.features = features, QUOTAS);
+        let mut stage = Stage::offering(features, |_| {}, QUOTAS);
         let nonce = stage.nonce(client(1));
         let transaction = stage.transaction();
         let key = Key::long_term(algorithm, b"ann", REALM.as_bytes(), b"ann");

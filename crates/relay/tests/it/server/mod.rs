@@ -11,7 +11,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use relay::nonce::Nonces;
+use relay::nonce::{Features, Nonces};
 use relay::peers::Peers;
 use relay::server::{
     Asked, Client, Forward, Output, Passwords, Payer, Quotas, RelayId, Relayed, RelayedIp, Server,
@@ -84,12 +84,20 @@ impl Stage {
     }
 
     pub(crate) fn with(change: impl FnOnce(&mut Settings), quotas: Quotas) -> Stage {
+        Stage::offering(Features::default(), change, quotas)
+    }
+
+    pub(crate) fn offering(
+        features: Features,
+        change: impl FnOnce(&mut Settings),
+        quotas: Quotas,
+    ) -> Stage {
         let now = <Instant>::now();
         let mut settings =
             Settings { realm: REALM.to_owned(), refusals_per_source: 0, ..Settings::default() };
         change(&mut settings);
         let relayed = relayed(quotas);
-        let nonces = Nonces::new(b"the cluster's", settings.features);
+        let nonces = Nonces::new(b"the cluster's", features);
         let server = Server::new(
             3,
             settings,
