@@ -5,10 +5,32 @@ use std::collections::BTreeMap;
 use anyhow::{Result, ensure};
 use serde_json::{Map, Value, json};
 
+/// What is measured, and how it is printed: of every benchmark.
+#[derive(Clone, Debug, clap::Args)]
+pub(crate) struct Shown {
+    /// One JSON object a line in place of a table.
+    #[arg(long)]
+    json: bool,
+    /// Only the case of this name, or cases whose name holds this.
+    #[arg(long)]
+    case: Option<String>,
+}
+
+impl Shown {
+    pub(crate) fn report(&self) -> Report {
+        Report { json: self.json }
+    }
+
+    /// The cases that are asked for; all when none is.
+    pub(crate) fn chosen<'a, T: Copy>(&self, cases: &[(&'a str, T)]) -> Result<Vec<(&'a str, T)>> {
+        chosen(cases, self.case.as_deref())
+    }
+}
+
 /// Prints figures as they are found.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Report {
-    pub(crate) json: bool,
+    json: bool,
 }
 
 /// Which way a figure is good.
@@ -90,10 +112,7 @@ impl Report {
 }
 
 /// The cases that `wanted` names: the one of that very name, else those whose names hold it.
-pub(crate) fn chosen<'a, T: Copy>(
-    cases: &[(&'a str, T)],
-    wanted: Option<&str>,
-) -> Result<Vec<(&'a str, T)>> {
+fn chosen<'a, T: Copy>(cases: &[(&'a str, T)], wanted: Option<&str>) -> Result<Vec<(&'a str, T)>> {
     let wanted = wanted.unwrap_or("");
     let is_name = cases.iter().any(|(name, _)| *name == wanted);
     let is_wanted = |name: &str| name == wanted || !is_name && name.contains(wanted);

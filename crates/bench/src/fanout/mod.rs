@@ -22,7 +22,7 @@ use self::crowd::Crowd;
 use self::servers::{Language, Seats, Server};
 use crate::ganglion;
 use crate::process::raise_file_limit;
-use crate::report::{Report, chosen};
+use crate::report::{Report, Shown};
 use crate::rivals::{CENTRIFUGE, Installed, NATS, Rival};
 
 /// Files that a server or the generator may have open beside the sockets.
@@ -31,12 +31,8 @@ const OTHER_FILES: usize = 1_000;
 /// How to measure.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Options {
-    /// One JSON object a line in place of a table.
-    #[arg(long)]
-    json: bool,
-    /// Only the case of this name, or cases whose name holds this.
-    #[arg(long)]
-    case: Option<String>,
+    #[command(flatten)]
+    shown: Shown,
     /// Rounds of each server, in turn; medians are told.
     #[arg(long, default_value_t = 3)]
     rounds: usize,
@@ -70,7 +66,7 @@ struct Bench<'a> {
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let report = Report { json: options.json };
+    let report = options.shown.report();
     let files = raise_file_limit(options.sockets + OTHER_FILES)?;
     let ganglion = match &options.ganglion {
         Some(program) => program.clone(),
@@ -86,7 +82,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
     };
     let (centrifuge, nats) = (install(CENTRIFUGE), install(NATS));
     let bench = Bench { options, report, ganglion, centrifuge, nats, folder, files };
-    for (name, case) in chosen(&cases::CASES, options.case.as_deref())? {
+    for (name, case) in options.shown.chosen(&cases::CASES)? {
         for (rival, installed) in [(CENTRIFUGE, &bench.centrifuge), (NATS, &bench.nats)] {
             if let Err(why) = installed {
                 report.missing(name, &format!("{}: {why}", rival.name));

@@ -23,7 +23,7 @@ use self::servers::{
 use crate::ganglion::{self, Ganglion};
 use crate::load::{Bounds, Client, Done, Workload};
 use crate::process::Process;
-use crate::report::{Better, Figure, Report, chosen, median, number};
+use crate::report::{Better, Figure, Report, Shown, median, number};
 use crate::rivals::ETCD;
 
 /// Connections that load data before a case measures.
@@ -37,12 +37,8 @@ const SERIES_ROWS: usize = 100;
 /// How to measure.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Options {
-    /// One JSON object a line in place of a table.
-    #[arg(long)]
-    json: bool,
-    /// Only cases whose name holds this.
-    #[arg(long)]
-    case: Option<String>,
+    #[command(flatten)]
+    shown: Shown,
     /// Rounds of each server, in turn; medians are told.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
@@ -76,7 +72,7 @@ struct Bench<'a> {
 }
 
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let report = Report { json: options.json };
+    let report = options.shown.report();
     let ganglion = match &options.ganglion {
         Some(program) => program.clone(),
         None => ganglion::build()?,
@@ -98,7 +94,7 @@ pub(crate) fn run(options: &Options) -> Result<()> {
         ("range series", range_series),
         ("memory per million keys", memory),
     ];
-    for (name, case) in chosen(&cases, options.case.as_deref())? {
+    for (name, case) in options.shown.chosen(&cases)? {
         if let Err(why) = &bench.etcd {
             report.missing(name, &format!("etcd: {why}"));
         }

@@ -18,7 +18,7 @@ use serde_json::Map;
 
 use self::core::Ours;
 use self::theirs::Theirs;
-use crate::report::{Better, Figure, Report, chosen};
+use crate::report::{Better, Figure, Report, Shown};
 
 const REALM: &str = "bench";
 const USER: &str = "ann";
@@ -33,12 +33,8 @@ const ROUND: Duration = Duration::from_millis(300);
 /// How to measure.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Options {
-    /// One JSON object a line in place of a table.
-    #[arg(long)]
-    json: bool,
-    /// Only the case of this name, or cases whose name holds this.
-    #[arg(long)]
-    case: Option<String>,
+    #[command(flatten)]
+    shown: Shown,
     /// Rounds of each server, in turn; medians are told.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
@@ -68,8 +64,8 @@ const CASES: [(&str, Case); 3] =
     [("core up", Case::Up), ("core down", Case::Down), ("core allocations", Case::Allocations)];
 
 pub(crate) fn run(options: &Options) -> Result<()> {
-    let report = Report { json: options.json };
-    for (name, case) in chosen(&CASES, options.case.as_deref())? {
+    let report = options.shown.report();
+    for (name, case) in options.shown.chosen(&CASES)? {
         match case {
             Case::Up => packets(options, report, name, true),
             Case::Down => packets(options, report, name, false),
