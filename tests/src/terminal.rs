@@ -38,8 +38,13 @@ impl Terminal {
     }
 
     pub fn types(&mut self, line: &str) -> Result<()> {
+        self.types_bytes(format!("{line}\n").as_bytes())
+    }
+
+    /// Bytes as they are, which need not be text.
+    pub fn types_bytes(&mut self, bytes: &[u8]) -> Result<()> {
         let input = self.input.as_mut().context("it is open")?;
-        Ok(writeln!(input, "{line}")?)
+        Ok(input.write_all(bytes)?)
     }
 
     /// The next line that it prints.

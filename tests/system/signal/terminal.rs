@@ -61,6 +61,9 @@ fn a_terminal_talks_with_a_page() -> Result<()> {
     terminal.shows("* something that a terminal cannot show")?;
     terminal.types("@nobody there?")?;
     terminal.shows("* not said, nobody of that name is here: there?")?;
+    // What is no text ends nothing.
+    terminal.types_bytes(b"caf\xE9\r\n")?;
+    assert_eq!(said(&mut ann)?, "caf\u{FFFD}");
     terminal.types("last words")?;
     let (is_well, complaint) = terminal.ends()?;
     assert!(is_well, "{complaint}");
