@@ -300,6 +300,45 @@ fn a_page_that_was_cut_off_comes_back_and_has_missed_nothing() -> Result<()> {
     Ok(())
 }
 
+/// The library alone: what it was refused to show it does not come back with, which would end the room.
+#[test]
+fn what_was_not_taken_is_not_shown_after_an_outage() -> Result<()> {
+    let stage = Stage::new()?;
+    let secret = stage.neuron.account("elena")?;
+    let (url, user) = (stage.neuron.url(), format!("elena:{secret}"));
+    tests::curl::json("PUT", &url, "/_ns/my/path", &user, None)?;
+    let token = tests::curl::json("PUT", &url, "/_token/my/path?k=eve&expire=600", &user, None)?;
+    let proxy = Proxy::before(&stage.neuron.address("http")?)?;
+    let page = stage.come_by(&format!("http://{}", proxy.address), "Ann")?;
+    page.wait_for("demo.state().joined", STEP_WAIT)?;
+    let options = json!({
+        "url": format!("ws://{}/ws", proxy.address),
+        "token": token["v"],
+        "data": "taken",
+    });
+    page.eval(&format!(
+        "import('/demo/ganglion.js').then(({{ connect }}) => void (window.eve = connect({options})))"
+    ))?;
+    page.wait_for("eve.state === 'open'", STEP_WAIT)?;
+    // Each is refused while another is what was asked for last.
+    let refused = page.eval(
+        "Promise.allSettled(['x', 'y'].map((letter) => eve.show(letter.repeat(5_000))))
+            .then((shown) => shown.map(({ reason }) => reason?.code))",
+    )?;
+    assert_eq!(refused, json!(["too_large", "too_large"]));
+    proxy.set_away(true);
+    proxy.cut();
+    page.wait_for("eve.state === 'reconnecting'", STEP_WAIT)?;
+    proxy.set_away(false);
+    page.wait_for("eve.state === 'open'", STEP_WAIT)?;
+    assert_eq!(page.eval("eve.dataOf('eve')")?, "taken");
+    page.eval("eve.show('anew')")?;
+    let row = tests::curl::json("GET", &url, "/_subs/my/path?k=eve", &user, None)?;
+    assert_eq!(row["v"]["meta"], "anew");
+    no_errors(&[&page]);
+    Ok(())
+}
+
 #[test]
 fn a_page_says_when_something_may_be_missing() -> Result<()> {
     let stage = Stage::with(&[("GANGLION_SIGNAL__RESUME_MESSAGES", "10")])?;
