@@ -45,13 +45,20 @@ impl From<NameError> for Fault {
     }
 }
 
+const OK_END: &str = ",\"s\":\"ok\"}";
+
 /// `{"v":…,"s":"ok"}` around a value that is JSON already.
 pub fn ok(value: &str) -> String {
     let mut out = String::with_capacity(value.len() + 16);
     out.push_str("{\"v\":");
     out.push_str(value);
-    out.push_str(",\"s\":\"ok\"}");
+    out.push_str(OK_END);
     out
+}
+
+/// Whether an envelope is one that [`ok`] has written.
+pub fn is_ok(envelope: &str) -> bool {
+    envelope.ends_with(OK_END)
 }
 
 /// `{"v":"<code>","s":"error"}`, with `detail` beside them when there is one.

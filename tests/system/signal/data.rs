@@ -346,6 +346,21 @@ fn what_names_no_path_is_about_the_room() -> Result<()> {
     Ok(())
 }
 
+/// A refusal would say that nothing was done.
+#[test]
+fn what_was_written_is_not_refused_since_it_is_too_long_to_come_back() -> Result<()> {
+    let stage = Stage::with(&[("GANGLION_SIGNAL__QUEUE", "70KiB")])?;
+    let mut account = account(&stage)?;
+    let put = json!({ "path": "/my/path", "k": "a", "v": "x".repeat(50_000) });
+    let reply = account.ask("put", &json!(1), &put)?;
+    assert_eq!(reply["p"], json!({ "v": null, "s": "ok" }));
+    let row = stage.ok("GET", "/_data/my/path?k=a", None)?;
+    assert_eq!(row.to_string().matches('x').count(), 50_000);
+    let missing = account.ask("delete", &json!(2), &json!({ "path": "/my/path", "k": "b" }))?;
+    assert_eq!(missing["p"]["s"], "error", "{missing}");
+    Ok(())
+}
+
 /// What does not fit a socket's queue is refused, and cuts nobody.
 #[test]
 fn an_answer_longer_than_the_queue_is_refused() -> Result<()> {

@@ -212,7 +212,8 @@ impl Asks {
                 let ticket = self.spender.ticket_for(0, params.len());
                 let work = self.shared.neuron.ask(&self.asker, verb, params, &ticket);
                 let mut reply = ticket.carry_out(work).await;
-                if matches!(verb, Verb::Put | Verb::Delete) && !self.fits(id, &reply) {
+                let is_done = envelope::is_ok(&reply.envelope);
+                if matches!(verb, Verb::Put | Verb::Delete) && is_done && !self.fits(id, &reply) {
                     // It was done: what was written comes back shorter, and not as a refusal.
                     reply.envelope = envelope::ok("null");
                 }
